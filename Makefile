@@ -1,0 +1,59 @@
+# Needs git, make, and python3 >= 3.11 with pip and venv. Everything is installed into .venv in this folder.
+#
+#   make demo    render an example to drr.png
+#   make test    run every test: the notebooks and tests/
+#   make check   check that the package, the README and the notebooks agree, and that the website builds
+#   make docs    build the website into _docs/;  make serve  shows it on http://localhost:8000
+#   make outputs NBS=nbs/index.ipynb    run notebooks again and keep their outputs
+
+PYTHON ?= python3
+# The version that the tests run with; TORCH=torch takes the newest.
+TORCH ?= torch==2.13.0
+NBS ?= $(wildcard nbs/*.ipynb nbs/*/*.ipynb)
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+
+.PHONY: demo test check docs serve outputs readme clean
+.DELETE_ON_ERROR:
+
+# Stamps: each says that a part of the environment is installed.
+.venv/torch.installed:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "diffdrr needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv .venv
+	$(PIP) install '$(TORCH)'
+	@touch $@
+
+.venv/package.installed: .venv/torch.installed settings.ini setup.py
+	$(PIP) install --editable .
+	@touch $@
+
+.venv/dev.installed: .venv/torch.installed settings.ini setup.py
+	$(PIP) install --editable '.[dev]'
+	@touch .venv/package.installed $@
+
+demo: .venv/package.installed
+	$(BIN)/diffdrr render -o drr.png
+	@echo "The radiograph is in $(CURDIR)/drr.png"
+
+test: .venv/dev.installed
+	$(BIN)/python -m pytest nbs tests
+
+check: .venv/dev.installed
+	$(BIN)/python -m tools.check
+
+docs: .venv/dev.installed
+	$(BIN)/python -m tools.docs
+	$(BIN)/python -m tools.check_site _docs
+
+serve: docs
+	$(BIN)/python -m http.server --directory _docs 8000
+
+outputs: .venv/dev.installed
+	$(BIN)/python -m tools.nbrun $(NBS)
+
+readme: .venv/dev.installed
+	$(BIN)/python -m tools.readme
+
+clean:
+	rm -rf .venv .cache build dist _proc _docs nbs/nbdev.yml *.egg-info drr.png

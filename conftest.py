@@ -1,0 +1,72 @@
+"""Collect the notebooks under nbs/ as tests: each runs as `nbdev_test` runs it, on its own definitions."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+# Before a notebook imports them: figures without a window, threads for the cores there are.
+os.environ.setdefault("MPLBACKEND", "agg")
+os.environ.setdefault("OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1)))
+
+import pytest
+from nbdev.config import get_config
+from nbdev.test import test_nb as run_notebook
+
+ROOT = Path(__file__).parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--nb-flags", default="", help="run notebook cells with these flags, too, such as 'slow cuda'")
+
+
+def pytest_collect_file(parent: pytest.Collector, file_path: Path) -> pytest.File | None:
+    "Collect a notebook, unless it lies in a hidden or a generated folder."
+    if file_path.suffix != ".ipynb" or not file_path.is_relative_to(ROOT):
+        return None
+    if any(part.startswith((".", "_")) for part in file_path.relative_to(ROOT).parts):
+        return None
+    return NotebookFile.from_parent(parent, path=file_path)
+
+
+class NotebookError(Exception):
+    "A notebook failed; the message is its traceback."
+
+
+class NotebookFile(pytest.File):
+    def collect(self) -> Iterable[pytest.Item]:
+        yield NotebookItem.from_parent(self, name=self.path.stem)
+
+
+class NotebookItem(pytest.Item):
+    "The run of a notebook, without the cells whose flags are in `tst_flags` of settings.ini."
+
+    def runtest(self) -> None:
+        config = get_config(path=ROOT)
+        wanted = self.config.getoption("--nb-flags").split()
+        errors = io.StringIO()
+        with contextlib.redirect_stderr(errors):
+            passed, _ = run_notebook(self.path, skip_flags=config.tst_flags.split(), force_flags=wanted, basepath=ROOT)
+        close_figures()
+        if not passed:
+            raise NotebookError(errors.getvalue())
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo, style: str | None = None) -> str:
+        "Show the notebook's traceback instead of the one that leads here."
+        if isinstance(excinfo.value, NotebookError):
+            return str(excinfo.value)
+        return super().repr_failure(excinfo, style)
+
+    def reportinfo(self) -> tuple[Path, None, str]:
+        return self.path, None, f"notebook {self.path.relative_to(ROOT)}"
+
+
+def close_figures() -> None:
+    "Free the figures that a notebook left open."
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    if pyplot:
+        pyplot.close("all")

@@ -1,0 +1,175 @@
+"""How nbdev documents a symbol: its signature, its docstring, and tables of its parameters and methods."""
+
+from __future__ import annotations
+
+import inspect
+from inspect import Parameter, Signature
+
+from fastcore.docments import docments
+from nbdev.config import get_config
+from nbdev.doclinks import NbdevLookup
+
+LINE_LENGTH = 88
+PARAMETERS = ["Parameter", "Type", "Default", "Details"]
+METHODS = ["Method", "Details"]
+
+
+def annotation_text(annotation: object) -> str:
+    "Write an annotation as in the source; nothing if there is none."
+    if annotation is Parameter.empty:
+        return ""
+    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+
+
+def default_text(default: object) -> str:
+    "Write a default as in the source, a function or a class by its name; nothing if there is none."
+    if default is Parameter.empty:
+        return ""
+    return getattr(default, "__name__", None) or repr(default)
+
+
+def parameter_text(parameter: Parameter) -> str:
+    "Write a parameter as in a signature, without its annotation."
+    star = {Parameter.VAR_POSITIONAL: "*", Parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+    default = default_text(parameter.default)
+    return f"{star}{parameter.name}" + (f"={default}" if default else "")
+
+
+def parameter_list(signature: Signature) -> list[str]:
+    "List what stands between the brackets of a signature, with its lone `/` and `*`."
+    parts: list[str] = []
+    previous = None
+    for parameter in signature.parameters.values():
+        kind = parameter.kind
+        if previous is Parameter.POSITIONAL_ONLY and kind is not previous:
+            parts.append("/")
+        if kind is Parameter.KEYWORD_ONLY and previous not in (kind, Parameter.VAR_POSITIONAL):
+            parts.append("*")
+        if parameter.name not in ("self", "cls"):
+            parts.append(parameter_text(parameter))
+        previous = kind
+    return parts + (["/"] if previous is Parameter.POSITIONAL_ONLY else [])
+
+
+def call_text(
+    name: str,  # name of a function, or of a class
+    signature: Signature | None,  # its signature, None if Python cannot tell
+    one_line: bool = False,  # do not break a long line
+) -> str:  # one line, or one line for each parameter if it is long
+    "Write a symbol as it is called."
+    if signature is None:
+        return name
+    parameters = parameter_list(signature)
+    line = f"{name}({', '.join(parameters)})"
+    if one_line or len(line) <= LINE_LENGTH:
+        return line
+    return "\n".join([f"{name}(", *(f"    {parameter}," for parameter in parameters), ")"])
+
+
+def cell(text: str) -> str:
+    "Make text safe for a cell of a Markdown table."
+    return " ".join(text.split()).replace("|", r"\|")
+
+
+def code(text: str) -> str:
+    "Write text as code, or nothing for no text."
+    return f"`{cell(text)}`" if text else ""
+
+
+def parameter_rows(
+    symbol: object,  # function or class
+    signature: Signature | None,  # its signature, None if Python cannot tell
+) -> list[list[str]]:
+    "List the parameters of a symbol and what it returns as rows of a table; none if no parameter has a comment."
+    comments = docments(symbol)
+    if signature is None or not any(comments.values()):
+        return []
+    rows = [
+        [code(name), code(annotation_text(parameter.annotation)), code(default_text(parameter.default)), cell(comments.get(name) or "")]
+        for name, parameter in signature.parameters.items()
+        if name not in ("self", "cls")
+    ]
+    returned = signature.return_annotation
+    if comments.get("return") or returned not in (Signature.empty, None, "None"):
+        rows.append(["**returns**", code(annotation_text(returned)), "", cell(comments.get("return") or "")])
+    return rows
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    "Write rows as a Markdown table without its empty columns; nothing for no rows."
+    if not rows:
+        return ""
+    kept = [column for column in range(len(header)) if any(row[column] for row in rows)]
+    lines = [[line[column] for column in kept] for line in [header, ["---"] * len(header), *rows]]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def unwrapped(symbol: object) -> object:
+    "Return the function behind a decorator or a property."
+    if not hasattr(symbol, "__signature__"):
+        symbol = getattr(symbol, "__wrapped__", symbol)
+    return getattr(symbol, "fget", None) or symbol
+
+
+def signature_of(symbol: object) -> Signature | None:
+    "Return the signature of a symbol with annotations as in the source, None if Python cannot tell."
+    try:
+        return inspect.signature(symbol)
+    except (TypeError, ValueError):
+        return None
+
+
+def method_rows(symbol: object) -> list[list[str]]:
+    "List the public methods and properties in the body of a class, with the anchors that nbdev's links lead to."
+    if not inspect.isclass(symbol):
+        return []
+    rows = []
+    for name, member in vars(symbol).items():
+        function = unwrapped(getattr(member, "__func__", member))
+        if name.startswith("_") or not inspect.isroutine(function) or not function.__doc__:
+            continue
+        shown = name if isinstance(member, property) else call_text(name, signature_of(function), one_line=True)
+        summary = inspect.cleandoc(function.__doc__).partition("\n\n")[0]
+        rows.append([f'<a id="{symbol.__qualname__}.{name}"></a>'.lower() + code(shown), cell(summary)])
+    return rows
+
+
+def source_link(name: str) -> str:
+    "Return a link to the source of a symbol; nothing where no module of the package, or more than one, has a symbol of that name."
+    lookup = NbdevLookup()
+    entry = lookup.entries.get(get_config().lib_name, {"syms": {}})
+    homes = [module for module, symbols in entry["syms"].items() if f"{module}.{name}" in symbols]
+    if len(homes) != 1:
+        return ""
+    return f'[source]({lookup.code(name)}){{target="_blank" style="float:right; font-size:smaller"}}'
+
+
+class TableRenderer:
+    "Show a symbol with a link to its source, its signature, its docstring, and tables of its parameters and methods."
+
+    def __init__(
+        self,
+        sym: object,  # function, class, method or property
+        name: str | None = None,  # name to show instead of its own
+        title_level: int = 3,  # level of its heading
+    ):
+        self.symbol = unwrapped(sym)
+        self.name = name or getattr(self.symbol, "__qualname__", str(self.symbol))
+        self.title_level = title_level
+        self.signature = signature_of(self.symbol)
+        self.docs = inspect.cleandoc(self.symbol.__doc__ or "")
+
+    def _repr_markdown_(self) -> str:
+        blocks = [
+            "---",
+            source_link(self.name),
+            f"{'#' * self.title_level} {self.name}",
+            f"```python\n{call_text(self.name, self.signature)}\n```",
+            self.docs,
+            table(PARAMETERS, parameter_rows(self.symbol, self.signature)),
+            table(METHODS, method_rows(self.symbol)),
+        ]
+        return "\n\n".join(block for block in blocks if block)
+
+    def __repr__(self) -> str:
+        return f"{call_text(self.name, self.signature)}\n{self.docs}"
