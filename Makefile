@@ -1,6 +1,6 @@
 # Needs git, make, and python3 >= 3.11 with pip and venv. Everything is installed into .venv in this folder.
 #
-#   make demo    render an example to drr.png
+#   make demo    render an example to drr.png, and say where that is
 #   make test    run every test: the notebooks and tests/
 #   make check   check that the package, the README and the notebooks agree, and that the website builds
 #   make docs    build the website into _docs/;  make serve  shows it on http://localhost:8000
@@ -34,7 +34,6 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 demo: .venv/package.installed
 	$(BIN)/diffdrr render -o drr.png
-	@echo "The radiograph is in $(CURDIR)/drr.png"
 
 test: .venv/dev.installed
 	$(BIN)/python -m pytest nbs tests

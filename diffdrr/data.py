@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -189,7 +190,10 @@ def apply_labels(
     "Return a subject in which only the voxels with given labels have density."
     if subject.mask is None:
         raise ValueError("labels need a label map: read(volume, labelmap, labels=...)")
-    keep = select_labels(subject.mask.data, [labels] if isinstance(labels, int) else list(labels))
+    labels = [int(label) for label in ([labels] if isinstance(labels, Integral) else labels)]
+    if not labels:
+        raise ValueError("labels must name at least one structure; leave them out to render everything")
+    keep = select_labels(subject.mask.data, labels)
     images = {name: type(image)(tensor=image.data * keep, affine=image.affine) for name, image in subject.get_images_dict(intensity_only=False).items()}
     return Subject({**dict(subject), **images})
 

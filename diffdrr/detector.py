@@ -140,7 +140,8 @@ class Detector(nn.Module):
         calibration = self.calibration if calibration is None else calibration
         world_from_camera = self.reorient.compose(extrinsic)
         source = calibration(self.source) if self.beam == "parallel" else self.source
-        return world_from_camera(source), world_from_camera(calibration(self.target))
+        source, target = world_from_camera(source), world_from_camera(calibration(self.target))
+        return source.expand(len(target), -1, -1), target  # one pose may come with several calibrations
 
     def pixel_from_camera(
         self,

@@ -211,8 +211,8 @@ def check_parameters(
         raise ValueError(f"rotation must have shape {('B', *shape)} for {name}, not {tuple(rotation.shape)}".replace("'B'", "B"))
     if translation.dim() != 2 or translation.shape[1] != 3:
         raise ValueError(f"translation must have shape (B, 3), not {tuple(translation.shape)}")
-    if len(rotation) != len(translation):
-        raise ValueError(f"rotation and translation must have the same batch size, not {len(rotation)} and {len(translation)}")
+    if len(rotation) != len(translation) and 1 not in (len(rotation), len(translation)):
+        raise ValueError(f"rotation and translation must have the same batch size, or one of them 1, not {len(rotation)} and {len(translation)}")
     for what in ("dtype", "device"):
         if getattr(rotation, what) != getattr(translation, what):
             raise ValueError(f"rotation and translation must have the same {what}, not {getattr(rotation, what)} and {getattr(translation, what)}")
@@ -232,6 +232,8 @@ def convert(
         raise ValueError(f"convert takes a rotation and a translation for {parameterization}, not {len(args)} arguments")
     rotation, translation = args
     check_parameters(rotation, translation, parameterization, parameters.width)
+    batch, = torch.broadcast_shapes(rotation.shape[:1], translation.shape[:1])
+    rotation, translation = rotation.expand(batch, *rotation.shape[1:]), translation.expand(batch, 3)
     if parameterization == "se3_log_map":
         return RigidTransform(twist_to_matrix(torch.cat([translation, rotation], dim=-1)))
     R = parameters.to_matrix(rotation)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, to_rgb
@@ -56,7 +57,7 @@ def plot_drr(
     titles = [title] * len(pictures) if title is None or isinstance(title, str) else list(title)
     height, width = pictures.shape[1:]
     for picture, ax, name in zip(pictures, axs, titles, strict=True):
-        ax.imshow(picture, cmap=cmap, **imshow_kwargs)
+        ax.imshow(picture.numpy(), cmap=cmap, **imshow_kwargs)
         ax.xaxis.tick_top()
         ax.set(title=name, xticks=[0, width - 1], xticklabels=[1, width], yticks=[0, height - 1], yticklabels=[1, height])
         if not ticks:
@@ -80,7 +81,7 @@ def plot_mask(
         for i, mask in enumerate(picture):
             if mask.any():
                 color = ListedColormap([to_rgb(colors[i % len(colors)])])
-                ax.imshow(torch.where(mask, 1.0, torch.nan), cmap=color, alpha=alpha, vmin=0, vmax=1)
+                ax.imshow(torch.where(mask, 1.0, torch.nan).numpy(), cmap=color, alpha=alpha, vmin=0, vmax=1)
     return masks if return_masks else None
 
 # %% ../nbs/api/26_visualization.ipynb #695dc7be
@@ -115,7 +116,7 @@ def plot_geometry(
     if len(pose) != 1:
         raise ValueError(f"pose must be a single one, not a batch of {len(pose)}")
     axes = list(VIEWS[view])
-    flat = lambda points: points.detach().cpu().reshape(-1, 3)[:, axes]
+    flat = lambda points: points.detach().cpu().reshape(-1, 3)[:, axes].numpy()
     height, width = drr.detector.height, drr.detector.width
     edges = torch.tensor([[0.0, 0.0], [width, 0.0], [width, height], [0.0, height]], device=drr.device, dtype=drr.dtype)
     detector = flat(drr.inverse_projection(pose, edges[None]))
@@ -124,11 +125,11 @@ def plot_geometry(
     source = flat(drr.detector(pose)[0].mean(dim=1))
 
     ax = plt.subplots(figsize=(8, 4))[1] if ax is None else ax
-    lower, upper = volume.amin(dim=0), volume.amax(dim=0)
-    ax.add_patch(plt.Rectangle(lower.tolist(), *(upper - lower).tolist(), fc="#dbe7f3", ec="#4477aa", lw=1.5, label="volume"))
+    lower, upper = volume.min(axis=0), volume.max(axis=0)
+    ax.add_patch(plt.Rectangle(lower, *(upper - lower), fc="#dbe7f3", ec="#4477aa", lw=1.5, label="volume"))
     if drr.detector.beam == "cone":
-        for corner in detector: ax.plot(*torch.stack([source[0], corner]).T, color="0.65", lw=0.8, ls="--")
-    ax.plot(*torch.stack([source[0], detector.mean(dim=0)]).T, color="0.3", lw=1, label="central ray")
+        for corner in detector: ax.plot(*np.stack([source[0], corner]).T, color="0.65", lw=0.8, ls="--")
+    ax.plot(*np.stack([source[0], detector.mean(axis=0)]).T, color="0.3", lw=1, label="central ray")
     ax.plot(*source[0], "o", color="#ee7733", ms=9, label="source")
     ax.fill(*detector.T, fc="#cc3311", ec="#cc3311", alpha=0.6, lw=3, label="detector")
     ax.plot(0, 0, "k+", ms=10, label="world origin")

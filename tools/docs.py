@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 
 import nbdev.doclinks
 import smalldocs.layout
+from execnb.nbio import read_nb
 from nbdev.config import get_config
 from nbdev.doclinks import NbdevLookup
 from nbdev.quarto import refresh_quarto_yml
@@ -69,14 +70,23 @@ class NbdevSite(Site):
         return super().resolve(href, page, record)
 
 
-def process() -> tuple[Path, list[str]]:
-    "Let nbdev process the notebooks; return the folder with the results, and what nbdev warns of."
+def mixed_cell_problem(message: str, notebooks: Path) -> str:
+    "Say in which notebook the cell is that nbdev warns of."
+    source = message.split("---\n")[1].strip()
+    cells = ((path, cell) for path in sorted(notebooks.rglob("*.ipynb")) for cell in read_nb(path).cells)
+    names = {path.name for path, cell in cells if source in cell.source}
+    return f"{', '.join(sorted(names))}: imports need a cell of their own, without other code:\n{source}"
+
+
+def process(notebooks: Path) -> tuple[Path, list[str]]:
+    "Let nbdev process the notebooks; return the folder with the results, and what is wrong with them."
     refresh_quarto_yml()
     nbdev.doclinks._build_modidx()
     with warnings.catch_warnings(record=True) as caught:
         warnings.filterwarnings("always", message=MIXED_CELL)
         folder = Path(proc_nbs(n_workers=0, force=True))
-    return folder, [str(warning.message) for warning in caught if MIXED_CELL in str(warning.message)]
+    messages = [str(warning.message) for warning in caught]
+    return folder, [mixed_cell_problem(message, notebooks) for message in messages if message.startswith(MIXED_CELL)]
 
 
 def download_katex(folder: Path) -> None:
@@ -133,7 +143,7 @@ def build() -> list[str]:
     output = Path(config.doc_path)
     shutil.rmtree(output, ignore_errors=True)
     smalldocs.layout.KATEX = KATEX_PLACEHOLDER
-    source, problems = process()
+    source, problems = process(config.nbs_path)
     site = NbdevSite(source, output, config.doc_host + config.doc_baseurl)
     site.build()
     bundle_katex(output, katex(config.config_path / ".cache"))

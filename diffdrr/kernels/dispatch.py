@@ -77,10 +77,10 @@ def in_chunks(
         rays_per_chunk = max(1, SAMPLES_PER_CHUNK // (samples_per_ray * max(1, len(target))))
     pieces = []
     for t, n in zip(target.split(rays_per_chunk, dim=1), length.split(rays_per_chunk, dim=1)):
-        start = sum(piece.shape[-1] for piece in pieces)
+        start = sum(piece.shape[2] for piece in pieces)
         s = source if source.shape[1] == 1 else source[:, start : start + t.shape[1]]
         pieces.append(checkpoint(kernel, s, t, n, use_reentrant=False) if torch.is_grad_enabled() else kernel(s, t, n))
-    return torch.cat(pieces, dim=-1)
+    return torch.cat(pieces, dim=2)  # the axis of rays, also where a reducefn keeps the samples
 
 # %% ../../nbs/api/15_kernels_dispatch.ipynb #e32d77e5
 def siddon(
