@@ -212,7 +212,7 @@ def read(
     labels: int | list[int] | None = None,  # structures to render (default: everything)
     orientation: str | None = "AP",  # of the unmoved camera: "AP", "PA" or None
     bone_attenuation_multiplier: float = 1.0,  # factor on voxels above 350 HU
-    fiducials: torch.Tensor | None = None,  # (1, N, 3) points in world coordinates, mm; they move with the centring
+    fiducials: torch.Tensor | None = None,  # (1, N, 3) points in the coordinates of the volume after `transform`, mm; they move with the centring
     transform: RigidTransform | None = None,  # applied to the volume before centring
     center_volume: bool = True,  # move the isocentre to the origin of the world
     resample_target=None,  # spacing in mm, or whatever `torchio.Resample` takes
@@ -269,9 +269,10 @@ def save_arrays(
 ) -> None:
     "Write arrays to a temporary name and rename it, so that nobody ever reads half a file."
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
-        np.savez(file, **arrays)
-    os.replace(file.name, path)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
+        np.savez(temporary, **arrays)
+        os.replace(temporary, path)
 
 # %% ../nbs/api/07_data.ipynb #6b6d2611
 def example_arrays(

@@ -138,6 +138,8 @@ class Detector(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:  # source (B, 1, 3), or (B, N, 3) for a parallel beam, and target (B, N, 3), mm
         "Make the rays in world coordinates."
         calibration = self.calibration if calibration is None else calibration
+        if len(extrinsic) != len(calibration) and 1 not in (len(extrinsic), len(calibration)):
+            raise ValueError(f"poses and calibrations must have the same batch size, or one of them 1, not {len(extrinsic)} and {len(calibration)}")
         world_from_camera = self.reorient.compose(extrinsic)
         source = calibration(self.source) if self.beam == "parallel" else self.source
         source, target = world_from_camera(source), world_from_camera(calibration(self.target))

@@ -120,7 +120,7 @@ class AffineTransform(nn.Module):
 
     def inverse(self) -> AffineTransform:
         "Return the inverse transform."
-        return AffineTransform(torch.linalg.inv(self.matrix.double()).to(self.matrix))
+        return AffineTransform(torch.linalg.inv(self.matrix.cpu().double()).to(self.matrix))  # some devices have no float64
 
 # %% ../nbs/api/03_pose.ipynb #33d37b98
 class RigidTransform(AffineTransform):

@@ -13,7 +13,7 @@ from torch import nn
 from .kernels.dispatch import check_choices, reduce, siddon, trilinear
 
 # %% auto #0
-__all__ = ['to_centres', 'count_labels', 'Siddon', 'Trilinear']
+__all__ = ['to_centres', 'count_labels', 'Renderer', 'Siddon', 'Trilinear']
 
 # %% ../nbs/api/20_renderers.ipynb #96fcd96b
 def to_centres(
@@ -36,8 +36,31 @@ def count_labels(
     "Return the number of channels that a label map asks for: one more than its largest label."
     return 1 if mask is None else int(mask.max()) + 1
 
+# %% ../nbs/api/20_renderers.ipynb #d15d36e9
+class Renderer(nn.Module):
+    "The choices that all renderers offer."
+
+    def __init__(
+        self,
+        voxel_shift: float,  # 0.5 if whole numbers are centres of voxels, 0 if they are lower corners
+        mode: str,  # how values are read: "nearest" or "bilinear"
+        reducefn: str | Callable[[torch.Tensor], torch.Tensor],  # how samples are combined
+        eps: float,  # unused
+        backend: str,  # who computes
+    ):
+        super().__init__()
+        check_choices(mode, reducefn, backend)
+        self.voxel_shift, self.mode, self.reducefn, self.eps, self.backend = voxel_shift, mode, reducefn, eps, backend
+
+    def dims(
+        self,
+        volume: torch.Tensor,  # (X, Y, Z)
+    ) -> torch.Tensor:  # (3,)
+        "Return the shape of the volume as a tensor of its dtype."
+        return torch.tensor(volume.shape).to(volume)
+
 # %% ../nbs/api/20_renderers.ipynb #a5b5e43a
-class Siddon(nn.Module):
+class Siddon(Renderer):
     "Integrate a volume of constant voxels exactly (Siddon, Medical Physics 12(2), 1985)."
 
     def __init__(
@@ -50,15 +73,9 @@ class Siddon(nn.Module):
         eps: float = 1e-08,  # accepted for code written for 0.6.1; rays parallel to an axis are handled as such
         backend: str = "auto",  # who computes, see `kernels.dispatch`
     ):
-        super().__init__()
-        check_choices(mode, reducefn, backend)
-        self.voxel_shift, self.mode, self.reducefn, self.eps, self.backend = voxel_shift, mode, reducefn, eps, backend
+        super().__init__(voxel_shift, mode, reducefn, eps, backend)
         self.stop_gradients_through_grid_sample = stop_gradients_through_grid_sample
         self.filter_intersections_outside_volume = filter_intersections_outside_volume
-
-    def dims(self, volume: torch.Tensor) -> torch.Tensor:
-        "Return the shape of the volume as a tensor of its dtype."
-        return torch.tensor(volume.shape).to(volume)
 
     def forward(
         self,
@@ -79,7 +96,7 @@ class Siddon(nn.Module):
         )
 
 # %% ../nbs/api/20_renderers.ipynb #5e91ea38
-class Trilinear(nn.Module):
+class Trilinear(Renderer):
     "Integrate a volume interpolated between voxel centres, exactly or from samples."
 
     def __init__(
@@ -90,13 +107,7 @@ class Trilinear(nn.Module):
         eps: float = 1e-08,  # accepted for code written for 0.6.1; rays parallel to an axis are handled as such
         backend: str = "auto",  # who computes, see `kernels.dispatch`
     ):
-        super().__init__()
-        check_choices(mode, reducefn, backend)
-        self.voxel_shift, self.mode, self.reducefn, self.eps, self.backend = voxel_shift, mode, reducefn, eps, backend
-
-    def dims(self, volume: torch.Tensor) -> torch.Tensor:
-        "Return the shape of the volume as a tensor of its dtype."
-        return torch.tensor(volume.shape).to(volume)
+        super().__init__(voxel_shift, mode, reducefn, eps, backend)
 
     def forward(
         self,

@@ -10,7 +10,7 @@ import torchio
 from diffdrr.camera import calibration_matrix
 from diffdrr.data import read
 from diffdrr.drr import DRR
-from diffdrr.phantom import Phantom, Structure, box, chest_ct, chest_phantom, ellipsoid, water_equivalent
+from diffdrr.phantom import Box, Ellipsoid, Phantom, Structure, chest_ct, chest_phantom, water_equivalent
 from diffdrr.pose import RigidTransform, convert
 
 # Siddon is exact for volumes of constant voxels; this is the rounding of some hundred additions in float64.
@@ -43,7 +43,7 @@ def test_siddon_of_boxes_is_exact(rotation):
     "Boxes whose faces lie between voxels: their volume is blocky, so the voxels lose nothing."
     spacing, shape = 4.0, (24, 20, 16)
     boxes = Phantom(tuple(
-        Structure(box(centre, radii), hu)
+        Structure(Box(centre, radii), hu)
         for centre, radii, hu in (((0, 0, 0), (40, 32, 24), 0.0), ((16, -8, 4), (16, 12, 8), 800.0), ((-20, 12, 0), (8, 8, 16), -1000.0), ((-20, 12, 0), (4, 4, 4), 2000.0))
     ))
     affine = np.diag([spacing] * 3 + [1.0])
@@ -58,7 +58,7 @@ def test_siddon_of_boxes_is_exact(rotation):
 @pytest.mark.parametrize("renderer", ["siddon", "trilinear"])
 def test_ellipsoid_converges_to_its_chords(renderer):
     "A ball in finer and finer voxels: the error of the picture goes down with the size of the voxels, at least linearly."
-    ball = Phantom((Structure(ellipsoid((2.0, -3.0, 1.0), (30, 22, 26)), 0.0),))
+    ball = Phantom((Structure(Ellipsoid((2.0, -3.0, 1.0), (30, 22, 26)), 0.0),))
     errors = []
     for n in (16, 32, 64):
         spacing = 64.0 / n
