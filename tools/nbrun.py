@@ -37,6 +37,9 @@ def run(
 ) -> dict[str, list]:  # outputs of each cell that was run, by its id
     "Run a notebook from its own folder."
     notebook = NBProcessor(path, process=True).nb
+    for cell in notebook.cells:
+        if not is_skipped(cell, flags):
+            cell.outputs = []  # a cell that prints nothing any more would keep what it printed before
     shell = CaptureShell(path)
     with contextlib.chdir(path.parent):
         try:
