@@ -5,20 +5,24 @@
 # %% ../nbs/api/30_cli.ipynb #dffbcd3a
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import tempfile
+from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import torch
-from fastcore.script import Param, anno_parser
+from fastcore.docments import docments
 
 from . import __version__
 
 # %% auto #0
 __all__ = ['WRITERS', 'COMMANDS', 'HELP', 'write_png', 'write_npy', 'write_with_sitk', 'suffix_of', 'save_image',
-           'describe_geometry', 'numbers', 'render', 'normalize', 'main']
+           'describe_geometry', 'numbers', 'render', 'parser_of', 'main']
 
 # %% ../nbs/api/30_cli.ipynb #56ceaa3f
 def write_png(path: Path, image: np.ndarray, spacing: tuple[float, float]) -> None:
@@ -106,8 +110,8 @@ def numbers(
 
 # %% ../nbs/api/30_cli.ipynb #f9eacfd9
 def render(
-    ct: Param("CT to render: a file (NIfTI, NRRD, MetaImage ...) or a folder with a DICOM series; the built-in example if left out", str, opt=False, nargs="?") = None,
-    output: str = "drr.png",  # file to write, also -o: .png to look at; .tif, .nii.gz or .npy for the line integrals
+    ct: str | None = None,  # CT to render: a file (NIfTI, NRRD, MetaImage ...) or a folder with a DICOM series; the built-in example if left out
+    output: str = "drr.png",  # file to write: .png to look at; .tif, .nii.gz or .npy for the line integrals
     sdd: float = 1020.0,  # source-to-detector distance, mm
     height: int = 200,  # rows of the picture, pixels
     width: int | None = None,  # columns of the picture, pixels; as many as rows if left out
@@ -159,15 +163,24 @@ examples:
 diffdrr COMMAND --help explains the options of a command; diffdrr --version prints the version."""
 
 # %% ../nbs/api/30_cli.ipynb #466ca58a
-def normalize(
-    arguments: list[str],  # as typed
-) -> list[str]:  # as the parser knows them
-    "Accept -o, and dashes in the names of options."
-    def one(argument: str) -> str:
-        name, equals, value = argument.partition("=")
-        return name[:2] + name[2:].replace("-", "_") + equals + value if name.startswith("--") else argument
-
-    return ["--output" if argument == "-o" else one(argument) for argument in arguments]
+def parser_of(
+    command: Callable[..., None],  # its first parameter is positional, all others are options
+    prog: str,  # how the command is called
+) -> argparse.ArgumentParser:
+    "Make the parser of a command from its signature."
+    parser = argparse.ArgumentParser(prog=prog, description=command.__doc__, formatter_class=argparse.MetavarTypeHelpFormatter)
+    types, comments = get_type_hints(command), docments(command)
+    for i, (name, parameter) in enumerate(signature(command).parameters.items()):
+        default = parameter.default
+        kind = next(iter(get_args(types[name])), types[name])  # the first member of a union
+        if i == 0:
+            parser.add_argument(name, metavar=name.upper(), nargs="?", type=kind, default=default, help=comments[name])
+        elif kind is bool:
+            parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=comments[name])
+        else:
+            shown = comments[name] if default is None else f"{comments[name]} (default: {default})"
+            parser.add_argument(*(["-o"] if name == "output" else []), f"--{name.replace('_', '-')}", type=kind, default=default, help=shown)
+    return parser
 
 # %% ../nbs/api/30_cli.ipynb #74af761a
 def main(
@@ -181,10 +194,8 @@ def main(
         return print(HELP)
     if name not in COMMANDS:
         sys.exit(f"diffdrr: {name!r} is not a command; there is: {', '.join(COMMANDS)}")
-    parser = anno_parser(COMMANDS[name], prog=f"diffdrr {name}")
-    options = vars(parser.parse_args(normalize(rest)))
-    options = {key: value for key, value in options.items() if key not in ("pdb", "xtra")}
+    options = parser_of(COMMANDS[name], f"diffdrr {name}").parse_args(rest)
     try:
-        COMMANDS[name](**options)
+        COMMANDS[name](**vars(options))
     except (ValueError, OSError, ModuleNotFoundError) as error:
         sys.exit(f"diffdrr {name}: {error}")
