@@ -23,7 +23,8 @@ ARROWS: dict[str, set[str] | None] = {
     "phantom": set(),
     "data": {"pose", "camera", "volume", "phantom"},
     "kernels.reference": set(),
-    "kernels.dispatch": {"kernels.reference"},
+    "kernels.numba_siddon": set(),
+    "kernels.dispatch": {"kernels.reference", "kernels.numba_siddon"},
     "renderers": {"kernels.dispatch"},
     "drr": {"pose", "camera", "detector", "volume", "renderers"},
     "utils": {"pose", "camera", "detector", "drr"},
@@ -32,7 +33,7 @@ ARROWS: dict[str, set[str] | None] = {
 }
 
 # Who may import what others must not need.
-OWNERS = {"torchio": {"data"}, "xraydb": {"data"}, "pyvista": {"visualization"}}
+OWNERS = {"torchio": {"data"}, "xraydb": {"data"}, "pyvista": {"visualization"}, "numba": {"kernels.numba_siddon"}}
 
 
 def path_of(module: str) -> Path:

