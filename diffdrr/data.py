@@ -121,9 +121,11 @@ def load_image(
         source = kind(tensor=tensor[None] if tensor.dim() == 3 else tensor, affine=affine)
     elif isinstance(image, torchio.Image):
         source = image
-    else:
+    elif isinstance(image, (str, Path)):
         check_path(Path(image), name)
         source = kind(image)
+    else:
+        raise TypeError(f"{name} must be a path, an image or a tensor, not {image!r}")
     try:
         data, matrix = source.data, source.affine
     except Exception as error:  # readers raise errors of many types
@@ -190,7 +192,10 @@ def apply_labels(
     "Return a subject in which only the voxels with given labels have density."
     if subject.mask is None:
         raise ValueError("labels need a label map: read(volume, labelmap, labels=...)")
-    labels = [int(label) for label in ([labels] if isinstance(labels, Integral) else labels)]
+    labels = [labels] if isinstance(labels, (Integral, str)) else list(labels)
+    if not all(isinstance(label, Integral) for label in labels):
+        raise ValueError(f"labels must be whole numbers, not {labels!r}; look names up in the table of structures")
+    labels = [int(label) for label in labels]
     if not labels:
         raise ValueError("labels must name at least one structure; leave them out to render everything")
     keep = select_labels(subject.mask.data, labels)

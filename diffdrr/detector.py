@@ -5,6 +5,8 @@
 # %% ../nbs/api/05_detector.ipynb #7581ef77
 from __future__ import annotations
 
+from numbers import Real
+
 import torch
 from torch import nn
 
@@ -39,7 +41,7 @@ def check_size(
     value: int,  # what the caller gave
 ) -> None:
     "Raise a `ValueError` that names the argument unless its value is a positive whole number."
-    if isinstance(value, bool) or int(value) != value or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Real) or int(value) != value or value < 1:
         raise ValueError(f"{name} must be a positive whole number of pixels, not {value!r}")
 
 # %% ../nbs/api/05_detector.ipynb #9ec8e348

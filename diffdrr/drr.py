@@ -165,7 +165,7 @@ class DRR(nn.Module):
             return img
         if self.detector.n_subsample is not None:
             return reshape_subsampled_drr(img, self.detector, batch_size)
-        return img.view(batch_size, -1, self.detector.height, self.detector.width)
+        return img.unflatten(-1, (self.detector.height, self.detector.width))
 
     def set_intrinsics_(
         self,

@@ -205,7 +205,11 @@ def check_parameters(
     name: str,  # a key of `PARAMETERIZATIONS`
     width: int,  # numbers that describe the rotation
 ) -> None:
-    "Raise a `ValueError` when the parameters of a pose have the wrong shape, or disagree in batch size, dtype or device."
+    "Raise a `TypeError` or `ValueError` when the parameters of a pose are no floating-point tensors, have the wrong shape, or disagree in batch size, dtype or device."
+    for what, value in (("rotation", rotation), ("translation", translation)):
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            found = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
+            raise TypeError(f"{what} must be a tensor of floating-point numbers, not {found}; use torch.as_tensor(..., dtype=torch.float32)")
     shape = (3, 3) if name == "matrix" else (width,)
     if rotation.shape[1:] != shape:
         raise ValueError(f"rotation must have shape {('B', *shape)} for {name}, not {tuple(rotation.shape)}".replace("'B'", "B"))
