@@ -58,3 +58,25 @@ def test_half_precision_volume_is_served_by_torch():
     rays = drr.detector(pose)
     half, full = drr.render(drr.density.half(), *rays), drr.render(drr.density, *rays)
     assert torch.allclose(half, full, rtol=0, atol=2e-3 * full.max().item())  # voxels with 11 bits
+
+
+class Views(torch.utils.data.Dataset):
+    "Renders in the workers of a data loader."
+
+    def __init__(self, drr: DRR):
+        self.drr = drr
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        return self.drr(convert(torch.full((1, 3), 0.1 * i), torch.tensor([[0.0, 850, 0]]), parameterization="euler_angles", convention="ZXY"))[0]
+
+
+@pytest.mark.skipif("fork" not in torch.multiprocessing.get_all_start_methods(), reason="this platform cannot fork")
+def test_workers_of_a_data_loader_render():
+    "Forked workers inherit the compiled kernel without its threads; they must neither hang nor crash."
+    views = Views(DRR(load_example_ct(**GRID), sdd=1020.0, height=8, delx=40.0))
+    here = torch.stack([views[i] for i in range(len(views))])  # starts the threads
+    loader = torch.utils.data.DataLoader(views, batch_size=2, num_workers=2, multiprocessing_context="fork", timeout=60)
+    assert torch.allclose(torch.cat(list(loader)), here, atol=1e-4 * here.max().item())

@@ -5,6 +5,8 @@
 # %% ../../nbs/api/15_kernels_dispatch.ipynb #16eb6f8c
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 
@@ -126,6 +128,9 @@ def why_not_numba(
         return f"it runs on the CPU, and the rays are on {target.device}"
     if not {volume.dtype, target.dtype} <= {torch.float32, torch.float64}:
         return f"it takes float32 and float64, not a volume of {volume.dtype} and rays of {target.dtype}"
+    loaded = sys.modules.get("diffdrr.kernels.numba_siddon")
+    if loaded is not None and loaded.PROCESS != os.getpid():
+        return "its threads did not survive the fork of this process; start workers with 'spawn', or render in the main process"
     if mode != "nearest" or reducefn != "sum":
         return f"it sums constant voxels (mode='nearest', reducefn='sum'), not mode={mode!r}, reducefn={reducefn!r}"
     return None

@@ -5,6 +5,7 @@
 # %% ../../nbs/api/11_kernels_numba_siddon.ipynb #f4899ff7
 from __future__ import annotations
 
+import os
 from math import floor, inf
 
 import numba
@@ -13,8 +14,8 @@ import torch
 from numba import njit, prange
 
 # %% auto #0
-__all__ = ['OPTIONS', 'PIECE', 'clip', 'start', 'walk', 'render_rays', 'differentiate_rays', 'backproject_rays', 'as_arrays',
-           'as_grid', 'siddon', 'siddon_ray_gradient', 'siddon_volume_gradient']
+__all__ = ['OPTIONS', 'PIECE', 'PROCESS', 'clip', 'start', 'walk', 'render_rays', 'differentiate_rays', 'backproject_rays',
+           'as_arrays', 'as_grid', 'siddon', 'siddon_ray_gradient', 'siddon_volume_gradient']
 
 # %% ../../nbs/api/11_kernels_numba_siddon.ipynb #dadb4314
 OPTIONS = dict(cache=True, error_model="numpy", nogil=True)
@@ -206,6 +207,9 @@ def backproject_rays(
         if first < last:
             for n in range(len(source)):
                 walk(volume, labels, weights[n], None, None, adjoint, length[n], first, last, source[n], target[n])
+
+# %% ../../nbs/api/11_kernels_numba_siddon.ipynb #950d609d
+PROCESS = os.getpid()
 
 # %% ../../nbs/api/11_kernels_numba_siddon.ipynb #c35d9c0f
 def as_arrays(
