@@ -5,6 +5,7 @@
 # %% ../nbs/api/04_camera.ipynb #b2e344af
 from __future__ import annotations
 
+from functools import reduce
 from numbers import Real
 
 import torch
@@ -48,10 +49,11 @@ def calibration_matrix(
     x0: float | torch.Tensor = 0.0,  # shift of the detector along its rows, mm
     y0: float | torch.Tensor = 0.0,  # shift of the detector along its columns, mm
 ) -> torch.Tensor:  # (4, 4)
-    "Assemble the calibration matrix. Tensors keep their gradient and their dtype."
-    tensors = [v for v in (sdd, delx, dely, x0, y0) if isinstance(v, torch.Tensor)]
-    like = tensors[0] if tensors else torch.zeros(())
-    sdd, delx, dely, x0, y0 = (torch.as_tensor(v, dtype=like.dtype, device=like.device) for v in (sdd, delx, dely, x0, y0))
+    "Assemble the calibration matrix. Tensors keep their gradient; the result has the widest of their dtypes."
+    tensors = [v for v in (sdd, delx, dely, x0, y0) if isinstance(v, torch.Tensor) and v.is_floating_point()]
+    dtype = reduce(torch.promote_types, (v.dtype for v in tensors)) if tensors else torch.float32
+    device = tensors[0].device if tensors else None
+    sdd, delx, dely, x0, y0 = (torch.as_tensor(v, dtype=dtype, device=device) for v in (sdd, delx, dely, x0, y0))
     o, i = torch.zeros_like(sdd), torch.ones_like(sdd)
     return torch.stack([delx, o, o, x0, o, dely, o, y0, o, o, sdd, o, o, o, o, i]).reshape(4, 4)
 

@@ -83,12 +83,12 @@ def describe_geometry(
 
     source, target = (x[0] for x in drr.detector(pose))
     detector, centre = drr.detector, target.mean(dim=0)
-    numbers = lambda x: "(" + ", ".join(f"{v + 0.0:.2f}" for v in x.tolist()) + ")"
+    text = lambda x: "(" + ", ".join(f"{v + 0.0:.2f}" for v in x.tolist()) + ")"
     lines = [
         f"volume    {' x '.join(map(str, drr.density.shape))} voxels of {' x '.join(f'{s:.3g}' for s in drr.subject.volume.spacing)} mm, centred at the origin",
         f"detector  {detector.height} x {detector.width} pixels of {detector.dely:.3g} x {detector.delx:.3g} mm (rows x columns), {detector.sdd:.6g} mm from the source",
-        f"source    {numbers(source.mean(dim=0))} mm",
-        f"detector  centre {numbers(centre)} mm",
+        f"source    {text(source.mean(dim=0))} mm",
+        f"detector  centre {text(centre)} mm",
     ]
     if detector.beam == "cone":
         K, extrinsic = opencv_camera(detector, pose)
@@ -104,7 +104,7 @@ def numbers(
         values = [float(value) for value in text.split(",")]
     except ValueError:
         values = []
-    if len(values) != 3:
+    if len(values) != 3 or not np.isfinite(values).all():
         raise ValueError(f"expected three numbers separated by commas, such as 0,850,0, not {text!r}")
     return values
 
@@ -134,6 +134,8 @@ def render(
 
     path = Path(output)
     suffix_of(path)  # before any work
+    if ct is None and labels is not None:
+        raise ValueError("--labels belongs to a CT, and none is given; the example has labels of its own, see --structures")
     rotation, translation = torch.tensor([numbers(rot)]), torch.tensor([numbers(xyz)])
     keep = None if structures is None else [int(label) for label in structures.split(",")]
     subject = load_example_ct(keep, orientation) if ct is None else read(ct, labels, keep, orientation)

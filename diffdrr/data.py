@@ -21,7 +21,7 @@ from torchio import LabelMap, ScalarImage, Subject
 
 from . import __version__, phantom
 from .camera import orientation_matrix
-from .pose import RigidTransform
+from .pose import AffineTransform, RigidTransform
 from .volume import as_labels, check_affine, check_volume, select_labels
 
 # %% auto #0
@@ -233,6 +233,8 @@ def read(
     that are not in the map, an unknown orientation."""
     reorient = orientation_matrix(orientation)
     check_fiducials(fiducials)
+    if transform is not None and (not isinstance(transform, AffineTransform) or len(transform) != 1):
+        raise ValueError(f"transform must be one RigidTransform, not {transform!r}")
     affine = None if affine is None else np.asarray(affine, dtype=np.float64)
     volume = load_image(volume, ScalarImage, "volume", affine)
     mask = None if labelmap is None else load_labelmap(labelmap, volume, affine)

@@ -74,20 +74,27 @@ class Detector(nn.Module):
 
         target = unit_detector(self.height, self.width, reverse_x_axis)
         if n_subsample is not None:
-            target = target[self._draw_subsample()]
+            n_pixels = self.height * self.width
+            if not 1 <= n_subsample <= n_pixels:
+                raise ValueError(f"n_subsample must be between 1 and height * width = {n_pixels}, not {n_subsample}")
+            target = target[torch.randperm(n_pixels)[:n_subsample]]
         self.register_buffer("source", unit_source(target, beam)[None])
         self.register_buffer("target", target[None])
         self.register_buffer("_reorient", reorient)
         self.register_buffer("_calibration", calibration_matrix(sdd, delx, dely, x0, y0))
 
-    def _draw_subsample(self) -> torch.Tensor:
-        "Draw pixels at random and remember which, as a list of lists, as 0.6.1 does."
-        n_pixels = self.height * self.width
-        if not 1 <= self.n_subsample <= n_pixels:
-            raise ValueError(f"n_subsample must be between 1 and height * width = {n_pixels}, not {self.n_subsample}")
-        sample = torch.randperm(n_pixels)[: self.n_subsample]
-        self.subsamples = [sample.tolist()]
-        return sample
+    @property
+    def pixel_index(self) -> torch.Tensor:  # (N,) long
+        "Which pixels are rendered, counted row by row; read off the rays, so that both come from a checkpoint together."
+        centre = self.target.new_tensor([self.width / 2, self.height / 2, 0.0])
+        flip = flip_matrix(self.height, self.width, self.reverse_x_axis).to(self.target)
+        column, row = ((self.target[0] + centre) @ flip.mT).floor().long()[:, :2].unbind(dim=-1)
+        return row * self.width + column
+
+    @property
+    def subsamples(self) -> list[list[int]]:
+        "Which pixels were drawn at random, as 0.6.1 gives them: a list in a list; empty without subsampling."
+        return [] if self.n_subsample is None else [self.pixel_index.tolist()]
 
     @property
     def sdd(self) -> float | torch.Tensor:

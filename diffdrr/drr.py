@@ -27,7 +27,9 @@ RENDERERS = {"siddon": Siddon, "trilinear": Trilinear}
 
 # %% ../nbs/api/21_drr.ipynb #13293fad
 class DRR(nn.Module):
-    "Render digitally reconstructed radiographs of a subject."
+    """Render digitally reconstructed radiographs of a subject.
+
+    Raises a `ValueError` for unknown renderers, and for sizes, distances and proportions that make no sense."""
 
     def __init__(
         self,
@@ -42,7 +44,7 @@ class DRR(nn.Module):
         p_subsample: float | None = None,  # proportion of the pixels to render, drawn at random
         reshape: bool = True,  # return pictures (B, C, H, W) instead of rays (B, C, N)
         reverse_x_axis: bool = True,  # show the patient's right on the left of the picture, as radiologists expect
-        patch_size: int | None = None,  # render about this many pixels squared at a time; the picture is the same
+        patch_size: int | None = None,  # with the torch backend, render this many pixels squared at a time; the picture is the same
         renderer: str = "siddon",  # "siddon" or "trilinear"
         voxel_shift: float = 0.5,  # 0.5 if the affine maps whole numbers to centres of voxels, 0 if to lower corners
         persistent: bool = True,  # keep volume and affine in the `state_dict`
@@ -64,7 +66,7 @@ class DRR(nn.Module):
         dely = delx if dely is None else dely
         n_subsample = None if p_subsample is None else int(height * width * p_subsample)
         self.detector = Detector(
-            sdd, height, width, delx, dely, x0, y0, subject.reorient, n_subsample=n_subsample, reverse_x_axis=reverse_x_axis, beam=beam
+            sdd, height, width, delx, dely, x0, y0, subject.reorient.clone(), n_subsample=n_subsample, reverse_x_axis=reverse_x_axis, beam=beam
         )
         self.subject = subject
         affine = torch.as_tensor(subject.volume.affine)
@@ -114,8 +116,11 @@ class DRR(nn.Module):
         degrees: bool = False,  # Euler angles in degrees
         **kwargs,  # arguments of the renderer's `forward`, such as `n_points`
     ) -> torch.Tensor:  # (B, C, H, W), or (B, C, N) with `reshape=False`
-        "Render one picture per pose."
-        pose = self._pose(args, parameterization, convention, degrees)
+        """Render one picture per pose.
+
+        Raises a `TypeError` for anything but a pose or the parameters of one, and a `ValueError` for poses of another dtype or device, or label channels without a label map."""
+        with torch.autocast(self.device.type, enabled=False):  # millimetres need more digits than half precision has
+            pose = self._pose(args, parameterization, convention, degrees)
         source, target = self.detector(pose, calibration)
         if self.checkpoint_gradients:
             img = checkpoint(self.render, self.density, source, target, mask_to_channels, use_reentrant=False, **kwargs)
@@ -148,6 +153,8 @@ class DRR(nn.Module):
         "Render any volume on the grid of the subject along any rays."
         if mask_to_channels and getattr(self, "mask", None) is None:
             raise ValueError("mask_to_channels needs a label map; give one to read(volume, labelmap)")
+        if density is None:
+            raise ValueError("density is None, so there is no volume to render; assign drr.density, or give one to render(density, source, target)")
         length = (target - source).norm(dim=-1).unsqueeze(1)
         if self.patch_size is not None:
             kwargs["rays_per_chunk"] = self.patch_size**2
@@ -188,13 +195,12 @@ class DRR(nn.Module):
         self,
         scale: float,  # factor on the number of pixels
     ) -> None:
-        "Change the number of pixels while the detector keeps its size (in place)."
-        self.set_intrinsics_(
-            height=int(self.detector.height * scale),
-            width=int(self.detector.width * scale),
-            delx=self.detector.delx / scale,
-            dely=self.detector.dely / scale,
-        )
+        "Change the number of pixels while the detector keeps its size (in place). A random subset keeps its proportion."
+        height, width = int(self.detector.height * scale), int(self.detector.width * scale)
+        n_subsample = self.detector.n_subsample
+        if n_subsample is not None:
+            n_subsample = max(1, round(n_subsample * height * width / (self.detector.height * self.detector.width)))
+        self.set_intrinsics_(height=height, width=width, delx=self.detector.delx / scale, dely=self.detector.dely / scale, n_subsample=n_subsample)
 
     def perspective_projection(
         self,
@@ -221,6 +227,5 @@ def reshape_subsampled_drr(
     batch_size: int,  # B
 ) -> torch.Tensor:  # (B, C, H, W), zero elsewhere
     "Put a random subset of pixels where they belong in the picture."
-    pixels = torch.tensor(detector.subsamples[-1], device=img.device)
-    picture = img.new_zeros(batch_size, img.shape[1], detector.height * detector.width).index_copy(2, pixels, img)
+    picture = img.new_zeros(batch_size, img.shape[1], detector.height * detector.width).index_copy(2, detector.pixel_index, img)
     return picture.unflatten(2, (detector.height, detector.width))

@@ -45,7 +45,7 @@ class Renderer(nn.Module):
         voxel_shift: float,  # 0.5 if whole numbers are centres of voxels, 0 if they are lower corners
         mode: str,  # how values are read: "nearest" or "bilinear"
         reducefn: str | Callable[[torch.Tensor], torch.Tensor],  # how samples are combined
-        eps: float,  # unused
+        eps: float,  # accepted for code written for 0.6.1
         backend: str,  # who computes
     ):
         super().__init__()

@@ -42,8 +42,9 @@ def resample(
             raise ValueError(f"{name} must be positive, not {value!r}")
     height, width = img.shape[-2:]
     from_centre = pixel_centres(height, width)[:, :2].to(img) - img.new_tensor([width / 2, height / 2])
-    slope = (from_centre * new_delx - img.new_tensor([new_x0, new_y0])) / new_focal_len  # of the ray through each new pixel
-    old = (slope * focal_len + img.new_tensor([x0, y0])) / delx  # where it meets the old detector, in pixels from its centre
+    offset = lambda *values: torch.stack([torch.as_tensor(v, dtype=img.dtype, device=img.device) for v in values])  # keeps gradients
+    slope = (from_centre * new_delx - offset(new_x0, new_y0)) / new_focal_len  # of the ray through each new pixel
+    old = (slope * focal_len + offset(x0, y0)) / delx  # where it meets the old detector, in pixels from its centre
     grid = (2 * old / img.new_tensor([width, height])).view(1, height, width, 2).expand(len(img), -1, -1, -1)
     return grid_sample(img, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
@@ -61,7 +62,7 @@ class PinholeCamera:
         subject,  # as `read` made it
     ):
         self.intrinsics, self.extrinsics, self.height, self.width = intrinsics, extrinsics, height, width
-        self.sdd = -detector.sdd if subject.orientation == "PA" else detector.sdd
+        self.sdd = -detector.sdd if subject.orientation == "PA" else detector.sdd  # PA mirrors: as a rotation, the camera looks along -z
         self.delx, self.dely, self.x0, self.y0 = detector.delx, detector.dely, detector.x0, detector.y0
 
     @property

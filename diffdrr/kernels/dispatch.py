@@ -18,7 +18,7 @@ from .reference import SAMPLERS, reduce
 
 # %% auto #0
 __all__ = ['BACKENDS', 'SAMPLES_PER_CHUNK', 'check_backend', 'check_choices', 'check_rays', 'in_chunks', 'NumbaSiddon',
-           'why_not_numba', 'choose_backend', 'siddon', 'trilinear']
+           'why_not_numba', 'choose_backend', 'as_indices', 'siddon', 'trilinear']
 
 # %% ../../nbs/api/15_kernels_dispatch.ipynb #097e0f36
 BACKENDS = ("auto", "torch", "numba")
@@ -75,15 +75,16 @@ def in_chunks(
     length: torch.Tensor,  # (B, N)
     samples_per_ray: int,  # how many samples the kernel holds for one ray
     rays_per_chunk: int | None = None,  # rays of each image to render at once; by default as many as memory is planned for
+    others: tuple[torch.Tensor, ...] = (),  # (B, N, ...) each: what else the kernel takes for each ray
 ) -> torch.Tensor:  # (B, C, N)
     "Render rays chunk by chunk, recomputing each chunk in the backward pass."
     if rays_per_chunk is None:
         rays_per_chunk = max(1, SAMPLES_PER_CHUNK // (samples_per_ray * max(1, len(target))))
     pieces = []
-    for t, n in zip(target.split(rays_per_chunk, dim=1), length.split(rays_per_chunk, dim=1)):
+    for t, n, *rest in zip(*(x.split(rays_per_chunk, dim=1) for x in (target, length, *others))):
         start = sum(piece.shape[2] for piece in pieces)
         s = source if source.shape[1] == 1 else source[:, start : start + t.shape[1]]
-        pieces.append(checkpoint(kernel, s, t, n, use_reentrant=False) if torch.is_grad_enabled() else kernel(s, t, n))
+        pieces.append(checkpoint(kernel, s, t, n, *rest, use_reentrant=False) if torch.is_grad_enabled() else kernel(s, t, n, *rest))
     return torch.cat(pieces, dim=2)  # the axis of rays, also where a reducefn keeps the samples
 
 # %% ../../nbs/api/15_kernels_dispatch.ipynb #e32d77e5
@@ -103,6 +104,7 @@ class NumbaSiddon(torch.autograd.Function):
         from diffdrr.kernels import numba_siddon
 
         *inputs, labels = ctx.saved_tensors
+        inputs = [x.view_as(x) for x in inputs]  # of their own, where one is computed from another: the length from the target
         needed = ctx.needs_input_grad[:4]
         if torch.is_grad_enabled():
             volume, source, target, length = inputs
@@ -146,6 +148,19 @@ def choose_backend(
         raise ValueError(f"backend 'numba' cannot serve: {why_not}; use backend='auto'")
     return "torch" if backend == "torch" or why_not else "numba"
 
+# %% ../../nbs/api/15_kernels_dispatch.ipynb #beaa2257
+def as_indices(
+    labels: torch.Tensor,  # (X, Y, Z) whole numbers, in any dtype
+    n_labels: int,  # number of label classes
+) -> torch.Tensor:  # the same, in an integer dtype
+    "Prepare labels for a compiled kernel. Raises a `ValueError` for labels without a channel."
+    low, high = (x.item() for x in labels.to(torch.uint8).aminmax()) if labels.dtype == torch.bool else (x.item() for x in labels.aminmax())
+    if low < 0 or high >= n_labels:
+        raise ValueError(f"labels must be at least 0 and less than the number of channels, {n_labels}, not from {low} to {high}")
+    if labels.dtype == torch.bool:
+        return labels.to(torch.uint8)
+    return labels.to(torch.int32) if labels.is_floating_point() else labels
+
 # %% ../../nbs/api/15_kernels_dispatch.ipynb #8f9d1189
 def siddon(
     volume: torch.Tensor,  # (X, Y, Z)
@@ -164,7 +179,7 @@ def siddon(
     check_rays(volume, source, target, length, labels)
     if choose_backend(backend, why_not_numba(volume, target, mode, reducefn)) == "numba":
         volume = volume.detach() if detach_values else volume
-        labels = labels.to(torch.int32) if labels is not None and labels.is_floating_point() else labels
+        labels = None if labels is None else as_indices(labels, n_labels)
         return torch.compiler.disable(NumbaSiddon.apply)(volume, source.expand_as(target), target, length, labels, n_labels)
     kernel = lambda s, t, n: reference.siddon(volume, s, t, n, labels, n_labels, mode, reducefn, detach_values)
     return in_chunks(kernel, source, target, length, sum(volume.shape) + 3, rays_per_chunk)
@@ -188,5 +203,7 @@ def trilinear(
     "Integrate the interpolated volume along rays, exactly or from samples."
     choose_backend(backend, "it has no trilinear kernel yet")
     check_rays(volume, source, target, length, labels)
-    kernel = lambda s, t, n: reference.trilinear(volume, s, t, n, labels, n_labels, n_points, mode, reducefn, alphamin, alphamax)
-    return in_chunks(kernel, source, target, length, n_points or 2 * (sum(volume.shape) + 6), rays_per_chunk)
+    given = {name: alpha for name, alpha in (("alphamin", alphamin), ("alphamax", alphamax)) if alpha is not None}
+    others = tuple(torch.as_tensor(alpha).to(target).expand(*length.shape, 1) for alpha in given.values())
+    kernel = lambda s, t, n, *alphas: reference.trilinear(volume, s, t, n, labels, n_labels, n_points, mode, reducefn, **dict(zip(given, alphas)))
+    return in_chunks(kernel, source, target, length, n_points or 2 * (sum(volume.shape) + 6), rays_per_chunk, others)
