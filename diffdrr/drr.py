@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from .detector import Detector
+from .detector import Detector, check_size
 from .pose import AffineTransform, RigidTransform, convert
 from .renderers import Siddon, Trilinear
 from .volume import as_labels, voxel_from_world
@@ -56,15 +56,14 @@ class DRR(nn.Module):
         super().__init__()
         if renderer not in RENDERERS:
             raise ValueError(f"renderer must be one of {', '.join(map(repr, RENDERERS))}, not {renderer!r}")
-        for name, value in (("p_subsample", p_subsample), ("patch_size", patch_size)):
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be positive, not {value!r}")
-        if p_subsample is not None and p_subsample > 1:
-            raise ValueError(f"p_subsample must be a proportion of at most 1, not {p_subsample!r}")
+        if patch_size is not None:
+            check_size("patch_size", patch_size)
+        if p_subsample is not None and not 0 < p_subsample <= 1:
+            raise ValueError(f"p_subsample must be a proportion above 0 and at most 1, not {p_subsample!r}")
 
         width = height if width is None else width
         dely = delx if dely is None else dely
-        n_subsample = None if p_subsample is None else int(height * width * p_subsample)
+        n_subsample = None if p_subsample is None else max(1, int(height * width * p_subsample))
         self.detector = Detector(
             sdd, height, width, delx, dely, x0, y0, subject.reorient.clone(), n_subsample=n_subsample, reverse_x_axis=reverse_x_axis, beam=beam
         )

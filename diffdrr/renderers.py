@@ -123,8 +123,8 @@ class Trilinear(Renderer):
         rays_per_chunk: int | None = None,  # rays of each image to render at once
     ) -> torch.Tensor:  # (B, C, N)
         "Render one pixel per ray. Raises a `ValueError` for options that need samples when there are none."
-        if n_points is not None and n_points < 1:
-            raise ValueError(f"n_points must be at least 1, or None for the exact integral, not {n_points}")
+        if n_points is not None and (n_points < 1 or n_points != int(n_points)):
+            raise ValueError(f"n_points must be a whole number of at least 1, or None for the exact integral, not {n_points}")
         if n_points is None and (self.reducefn == "max" or self.mode != "bilinear" or alphamin is not None or alphamax is not None):
             raise ValueError("n_points=None integrates the interpolated volume exactly; reducefn='max', mode='nearest', alphamin and alphamax need a number of samples")
         source, target = (to_centres(x, volume.shape, self.voxel_shift, align_corners) for x in (source, target))
