@@ -5,6 +5,7 @@
 # %% ../nbs/api/08_phantom.ipynb #b98d200b
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -54,27 +55,27 @@ def ball_interval(
     return np.where(gap >= 0, near - half, np.inf), np.where(gap >= 0, near + half, -np.inf)
 
 # %% ../nbs/api/08_phantom.ipynb #ad17987e
-class Solid:
+class Solid(ABC):
     "A convex solid in world coordinates, mm."
 
+    @abstractmethod
     def contains(
         self,
         points: np.ndarray,  # (..., 3) mm
     ) -> np.ndarray:  # (...) bool
         "Say which points are inside."
-        raise NotImplementedError
 
+    @abstractmethod
     def interval(
         self,
         source: np.ndarray,  # (..., 3) mm
         target: np.ndarray,  # (..., 3) mm
     ) -> tuple[np.ndarray, np.ndarray]:  # (...) entry and exit, not clamped to [0, 1]; (inf, -inf) if missed
         "Find where the line through source and target is inside."
-        raise NotImplementedError
 
+    @abstractmethod
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:  # (3,), (3,) mm
         "Return the lower and the upper corner of a box around the solid."
-        raise NotImplementedError
 
 # %% ../nbs/api/08_phantom.ipynb #26f3349b
 def half_axes(

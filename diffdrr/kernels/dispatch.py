@@ -154,11 +154,10 @@ def as_indices(
     n_labels: int,  # number of label classes
 ) -> torch.Tensor:  # the same, in an integer dtype
     "Prepare labels for a compiled kernel. Raises a `ValueError` for labels without a channel."
-    low, high = (x.item() for x in labels.to(torch.uint8).aminmax()) if labels.dtype == torch.bool else (x.item() for x in labels.aminmax())
+    labels = labels.to(torch.uint8) if labels.dtype == torch.bool else labels
+    low, high = (x.item() for x in labels.aminmax())
     if low < 0 or high >= n_labels:
         raise ValueError(f"labels must be at least 0 and less than the number of channels, {n_labels}, not from {low} to {high}")
-    if labels.dtype == torch.bool:
-        return labels.to(torch.uint8)
     return labels.to(torch.int32) if labels.is_floating_point() else labels
 
 # %% ../../nbs/api/15_kernels_dispatch.ipynb #8f9d1189
