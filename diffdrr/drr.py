@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from torchio import Subject
 
 # %% auto #0
-__all__ = ['RENDERERS', 'DRR', 'reshape_subsampled_drr']
+__all__ = ['FRAMES', 'INTRINSICS', 'RENDERERS', 'DRR', 'reshape_subsampled_drr']
 
 # %% ../nbs/api/21_drr.ipynb #2da5e59b
+FRAMES = ("world", "camera")
+INTRINSICS = {"sdd": (2, 2), "delx": (0, 0), "dely": (1, 1), "x0": (0, 3), "y0": (1, 3)}  # where they are in the calibration matrix
 RENDERERS = {"siddon": Siddon, "trilinear": Trilinear}
 
 # %% ../nbs/api/21_drr.ipynb #13293fad
@@ -127,6 +129,46 @@ class DRR(nn.Module):
             img = self.render(self.density, source, target, mask_to_channels, **kwargs)
         return self.reshape_transform(img, batch_size=len(target))
 
+    def jacobian(
+        self,
+        *args: RigidTransform | torch.Tensor,  # a pose, or the rotation and the translation of one
+        parameterization: str | None = None,  # of the rotation, see `pose.PARAMETERIZATIONS`
+        convention: str | None = None,  # for Euler angles, such as "ZXY"
+        calibration: RigidTransform | None = None,  # instead of the detector's own intrinsics
+        degrees: bool = False,  # Euler angles in degrees
+        frame: str = "world",  # where the twist acts: "world", after the pose, or "camera", before it
+        intrinsics: bool = False,  # also differentiate with respect to sdd, delx, dely, x0 and y0
+        **kwargs,  # arguments of the renderer's `forward`, such as `n_points`
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # picture (B, 1, H, W) and derivative images (B, 6, H, W), or (B, 11, H, W) with intrinsics
+        """Render a picture and its derivatives with respect to the pose, in one pass: the Jacobian of Gauss-Newton and Levenberg-Marquardt methods.
+
+        The six parameters are a twist as in `se3`, translation (mm) and then rotation (rad): with $T$ the pose and $\\xi$ the twist, the derivative is that of `pose.compose(exp)` in the frame of the world and of `exp.compose(pose)` in the frame of the camera, at $\\xi = 0$.
+        Both move source and detector as a rigid body, so with $g$ the derivative of a pixel with respect to a point $p$ of its ray, $dI = g \\cdot (\\omega \\times p + v) = v \\cdot g + \\omega \\cdot (p \\times g)$, summed over both ends."""
+        if frame not in FRAMES:
+            raise ValueError(f"frame must be one of {', '.join(map(repr, FRAMES))}, not {frame!r}")
+        pose = self._pose(args, parameterization, convention, degrees)
+        calibration = self.detector.calibration if calibration is None else calibration
+        with torch.no_grad():
+            source, target = self.detector(pose, calibration)
+        ends = [x.expand_as(target).detach().requires_grad_() for x in (source, target)]
+        with torch.enable_grad():
+            img = self.render(self.density.detach(), *ends, **kwargs)
+        gradients = torch.autograd.grad(img.sum(), ends)  # a pixel depends on its own ray only
+        with torch.no_grad():
+            columns = []
+            if intrinsics:
+                for place in INTRINSICS.values():
+                    change = torch.zeros_like(calibration.matrix)
+                    change[..., place[0], place[1]] = 1
+                    rays = lambda matrix: tuple(x.expand_as(target) for x in self.detector(pose, RigidTransform(matrix)))
+                    _, moved = torch.func.jvp(rays, (calibration.matrix,), (change,))
+                    columns.append(sum((g * x).sum(dim=-1, keepdim=True) for g, x in zip(gradients, moved)))
+            if frame == "camera":
+                ends, gradients = [pose.inverse()(x) for x in ends], [g @ pose.rotation for g in gradients]
+            translational, rotational = sum(gradients), sum(torch.linalg.cross(p, g) for p, g in zip(ends, gradients))
+            jacobian = torch.cat([translational, rotational, *columns], dim=-1).mT
+        return tuple(self.reshape_transform(x, batch_size=len(target)) for x in (img.detach(), jacobian))
+
     def _pose(self, args, parameterization, convention, degrees) -> RigidTransform:
         "Make the pose from what `forward` was given, and check that it can be rendered here."
         if parameterization is None:
@@ -143,7 +185,7 @@ class DRR(nn.Module):
 
     def render(
         self,
-        density: torch.Tensor,  # (X, Y, Z) volume to render
+        density: torch.Tensor,  # (X, Y, Z) volume to render, or (B, X, Y, Z) for one of its own for each picture
         source: torch.Tensor,  # (B, 1 or N, 3) in world coordinates, mm
         target: torch.Tensor,  # (B, N, 3) in world coordinates, mm
         mask_to_channels: bool = False,  # one channel per label

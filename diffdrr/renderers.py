@@ -26,7 +26,7 @@ def to_centres(
     points = points + (voxel_shift - 0.5)
     if not align_corners:
         return points
-    size = torch.tensor(shape, dtype=points.dtype, device=points.device)
+    size = torch.tensor(shape[-3:], dtype=points.dtype, device=points.device)
     return (points + 0.5) * (size - 1) / size
 
 # %% ../nbs/api/20_renderers.ipynb #0f2ee407
@@ -79,13 +79,13 @@ class Siddon(Renderer):
 
     def forward(
         self,
-        volume: torch.Tensor,  # (X, Y, Z)
+        volume: torch.Tensor,  # (X, Y, Z), or (B, X, Y, Z) for a volume of its own for each picture
         source: torch.Tensor,  # (B, 1 or N, 3) voxel coordinates
         target: torch.Tensor,  # (B, N, 3) voxel coordinates
         img: torch.Tensor,  # (B, 1, N) length of the rays, mm
         align_corners: bool = False,  # the outer centres lie on the outer faces
-        mask: torch.Tensor | None = None,  # (X, Y, Z) label map, for one channel per label
-        rays_per_chunk: int | None = None,  # rays of each image to render at once
+        mask: torch.Tensor | None = None,  # label map of the shape of the volume, for one channel per label
+        rays_per_chunk: int | None = None,  # rays of each image to render at once, with the torch backend
     ) -> torch.Tensor:  # (B, C, N)
         "Render one pixel per ray."
         source, target = (to_centres(x, volume.shape, self.voxel_shift, align_corners) for x in (source, target))
@@ -111,16 +111,16 @@ class Trilinear(Renderer):
 
     def forward(
         self,
-        volume: torch.Tensor,  # (X, Y, Z)
+        volume: torch.Tensor,  # (X, Y, Z), or (B, X, Y, Z) for a volume of its own for each picture
         source: torch.Tensor,  # (B, 1 or N, 3) voxel coordinates
         target: torch.Tensor,  # (B, N, 3) voxel coordinates
         img: torch.Tensor,  # (B, 1, N) length of the rays, mm
         n_points: int | None = 500,  # samples per ray; None integrates exactly
         align_corners: bool = False,  # the outer centres lie on the outer faces
-        mask: torch.Tensor | None = None,  # (X, Y, Z) label map, for one channel per label
+        mask: torch.Tensor | None = None,  # label map of the shape of the volume, for one channel per label
         alphamin: float | torch.Tensor | None = None,  # where to begin sampling, instead of where each ray enters
         alphamax: float | torch.Tensor | None = None,  # where to end sampling, instead of where each ray leaves
-        rays_per_chunk: int | None = None,  # rays of each image to render at once
+        rays_per_chunk: int | None = None,  # rays of each image to render at once, with the torch backend
     ) -> torch.Tensor:  # (B, C, N)
         "Render one pixel per ray. Raises a `ValueError` for options that need samples when there are none."
         if n_points is not None and (n_points < 1 or n_points != int(n_points)):

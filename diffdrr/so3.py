@@ -233,7 +233,9 @@ def euler_angles_to_matrix(
 ) -> torch.Tensor:  # (..., 3, 3)
     "Convert Euler angles to rotation matrices."
     check_euler_convention(convention)
-    return roma.euler_to_rotmat(convention, euler_angles)
+    axes = torch.eye(3, dtype=euler_angles.dtype, device=euler_angles.device)[["XYZ".index(axis) for axis in convention]]
+    first, second, third = so3_exp_map(euler_angles[..., None] * axes).unbind(dim=-3)
+    return first @ second @ third
 
 # %% ../nbs/api/01_so3.ipynb #f5fb23be
 def matrix_to_euler_angles(

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "diffdrr"
 ANYTHING = None
 
-# What each module may import of the package. A kernel imports no other module, the dispatch chooses between kernels.
+# What each module may import of the package. A kernel imports only what its backend shares; operators load compiled kernels by name, when they are used.
 ARROWS: dict[str, set[str] | None] = {
     "so3": set(),
     "se3": {"so3"},
@@ -23,8 +23,11 @@ ARROWS: dict[str, set[str] | None] = {
     "phantom": set(),
     "data": {"pose", "camera", "volume", "phantom"},
     "kernels.reference": set(),
-    "kernels.numba_siddon": set(),
-    "kernels.dispatch": {"kernels.reference", "kernels.numba_siddon"},
+    "kernels.numba_march": set(),
+    "kernels.numba_siddon": {"kernels.numba_march"},
+    "kernels.numba_trilinear": {"kernels.numba_march"},
+    "kernels.operators": {"kernels.reference"},
+    "kernels.dispatch": {"kernels.reference", "kernels.operators"},
     "renderers": {"kernels.dispatch"},
     "drr": {"pose", "camera", "detector", "volume", "renderers"},
     "utils": {"pose", "camera", "detector", "drr"},
@@ -33,7 +36,8 @@ ARROWS: dict[str, set[str] | None] = {
 }
 
 # Who may import what others must not need.
-OWNERS = {"torchio": {"data"}, "xraydb": {"data"}, "pyvista": {"visualization"}, "numba": {"kernels.numba_siddon"}}
+COMPILED = {"numba": {"kernels.numba_march", "kernels.numba_siddon", "kernels.numba_trilinear"}}
+OWNERS = {"torchio": {"data"}, "xraydb": {"data"}, "pyvista": {"visualization"}, **COMPILED}
 
 
 def path_of(module: str) -> Path:
