@@ -13,6 +13,11 @@ from pathlib import Path
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1)))
 
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # the GPU kernels run in Triton's interpreter
+
 import pytest
 from nbdev.config import get_config
 from nbdev.test import test_nb as run_notebook

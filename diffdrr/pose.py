@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import roma
 import torch
 from torch import nn
 
@@ -250,4 +249,6 @@ def random_rigid_transform(
     batch_size: int = 1,  # number of transforms
 ) -> RigidTransform:
     "Draw rotations uniformly, and translations from a normal distribution with a standard deviation of 100 mm."
+    import roma
+
     return RigidTransform(make_matrix(roma.random_rotmat(batch_size), 100 * torch.randn(batch_size, 3)))

@@ -13,7 +13,7 @@ from torch import nn
 from .kernels.dispatch import check_choices, reduce, siddon, trilinear
 
 # %% auto #0
-__all__ = ['to_centres', 'count_labels', 'Renderer', 'Siddon', 'Trilinear']
+__all__ = ['to_centres', 'Renderer', 'Siddon', 'Trilinear']
 
 # %% ../nbs/api/20_renderers.ipynb #96fcd96b
 def to_centres(
@@ -23,18 +23,11 @@ def to_centres(
     align_corners: bool,  # the outer centres lie on the outer faces
 ) -> torch.Tensor:  # (..., 3) voxel coordinates in which whole numbers are centres
     "Convert voxel coordinates to those of the kernels."
-    points = points + (voxel_shift - 0.5)
+    points = points if voxel_shift == 0.5 else points + (voxel_shift - 0.5)
     if not align_corners:
         return points
     size = torch.tensor(shape[-3:], dtype=points.dtype, device=points.device)
     return (points + 0.5) * (size - 1) / size
-
-# %% ../nbs/api/20_renderers.ipynb #0f2ee407
-def count_labels(
-    mask: torch.Tensor | None,  # (X, Y, Z) whole numbers
-) -> int:
-    "Return the number of channels that a label map asks for: one more than its largest label."
-    return 1 if mask is None else int(mask.max()) + 1
 
 # %% ../nbs/api/20_renderers.ipynb #d15d36e9
 class Renderer(nn.Module):
@@ -90,8 +83,7 @@ class Siddon(Renderer):
         "Render one pixel per ray."
         source, target = (to_centres(x, volume.shape, self.voxel_shift, align_corners) for x in (source, target))
         return siddon(
-            volume, source, target, img[:, 0], mask, count_labels(mask),
-            mode=self.mode, reducefn=self.reducefn, detach_values=self.stop_gradients_through_grid_sample,
+            volume, source, target, img[:, 0], mask, mode=self.mode, reducefn=self.reducefn, detach_values=self.stop_gradients_through_grid_sample,
             rays_per_chunk=rays_per_chunk, backend=self.backend,
         )
 
@@ -129,7 +121,7 @@ class Trilinear(Renderer):
             raise ValueError("n_points=None integrates the interpolated volume exactly; reducefn='max', mode='nearest', alphamin and alphamax need a number of samples")
         source, target = (to_centres(x, volume.shape, self.voxel_shift, align_corners) for x in (source, target))
         return trilinear(
-            volume, source, target, img[:, 0], mask, count_labels(mask),
+            volume, source, target, img[:, 0], mask,
             n_points=n_points, mode=self.mode, reducefn=self.reducefn, alphamin=alphamin, alphamax=alphamax,
             rays_per_chunk=rays_per_chunk, backend=self.backend,
         )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from math import factorial
 
-import roma
 import torch
 import torch.nn.functional as F
 
@@ -95,6 +94,8 @@ def matrix_to_axis_angle(
     matrix: torch.Tensor,  # (..., 3, 3)
 ) -> torch.Tensor:  # (..., 3) axis times angle, rad; the angle is at most pi
     "Convert rotation matrices to rotation vectors."
+    import roma
+
     return roma.rotmat_to_rotvec(matrix)
 
 # %% ../nbs/api/01_so3.ipynb #00de9438
@@ -151,6 +152,8 @@ def quaternion_to_matrix(
     quaternions: torch.Tensor,  # (..., 4) real part first, any length but zero
 ) -> torch.Tensor:  # (..., 3, 3)
     "Convert quaternions to rotation matrices."
+    import roma
+
     return roma.unitquat_to_rotmat(roma.quat_wxyz_to_xyzw(F.normalize(quaternions, dim=-1)))
 
 # %% ../nbs/api/01_so3.ipynb #fbe006f6
@@ -158,6 +161,8 @@ def matrix_to_quaternion(
     matrix: torch.Tensor,  # (..., 3, 3)
 ) -> torch.Tensor:  # (..., 4) unit, real part first; the largest component is positive
     "Convert rotation matrices to quaternions (Markley, Journal of Guidance, Control, and Dynamics 31(2), 2008)."
+    import roma
+
     return roma.quat_xyzw_to_wxyz(roma.rotmat_to_unitquat(matrix))
 
 # %% ../nbs/api/01_so3.ipynb #12355f65
@@ -173,6 +178,8 @@ def quaternion_raw_multiply(
     b: torch.Tensor,  # (..., 4) real part first
 ) -> torch.Tensor:  # (..., 4)
     "Multiply two quaternions."
+    import roma
+
     a, b = torch.broadcast_tensors(a, b)
     return roma.quat_xyzw_to_wxyz(roma.quat_product(roma.quat_wxyz_to_xyzw(a), roma.quat_wxyz_to_xyzw(b)))
 
@@ -206,6 +213,8 @@ def axis_angle_to_quaternion(
     axis_angle: torch.Tensor,  # (..., 3) axis times angle, rad
 ) -> torch.Tensor:  # (..., 4) unit, real part first
     "Convert rotation vectors to quaternions."
+    import roma
+
     return roma.quat_xyzw_to_wxyz(roma.rotvec_to_unitquat(axis_angle))
 
 # %% ../nbs/api/01_so3.ipynb #4314f805
@@ -213,6 +222,8 @@ def quaternion_to_axis_angle(
     quaternions: torch.Tensor,  # (..., 4) unit, real part first
 ) -> torch.Tensor:  # (..., 3) axis times angle, rad; the angle goes up to 2 pi where the real part is negative
     "Convert quaternions to rotation vectors."
+    import roma
+
     return roma.unitquat_to_rotvec(roma.quat_wxyz_to_xyzw(quaternions), shortest_arc=False)
 
 # %% ../nbs/api/01_so3.ipynb #dc1c4e77
@@ -243,6 +254,8 @@ def matrix_to_euler_angles(
     convention: str,  # such as "ZXY"
 ) -> torch.Tensor:  # (..., 3) rad; at gimbal lock the third angle is zero
     "Convert rotation matrices to Euler angles."
+    import roma
+
     check_euler_convention(convention)
     first, last = "XYZ".index(convention[0]), "XYZ".index(convention[2])
     gimbal_lock = matrix[..., first, last].abs() >= 1
@@ -253,6 +266,8 @@ def rotation_6d_to_matrix(
     d6: torch.Tensor,  # (..., 6) two linearly independent rows
 ) -> torch.Tensor:  # (..., 3, 3)
     "Convert two rows to a rotation matrix by Gram-Schmidt orthonormalisation (Zhou et al., CVPR 2019, eq. 13)."
+    import roma
+
     return roma.special_gramschmidt(d6.unflatten(-1, (2, 3)).mT).mT
 
 # %% ../nbs/api/01_so3.ipynb #abfdcc00
@@ -267,6 +282,8 @@ def rotation_9d_to_matrix(
     rotation: torch.Tensor,  # (..., 9) row by row
 ) -> torch.Tensor:  # (..., 3, 3)
     "Project 3 x 3 matrices to the nearest rotation in the Frobenius norm (Levinson et al., NeurIPS 2020)."
+    import roma
+
     return roma.special_procrustes(rotation.unflatten(-1, (3, 3)))
 
 # %% ../nbs/api/01_so3.ipynb #4eeec794
@@ -299,6 +316,8 @@ def rotation_10d_to_quaternion(
     rotation: torch.Tensor,  # (..., 10) upper triangle of a symmetric 4 x 4 matrix
 ) -> torch.Tensor:  # (..., 4) unit, real part first; its sign is arbitrary
     "Return the eigenvector of smallest eigenvalue of a symmetric matrix (Peretroukhin et al., RSS 2020)."
+    import roma
+
     return roma.symmatrix_to_projective_point(symmetric_from_triangle(rotation))
 
 # %% ../nbs/api/01_so3.ipynb #78b7f98d

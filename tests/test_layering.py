@@ -26,6 +26,9 @@ ARROWS: dict[str, set[str] | None] = {
     "kernels.numba_march": set(),
     "kernels.numba_siddon": {"kernels.numba_march"},
     "kernels.numba_trilinear": {"kernels.numba_march"},
+    "kernels.triton_common": set(),
+    "kernels.triton_siddon": {"kernels.triton_common"},
+    "kernels.triton_trilinear": {"kernels.triton_common"},
     "kernels.operators": {"kernels.reference"},
     "kernels.dispatch": {"kernels.reference", "kernels.operators"},
     "renderers": {"kernels.dispatch"},
@@ -36,7 +39,7 @@ ARROWS: dict[str, set[str] | None] = {
 }
 
 # Who may import what others must not need.
-COMPILED = {"numba": {"kernels.numba_march", "kernels.numba_siddon", "kernels.numba_trilinear"}}
+COMPILED = {"numba": {"kernels.numba_march", "kernels.numba_siddon", "kernels.numba_trilinear"}, "triton": {"kernels.triton_common"}}
 OWNERS = {"torchio": {"data"}, "xraydb": {"data"}, "pyvista": {"visualization"}, **COMPILED}
 
 

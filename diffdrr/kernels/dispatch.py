@@ -16,8 +16,8 @@ from .operators import SAMPLES_PER_CHUNK, How, integrate
 from .reference import SAMPLERS, reduce
 
 # %% auto #0
-__all__ = ['BACKENDS', 'FLOATS', 'NEEDS', 'check_backend', 'check_choices', 'check_rays', 'in_chunks', 'why_not',
-           'choose_backend', 'as_indices', 'render_compiled', 'render_by_reference', 'siddon', 'trilinear']
+__all__ = ['BACKENDS', 'FLOATS', 'DEVICES', 'INSTALLED', 'check_backend', 'check_choices', 'check_rays', 'in_chunks', 'why_not',
+           'choose_backend', 'as_classes', 'render_compiled', 'render_by_reference', 'siddon', 'trilinear']
 
 # %% ../../nbs/api/18_kernels_dispatch.ipynb #097e0f36
 BACKENDS = ("auto", "torch", "numba", "triton")
@@ -49,7 +49,7 @@ def check_rays(
     source: torch.Tensor,  # (B, 1 or N, 3) voxel coordinates
     target: torch.Tensor,  # (B, N, 3) voxel coordinates
     length: torch.Tensor,  # (B, N) mm
-    labels: torch.Tensor | None,  # of the shape of the volume
+    labels: torch.Tensor | None,  # of the shape of the volume, or (X, Y, Z)
 ) -> None:
     "Raise a `ValueError` when the tensors of a rendering disagree in shape or device."
     if volume.dim() not in (3, 4) or 0 in volume.shape:
@@ -62,8 +62,8 @@ def check_rays(
         raise ValueError(f"source must have shape (B, 1, 3) or (B, N, 3) with the B and N of target {tuple(target.shape)}, not {tuple(source.shape)}")
     if length.shape != target.shape[:2]:
         raise ValueError(f"length must have shape (B, N) = {tuple(target.shape[:2])}, not {tuple(length.shape)}")
-    if labels is not None and labels.shape != volume.shape:
-        raise ValueError(f"labels must have the shape of the volume, {tuple(volume.shape)}, not {tuple(labels.shape)}")
+    if labels is not None and labels.shape not in (volume.shape, volume.shape[-3:]):
+        raise ValueError(f"labels must have the shape of the volume, {tuple(volume.shape)}, or of one of several, not {tuple(labels.shape)}")
     if volume.device != target.device:
         raise ValueError(f"volume and rays must be on the same device, not {volume.device} and {target.device}; move the pose with .to({str(volume.device)!r})")
 
@@ -89,7 +89,8 @@ def in_chunks(
 
 # %% ../../nbs/api/18_kernels_dispatch.ipynb #e32d77e5
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-NEEDS = {"numba": ("numba", "cpu"), "triton": ("triton", "cuda")}  # package and device
+DEVICES = {"numba": "cpu", "triton": "cuda"}  # where each compiled backend runs
+INSTALLED = {backend: find_spec(backend) is not None for backend in DEVICES}
 
 
 def why_not(
@@ -99,11 +100,10 @@ def why_not(
     reducefn: str | Callable[[torch.Tensor], torch.Tensor],  # how samples are combined
 ) -> str | None:
     "Say why a compiled kernel cannot serve; None if it can."
-    package, device = NEEDS[backend]
-    if find_spec(package) is None:
-        return f"{package} is not installed"
-    if target.device.type != device:
-        return f"it needs rays on a device of type {device!r}, not on {str(target.device)!r}"
+    if not INSTALLED[backend]:
+        return f"{backend} is not installed"
+    if target.device.type != DEVICES[backend]:
+        return f"it needs rays on a device of type {DEVICES[backend]!r}, not on {str(target.device)!r}"
     if volume.dtype not in FLOATS or target.dtype not in FLOATS[2:]:
         return f"it takes volumes of 16, 32 or 64-bit floats and rays of float32 or float64, not {volume.dtype} and {target.dtype}"
     if reducefn != "sum":
@@ -122,23 +122,28 @@ def choose_backend(
     check_backend(backend)
     if backend == "torch":
         return backend
-    reasons = {name: special or why_not(name, volume, target, reducefn) for name in NEEDS}
-    if backend in NEEDS and reasons[backend]:
+    reasons = {name: special or why_not(name, volume, target, reducefn) for name in DEVICES}
+    if backend in DEVICES and reasons[backend]:
         raise ValueError(f"backend {backend!r} cannot serve: {reasons[backend]}; use backend='auto'")
-    able = [backend] if backend in NEEDS else [name for name, reason in reasons.items() if reason is None]
+    able = [backend] if backend in DEVICES else [name for name, reason in reasons.items() if reason is None]
     return able[0] if able else "torch"
 
 # %% ../../nbs/api/18_kernels_dispatch.ipynb #beaa2257
-def as_indices(
-    labels: torch.Tensor,  # (X, Y, Z) whole numbers, in any dtype
-    n_labels: int,  # number of label classes
-) -> torch.Tensor:  # the same, in an integer dtype
-    "Prepare labels for a compiled kernel. Raises a `ValueError` for labels without a channel."
+def as_classes(
+    labels: torch.Tensor | None,  # whole numbers, in any dtype
+    n_labels: int | None,  # number of label classes, if the caller knows it
+    shape: torch.Size,  # of the volume
+) -> tuple[torch.Tensor | None, int]:  # the same in an integer dtype and of the shape of the volume, and the number of classes
+    "Prepare labels for rendering. Raises a `ValueError` for labels without a channel."
+    if labels is None:
+        return None, 1
     labels = labels.to(torch.uint8) if labels.dtype == torch.bool else labels
     low, high = (x.item() for x in labels.aminmax())
+    n_labels = int(high) + 1 if n_labels is None else n_labels
     if low < 0 or high >= n_labels:
         raise ValueError(f"labels must be at least 0 and less than the number of channels, {n_labels}, not from {low} to {high}")
-    return labels.to(torch.int32) if labels.is_floating_point() else labels
+    labels = labels.to(torch.int32) if labels.is_floating_point() else labels
+    return labels.expand(shape), n_labels
 
 # %% ../../nbs/api/18_kernels_dispatch.ipynb #8f9d1189
 def render_compiled(
@@ -156,7 +161,6 @@ def render_compiled(
 ) -> torch.Tensor:  # (B, C, N)
     "Render by a compiled kernel."
     grids = lambda x: x if x is None or x.dim() == 4 else x[None]
-    labels = None if labels is None else as_indices(labels, n_labels)
     how = How(f"{backend}_{method}", n_labels, n_points, mode)
     return integrate(grids(volume), source.expand_as(target), target, length, grids(labels), alphas, how)
 
@@ -186,8 +190,8 @@ def siddon(
     source: torch.Tensor,  # (B, 1 or N, 3) voxel coordinates
     target: torch.Tensor,  # (B, N, 3) voxel coordinates
     length: torch.Tensor,  # (B, N) distance from source to target, mm
-    labels: torch.Tensor | None = None,  # whole numbers below `n_labels`, of the shape of the volume
-    n_labels: int = 1,  # number of label classes
+    labels: torch.Tensor | None = None,  # whole numbers, of the shape of the volume or shared by all, for one channel per label
+    n_labels: int | None = None,  # number of channels; by default one more than the largest label
     mode: str = "nearest",  # "nearest" or "bilinear"
     reducefn: str | Callable[[torch.Tensor], torch.Tensor] = "sum",  # "sum", "max" or a function
     detach_values: bool = False,  # no gradient through the values read
@@ -196,6 +200,7 @@ def siddon(
 ) -> torch.Tensor:  # (B, C, N)
     "Integrate along rays exactly, with constant voxels."
     check_rays(volume, source, target, length, labels)
+    labels, n_labels = as_classes(labels, n_labels, volume.shape)
     special = None if mode == "nearest" else f"it reads constant voxels (mode='nearest'), not mode={mode!r}"
     chosen = choose_backend(backend, volume, target, reducefn, special)
     if chosen != "torch":
@@ -209,8 +214,8 @@ def trilinear(
     source: torch.Tensor,  # (B, 1 or N, 3) voxel coordinates
     target: torch.Tensor,  # (B, N, 3) voxel coordinates
     length: torch.Tensor,  # (B, N) distance from source to target, mm
-    labels: torch.Tensor | None = None,  # whole numbers below `n_labels`, of the shape of the volume
-    n_labels: int = 1,  # number of label classes
+    labels: torch.Tensor | None = None,  # whole numbers, of the shape of the volume or shared by all, for one channel per label
+    n_labels: int | None = None,  # number of channels; by default one more than the largest label
     n_points: int | None = None,  # samples per ray; None integrates exactly
     mode: str = "bilinear",  # "nearest" or "bilinear"
     reducefn: str | Callable[[torch.Tensor], torch.Tensor] = "sum",  # "sum", "max" or a function
@@ -221,6 +226,7 @@ def trilinear(
 ) -> torch.Tensor:  # (B, C, N)
     "Integrate the interpolated volume along rays, exactly or from samples."
     check_rays(volume, source, target, length, labels)
+    labels, n_labels = as_classes(labels, n_labels, volume.shape)
     given = {name: torch.as_tensor(alpha).to(target).expand(*length.shape, 1) for name, alpha in (("alphamin", alphamin), ("alphamax", alphamax)) if alpha is not None}
     special = None
     if len(given) == 1:

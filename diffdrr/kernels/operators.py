@@ -14,7 +14,8 @@ import torch
 from . import reference
 
 # %% auto #0
-__all__ = ['How', 'RAYS', 'CHOICES', 'SAMPLES_PER_CHUNK', 'options', 'compiled', 'reference_integral', 'by_chunks', 'fold',
+__all__ = ['How', 'NAMESPACE', 'LIBRARY', 'RAYS', 'CHOICES', 'SAMPLES_PER_CHUNK', 'options', 'compiled', 'operator', 'render',
+           'render_with_slopes', 'ray_gradient', 'volume_gradient', 'reference_integral', 'by_chunks', 'fold',
            'fold_volume', 'IntegralGradient', 'Integral', 'IntegralWithForwardMode', 'integrate']
 
 # %% ../../nbs/api/17_kernels_operators.ipynb #15ff7a50
@@ -43,48 +44,61 @@ def compiled(
     return import_module(f"diffdrr.kernels.{kernel}")
 
 # %% ../../nbs/api/17_kernels_operators.ipynb #dc24be19
+NAMESPACE = __name__.replace(".", "_")  # of the module, or of the notebook it is made from: both may be in one process
+LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 RAYS = "Tensor volume, Tensor source, Tensor target, Tensor length"  # (V, X, Y, Z), (B, N, 3), (B, N, 3), (B, N)
 CHOICES = "Tensor? alphas, str kernel, int? n_points, str mode"
 
 
-@torch.library.custom_op("diffdrr::render", mutates_args=(), schema=f"({RAYS}, Tensor? labels, int n_labels, {CHOICES}) -> Tensor")
-def _render(volume, source, target, length, labels, n_labels, alphas, kernel, n_points, mode):
-    return compiled(kernel).render(volume, source, target, length, labels, n_labels, **options(kernel, n_points, mode, alphas))
+def operator(
+    schema: str,  # name, arguments and results
+    shapes: Callable,  # with the arguments of the schema: returns empty results
+) -> Callable:
+    "Declare a function as an operator of torch."
 
+    def declare(function):
+        name = LIBRARY.define(schema)
+        LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"{NAMESPACE}::{name}", shapes, lib=LIBRARY)
+        return getattr(getattr(torch.ops, NAMESPACE), name)
 
-@_render.register_fake
-def _(volume, source, target, length, labels, n_labels, alphas, kernel, n_points, mode):
-    return target.new_empty(len(target), n_labels, target.shape[1])
+    return declare
 
 # %% ../../nbs/api/17_kernels_operators.ipynb #acf85845
-@torch.library.custom_op("diffdrr::render_with_slopes", mutates_args=(), schema=f"({RAYS}, {CHOICES}) -> (Tensor, Tensor)")
-def _render_with_slopes(volume, source, target, length, alphas, kernel, n_points, mode):
-    return compiled(kernel).render_with_slopes(volume, source, target, length, **options(kernel, n_points, mode, alphas))
-
-
-@_render_with_slopes.register_fake
-def _(volume, source, target, length, alphas, kernel, n_points, mode):
-    return target.new_empty(len(target), 1, target.shape[1]), target.new_empty(*target.shape[:2], 6)
+@operator(
+    f"render({RAYS}, Tensor? labels, int n_labels, {CHOICES}) -> Tensor",
+    lambda volume, source, target, length, labels, n_labels, *_: target.new_empty(len(target), n_labels, target.shape[1]),
+)
+def render(volume, source, target, length, labels, n_labels, alphas, kernel, n_points, mode):
+    "Integrate: an image (B, C, N)."
+    return compiled(kernel).render(volume, source, target, length, labels, n_labels, **options(kernel, n_points, mode, alphas))
 
 # %% ../../nbs/api/17_kernels_operators.ipynb #bdfee226
-@torch.library.custom_op("diffdrr::ray_gradient", mutates_args=(), schema=f"(Tensor gradient, {RAYS}, Tensor? labels, {CHOICES}) -> (Tensor, Tensor)")
-def _ray_gradient(gradient, volume, source, target, length, labels, alphas, kernel, n_points, mode):
-    return compiled(kernel).ray_gradient(gradient, volume, source, target, length, labels, **options(kernel, n_points, mode, alphas))
-
-
-@_ray_gradient.register_fake
-def _(gradient, volume, source, target, length, labels, alphas, kernel, n_points, mode):
-    return target.new_empty(*target.shape[:2], 6), target.new_empty(target.shape[:2])
+@operator(
+    f"render_with_slopes({RAYS}, {CHOICES}) -> (Tensor, Tensor)",
+    lambda volume, source, target, *_: (target.new_empty(len(target), 1, target.shape[1]), target.new_empty(*target.shape[:2], 6)),
+)
+def render_with_slopes(volume, source, target, length, alphas, kernel, n_points, mode):
+    "Integrate and differentiate: an image (B, 1, N) and the slopes of each pixel (B, N, 6) with respect to source and target."
+    return compiled(kernel).render_with_slopes(volume, source, target, length, **options(kernel, n_points, mode, alphas))
 
 # %% ../../nbs/api/17_kernels_operators.ipynb #18c5344e
-@torch.library.custom_op("diffdrr::volume_gradient", mutates_args=(), schema=f"(Tensor gradient, {RAYS}, Tensor? labels, {CHOICES}) -> Tensor")
-def _volume_gradient(gradient, volume, source, target, length, labels, alphas, kernel, n_points, mode):
+@operator(
+    f"ray_gradient(Tensor gradient, {RAYS}, Tensor? labels, {CHOICES}) -> (Tensor, Tensor)",
+    lambda gradient, volume, source, target, *_: (target.new_empty(*target.shape[:2], 6), target.new_empty(target.shape[:2])),
+)
+def ray_gradient(gradient, volume, source, target, length, labels, alphas, kernel, n_points, mode):
+    "Compute the gradient of a loss with respect to source and target (B, N, 6), and length (B, N)."
+    return compiled(kernel).ray_gradient(gradient, volume, source, target, length, labels, **options(kernel, n_points, mode, alphas))
+
+# %% ../../nbs/api/17_kernels_operators.ipynb #db650d41
+@operator(
+    f"volume_gradient(Tensor gradient, {RAYS}, Tensor? labels, {CHOICES}) -> Tensor",
+    lambda gradient, volume, *_: volume.new_empty(volume.shape, dtype=torch.float64 if volume.dtype == torch.float64 else torch.float32),
+)
+def volume_gradient(gradient, volume, source, target, length, labels, alphas, kernel, n_points, mode):
+    "Compute the gradient of a loss with respect to the volume (V, X, Y, Z)."
     return compiled(kernel).volume_gradient(gradient, volume, source, target, length, labels, **options(kernel, n_points, mode, alphas))
-
-
-@_volume_gradient.register_fake
-def _(gradient, volume, source, target, length, labels, alphas, kernel, n_points, mode):
-    return volume.new_empty(volume.shape, dtype=torch.float64 if volume.dtype == torch.float64 else torch.float32)
 
 # %% ../../nbs/api/17_kernels_operators.ipynb #ebeea7d4
 SAMPLES_PER_CHUNK = 2**21  # about 16 MB for each intermediate tensor in float64
@@ -158,14 +172,14 @@ class IntegralGradient(torch.autograd.Function):
         choices = alphas, how.kernel, how.n_points, how.mode
         of_volume = of_source = of_target = of_length = None
         if needed[0]:
-            of_volume = torch.ops.diffdrr.volume_gradient(gradient, volume, source, target, length, labels, *choices).to(volume.dtype)
+            of_volume = volume_gradient(gradient, volume, source, target, length, labels, *choices).to(volume.dtype)
         if any(needed[1:]):
             if slopes.numel():
                 pixel = gradient[:, 0]
                 rays = slopes * pixel[..., None]
                 of_length = pixel * torch.where(length != 0, image[:, 0] / length, 0)  # the integral for length 1
             else:
-                rays, of_length = torch.ops.diffdrr.ray_gradient(gradient, volume, source, target, length, labels, *choices)
+                rays, of_length = ray_gradient(gradient, volume, source, target, length, labels, *choices)
             of_source, of_target = rays[..., :3], rays[..., 3:]
         return of_volume, of_source, of_target, of_length
 
@@ -215,8 +229,8 @@ class Integral(torch.autograd.Function):
     def forward(volume, source, target, length, labels, alphas, how, with_slopes):
         choices = alphas, how.kernel, how.n_points, how.mode
         if with_slopes:
-            return torch.ops.diffdrr.render_with_slopes(volume, source, target, length, *choices)
-        return torch.ops.diffdrr.render(volume, source, target, length, labels, how.n_labels, *choices), target.new_empty(0)
+            return render_with_slopes(volume, source, target, length, *choices)
+        return render(volume, source, target, length, labels, how.n_labels, *choices), target.new_empty(0)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -254,7 +268,7 @@ class IntegralWithForwardMode(Integral):
         how, choices = ctx.how, (alphas, ctx.how.kernel, ctx.how.n_points, ctx.how.mode)
         tangent = torch.zeros_like(image)
         if of_volume is not None:
-            tangent = tangent + torch.ops.diffdrr.render(of_volume, source, target, length, labels, how.n_labels, *choices)
+            tangent = tangent + render(of_volume, source, target, length, labels, how.n_labels, *choices)
         of_rays = [torch.zeros_like(x) if t is None else t for x, t in zip((source, target, length), (of_source, of_target, of_length))]
         if labels is not None:
             def first(rays):
@@ -265,7 +279,7 @@ class IntegralWithForwardMode(Integral):
 
             return tangent + torch.cat(by_chunks(first, how, volume, target), dim=2), None
         if not slopes.numel():
-            slopes = torch.ops.diffdrr.render_with_slopes(volume, source, target, length, *choices)[1]
+            slopes = render_with_slopes(volume, source, target, length, *choices)[1]
         of_source, of_target, of_length = of_rays
         along = (slopes * torch.cat([of_source, of_target], dim=-1)).sum(dim=-1)
         return tangent + (along + of_length * torch.where(length != 0, image[:, 0] / length, 0))[:, None], None
