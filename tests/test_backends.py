@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -125,3 +129,20 @@ def test_workers_of_a_data_loader_render():
     here = torch.stack([views[i] for i in range(len(views))])  # starts the threads
     loader = torch.utils.data.DataLoader(views, batch_size=2, num_workers=2, multiprocessing_context="fork", timeout=60)
     assert torch.allclose(torch.cat(list(loader)), here, atol=1e-6 * here.max().item())
+
+
+def test_without_a_folder_for_compiled_code():
+    "A read-only installation in a container without a home renders, too."
+    code = """
+from numba.core import caching
+for implementation in (caching.CompileResultCacheImpl, caching.CodeLibraryCacheImpl):
+    implementation._locator_classes = []
+import torch
+from diffdrr.kernels.dispatch import siddon
+from diffdrr.kernels.numba_march import OPTIONS
+assert not OPTIONS["cache"]
+end = torch.tensor([[[1.0, 1.0, 9.0]]])
+assert siddon(torch.ones(3, 3, 3), -end, end, torch.full((1, 1), 1.0), backend="numba") > 0
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr

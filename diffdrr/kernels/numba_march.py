@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections import namedtuple
+from collections import deque, namedtuple
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -18,11 +18,20 @@ from numba import njit, types
 from numba.extending import overload
 
 # %% auto #0
-__all__ = ['OPTIONS', 'INLINE', 'Ray', 'point', 'clip', 'dominant', 'set_up', 'cut', 'read', 'widen', 'as_array', 'row_length',
-           'plan', 'in_order', 'pool', 'share', 'as_rays', 'as_volume']
+__all__ = ['OPTIONS', 'INLINE', 'Ray', 'can_write_cache', 'point', 'clip', 'dominant', 'set_up', 'cut', 'read', 'widen',
+           'as_array', 'row_length', 'plan', 'in_order', 'pool', 'share', 'as_rays', 'as_volume']
 
 # %% ../../nbs/api/11_kernels_numba_march.ipynb #dc7f5a1f
-OPTIONS = dict(cache=True, error_model="numpy", nogil=True, fastmath={"reassoc", "contract", "nsz", "arcp"})
+def can_write_cache() -> bool:
+    "Tell whether Numba finds a folder to keep compiled code in."
+    try:
+        njit(lambda: None, cache=True)
+    except RuntimeError:  # no locator available
+        return False
+    return True
+
+
+OPTIONS = dict(cache=can_write_cache(), error_model="numpy", nogil=True, fastmath={"reassoc", "contract", "nsz", "arcp"})
 INLINE = dict(OPTIONS, forceinline=True)  # for what is called in a loop that is to become vector instructions
 
 # %% ../../nbs/api/11_kernels_numba_march.ipynb #063c31ba
@@ -247,8 +256,23 @@ def share(
     if threads == 1 or pieces <= 1:
         return task(0, count)
     bounds = [count * piece // pieces for piece in range(pieces + 1)]
-    for _ in pool(threads, os.getpid()).map(task, bounds[:-1], bounds[1:]):  # to the end, so that errors are seen
-        pass
+    left = deque(zip(bounds, bounds[1:]))
+
+    def work():
+        while True:
+            try:
+                first, last = left.popleft()
+            except IndexError:  # nothing is left
+                return
+            task(first, last)
+
+    helpers = [pool(threads - 1, os.getpid()).submit(work) for _ in range(threads - 1)]
+    try:
+        work()
+    finally:
+        for helper in helpers:
+            if not helper.cancel():  # one that has not begun has nothing left to do
+                helper.result()
 
 # %% ../../nbs/api/11_kernels_numba_march.ipynb #4e638ba2
 def as_rays(

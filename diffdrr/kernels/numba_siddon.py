@@ -291,7 +291,7 @@ def render(
     else:
         classes = as_array(labels.flatten(1))
         task = lambda start, stop: render_channels(real, whole, voxels, classes, shape, strides, *rays, image, start, stop)
-    share(task, length.numel(), pieces_per_thread=8, least=RAYS_PER_PIECE)
+    share(task, length.numel(), pieces_per_thread=4, least=RAYS_PER_PIECE)
     return torch.from_numpy(image)
 
 # %% ../../nbs/api/12_kernels_numba_siddon.ipynb #5c649f72
@@ -312,7 +312,7 @@ def ray_gradient(
     if labels is not None:
         classes, weights = as_array(labels.flatten(1)), as_array(gradient.transpose(1, 2).to(target.dtype))
     task = lambda start, stop: differentiate_rays(real, whole, voxels, classes, weights, shape, strides, *rays, totals, slopes, start, stop)
-    share(task, length.numel(), pieces_per_thread=8, least=RAYS_PER_PIECE)
+    share(task, length.numel(), pieces_per_thread=4, least=RAYS_PER_PIECE)
     slopes, totals = torch.from_numpy(slopes), torch.from_numpy(totals)
     if gradient is not None and labels is None:
         slopes, totals = slopes * gradient[:, 0, :, None], totals * gradient[:, 0]

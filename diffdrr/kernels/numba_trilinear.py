@@ -637,7 +637,7 @@ def render(
     classes = None if labels is None else as_array(labels.flatten(1))
     options = as_rule(n_points, mode), as_array(alphas)
     task = lambda start, stop: render_rays(real, whole, voxels, classes, shape, strides, *options, *rays, image, start, stop)
-    share(task, length.numel(), pieces_per_thread=8, least=RAYS_PER_PIECE)
+    share(task, length.numel(), pieces_per_thread=4, least=RAYS_PER_PIECE)
     return torch.from_numpy(image)
 
 # %% ../../nbs/api/13_kernels_numba_trilinear.ipynb #e1d688e9
@@ -662,7 +662,7 @@ def ray_gradient(
         classes, weights = as_array(labels.flatten(1)), as_array(gradient.transpose(1, 2).to(target.dtype))
     options = as_rule(n_points, mode), as_array(alphas)
     task = lambda start, stop: differentiate_rays(real, whole, voxels, classes, weights, shape, strides, *options, *rays, totals, slopes, start, stop)
-    share(task, length.numel(), pieces_per_thread=8, least=RAYS_PER_PIECE)
+    share(task, length.numel(), pieces_per_thread=4, least=RAYS_PER_PIECE)
     slopes, totals = torch.from_numpy(slopes), torch.from_numpy(totals)
     if gradient is not None and labels is None:
         slopes, totals = slopes * gradient[:, 0, :, None], totals * gradient[:, 0]
