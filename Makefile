@@ -4,6 +4,7 @@
 #   make test    run every test: the notebooks and tests/
 #   make check   check that the package, the README and the notebooks agree, and that the website builds
 #   make docs    build the website into _docs/;  make serve  shows it on http://localhost:8000
+#   make benchmark  compare the speed with other packages, which it installs outside this folder
 #   make outputs NBS=nbs/index.ipynb    run notebooks again and keep their outputs
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ NBS ?= $(wildcard nbs/*.ipynb nbs/*/*.ipynb)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test check docs serve outputs readme clean
+.PHONY: demo test check docs serve benchmark outputs readme clean
 .DELETE_ON_ERROR:
 
 # Stamps: each says that a part of the environment is installed.
@@ -47,6 +48,9 @@ docs: .venv/dev.installed
 
 serve: docs
 	$(BIN)/python -m http.server --directory _docs 8000
+
+benchmark: .venv/dev.installed
+	$(BIN)/python -m benchmarks
 
 outputs: .venv/dev.installed
 	$(BIN)/python -m tools.nbrun $(NBS)
