@@ -150,8 +150,9 @@ class Detector(nn.Module):
         if len(extrinsic) != len(calibration) and 1 not in (len(extrinsic), len(calibration)):
             raise ValueError(f"poses and calibrations must have the same batch size, or one of them 1, not {len(extrinsic)} and {len(calibration)}")
         world_from_camera = self.reorient.compose(extrinsic)
-        source = calibration(self.source) if self.beam == "parallel" else self.source
-        source, target = world_from_camera(source), world_from_camera(calibration(self.target))
+        world_from_unit = calibration.compose(world_from_camera)
+        source = (world_from_unit if self.beam == "parallel" else world_from_camera)(self.source)
+        target = world_from_unit(self.target)
         return source.expand(len(target), -1, -1), target  # one pose may come with several calibrations
 
     def pixel_from_camera(
@@ -172,7 +173,8 @@ class Detector(nn.Module):
         "Project points of the world to the picture."
         C = (self.calibration if calibration is None else calibration).matrix
         camera_from_world = self.reorient.compose(pose).inverse()
-        return project(camera_from_world(points), self.pixel_from_camera(calibration), detector_depth(C), self.beam)
+        with torch.autocast(C.device.type, enabled=False):
+            return project(camera_from_world(points), self.pixel_from_camera(calibration), detector_depth(C), self.beam)
 
     def backproject(
         self,
@@ -183,7 +185,8 @@ class Detector(nn.Module):
         "Find the points of the detector, in the world, that pixels show."
         C = (self.calibration if calibration is None else calibration).matrix
         world_from_camera = self.reorient.compose(pose)
-        return world_from_camera(backproject(pixels, self.pixel_from_camera(calibration), detector_depth(C)))
+        with torch.autocast(C.device.type, enabled=False):
+            return world_from_camera(backproject(pixels, self.pixel_from_camera(calibration), detector_depth(C)))
 
 # %% ../nbs/api/05_detector.ipynb #7e326b51
 def make_intrinsic_matrix(

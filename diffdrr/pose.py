@@ -132,7 +132,8 @@ class RigidTransform(AffineTransform):
     def inverse(self) -> RigidTransform:
         "Return the inverse transform: $R^T$ and $-R^T t$."
         R = self.rotation.mT
-        return RigidTransform(make_matrix(R, -(R @ self.translation[..., None])[..., 0]))
+        with torch.autocast(R.device.type, enabled=False):
+            return RigidTransform(make_matrix(R, -(R @ self.translation[..., None])[..., 0]))
 
     def convert(
         self,
@@ -145,11 +146,13 @@ class RigidTransform(AffineTransform):
         if parameterization == "se3_log_map":
             translation, rotation = self.get_se3_log().split(3, dim=-1)
             return rotation, translation
-        return parameters.from_matrix(self.rotation), (self.rotation.mT @ self.translation[..., None])[..., 0]
+        with torch.autocast(self.matrix.device.type, enabled=False):
+            return parameters.from_matrix(self.rotation), (self.rotation.mT @ self.translation[..., None])[..., 0]
 
     def get_se3_log(self) -> torch.Tensor:  # (B, 6) translational part (mm), then rotational part (rad)
         "Return the twist whose exponential is this transform."
-        return matrix_to_twist(self.matrix)
+        with torch.autocast(self.matrix.device.type, enabled=False):
+            return matrix_to_twist(self.matrix)
 
 # %% ../nbs/api/03_pose.ipynb #49af4c3d
 class Parameterization(NamedTuple):
@@ -239,10 +242,11 @@ def convert(
     check_parameters(rotation, translation, parameterization, parameters.width)
     batch, = torch.broadcast_shapes(rotation.shape[:1], translation.shape[:1])
     rotation, translation = rotation.expand(batch, *rotation.shape[1:]), translation.expand(batch, 3)
-    if parameterization == "se3_log_map":
-        return RigidTransform(twist_to_matrix(torch.cat([translation, rotation], dim=-1)))
-    R = parameters.to_matrix(rotation)
-    return RigidTransform(make_matrix(R, (R @ translation[..., None])[..., 0]))
+    with torch.autocast(rotation.device.type, enabled=False):
+        if parameterization == "se3_log_map":
+            return RigidTransform(twist_to_matrix(torch.cat([translation, rotation], dim=-1)))
+        R = parameters.to_matrix(rotation)
+        return RigidTransform(make_matrix(R, (R @ translation[..., None])[..., 0]))
 
 # %% ../nbs/api/03_pose.ipynb #8de3dc2c
 def random_rigid_transform(

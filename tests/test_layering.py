@@ -33,6 +33,8 @@ ARROWS: dict[str, set[str] | None] = {
     "kernels.dispatch": {"kernels.reference", "kernels.operators"},
     "renderers": {"kernels.dispatch"},
     "drr": {"pose", "camera", "detector", "volume", "renderers"},
+    "metrics": {"pose", "so3"},
+    "registration": {"pose", "drr"},
     "utils": {"pose", "camera", "detector", "drr"},
     "visualization": ANYTHING,
     "cli": ANYTHING,
