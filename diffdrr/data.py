@@ -12,14 +12,13 @@ from numbers import Integral
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import SimpleITK as sitk
 import torch
 import torchio
 from fastcore.xdg import xdg_cache_home
 from torchio import LabelMap, ScalarImage, Subject
 
-from . import __version__, phantom
+from . import __version__
 from .camera import orientation_matrix
 from .pose import AffineTransform, RigidTransform
 from .volume import as_labels, check_affine, check_volume, select_labels
@@ -287,6 +286,8 @@ def example_arrays(
     spacing: tuple[float, float, float],  # mm
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # Hounsfield units, labels and affine
     "Return the example chest CT from the cache, or make it and keep it there."
+    from diffdrr import phantom
+
     name = "-".join(str(n) for n in (*shape, *spacing))
     path = cache_folder() / f"chest-{__version__}-{name}.npz"
     if not path.exists():
@@ -321,9 +322,13 @@ def load_example_ct(
     **kwargs,  # other arguments of `read`
 ) -> Subject:
     "Load an example chest CT: procedural, labelled, with a table of its `structures`; or a real one by name."
+    import pandas as pd
+
+    from diffdrr.phantom import STRUCTURES
+
     options = dict(orientation=orientation, bone_attenuation_multiplier=bone_attenuation_multiplier, **kwargs)
     if isinstance(labels, str):
         return read(download_ct(labels), **options)
     hu, mask, affine = example_arrays(tuple(shape), tuple(spacing))
-    structures = pd.DataFrame(phantom.STRUCTURES, columns=["group", "original_idx", "structure", "id"])
+    structures = pd.DataFrame(STRUCTURES, columns=["group", "original_idx", "structure", "id"])
     return read(torch.from_numpy(hu), torch.from_numpy(mask), labels, affine=affine, structures=structures, **options)
