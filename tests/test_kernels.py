@@ -132,3 +132,21 @@ def test_voxels_that_are_not_numbers_stay_where_they_are(rule):
         volume[4, 4, 4] = strange
         image = kernel(volume, source, target, torch.full((1, 81), 50.0), backend="numba", **options)
         assert not image[0, 0, 40].isfinite() and torch.equal(image[0, 0, :9], clean[0, 0, :9])
+
+
+@rules
+@pytest.mark.parametrize("labelled", [False, True], ids=["sum", "labels"])
+@pytest.mark.parametrize("strange", [torch.nan, torch.inf, -torch.inf], ids=str)
+def test_coordinates_that_are_not_numbers_give_such_pixels(rule, labelled, strange):
+    "And leave the other pixels alone; an optimiser that has gone astray is noticed."
+    kernel, options = RULES[rule]
+    volume, labels, _, _ = scene(5, (6, 5, 4), 1, 1)
+    source, target = torch.tensor([[[-5.0, 2.2, 1.7]] * 7], dtype=torch.float64), torch.tensor([[[12.0, 2.9, 2.1]] * 7], dtype=torch.float64)
+    for axis in range(3):
+        source[0, axis, axis] = strange
+        target[0, 3 + axis, axis] = strange
+    source.requires_grad_(), target.requires_grad_()
+    image = kernel(volume, source, target, torch.ones(1, 7, dtype=torch.float64), labels if labelled else None, backend="numba", **options)
+    assert image[..., :6].isnan().all() and (image[..., 6] > 0).any() and image[..., 6].isfinite().all()
+    for gradient in torch.autograd.grad(image[..., 6].sum(), (source, target)):
+        assert gradient[0, 6].isfinite().all()

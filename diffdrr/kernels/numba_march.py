@@ -10,7 +10,7 @@ from collections import deque, namedtuple
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from math import ceil, floor
+from math import ceil, floor, inf
 
 import numpy as np
 import torch
@@ -18,8 +18,8 @@ from numba import njit, types
 from numba.extending import overload
 
 # %% auto #0
-__all__ = ['OPTIONS', 'INLINE', 'Ray', 'can_write_cache', 'point', 'clip', 'dominant', 'set_up', 'cut', 'read', 'widen',
-           'as_array', 'row_length', 'plan', 'in_order', 'pool', 'share', 'as_rays', 'as_volume']
+__all__ = ['OPTIONS', 'INLINE', 'Ray', 'can_write_cache', 'point', 'clip', 'nothing', 'dominant', 'set_up', 'cut', 'read',
+           'widen', 'as_array', 'row_length', 'plan', 'in_order', 'pool', 'share', 'as_rays', 'as_volume']
 
 # %% ../../nbs/api/11_kernels_numba_march.ipynb #dc7f5a1f
 def can_write_cache() -> bool:
@@ -68,6 +68,8 @@ def clip(
     enter, leave, enter_axis, leave_axis = 0.0, 1.0, -1, -1
     for axis in range(3):
         d = float(t[axis]) - float(s[axis])
+        if not abs(d) < inf:
+            leave = -1.0
         below, above = -0.5 - float(s[axis]), shape[axis] - 0.5 - float(s[axis])
         if d == 0.0:
             if not (below <= 0.0 < above):
@@ -79,6 +81,15 @@ def clip(
             if far < leave:
                 leave, leave_axis = far, axis
     return enter, leave, enter_axis, leave_axis
+
+# %% ../../nbs/api/11_kernels_numba_march.ipynb #9fcfe318
+@njit(**OPTIONS)
+def nothing(
+    s,  # three numbers: the source
+    t,  # three numbers: the target
+) -> float:
+    "Return what a ray measures that meets no voxel: zero, or NaN if it is no ray."
+    return 0.0 * (float(s[0]) + float(s[1]) + float(s[2]) + float(t[0]) + float(t[1]) + float(t[2]))
 
 # %% ../../nbs/api/11_kernels_numba_march.ipynb #39bae315
 @njit(**OPTIONS)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numba import njit
 
-from .numba_march import INLINE, OPTIONS, Ray, as_array, as_rays, as_volume, cut, dominant, in_order, plan, point, read, set_up, share
+from .numba_march import INLINE, OPTIONS, Ray, as_array, as_rays, as_volume, cut, dominant, in_order, nothing, plan, point, read, set_up, share
 
 # %% auto #0
 __all__ = ['RAYS_PER_PIECE', 'value', 'integrate', 'integrate_with_jumps', 'differentiate', 'render_rays', 'differentiate_rays',
@@ -93,9 +93,9 @@ def differentiate(
     "Integrate along a ray and differentiate."
     _, b, n = where
     for i in range(6):
-        slopes[b, n, i] = 0
+        slopes[b, n, i] = nothing(s, t)
     if ray.first >= ray.last:
-        return 0.0
+        return nothing(s, t)
     total, jumps_v, moments_v, jumps_w, moments_w = integrate_with_jumps(real, whole, volumes, labels, weights, where, ray)
     lowest = value(real, volumes, labels, weights, where, cut(real, whole, ray, ray.first)[0])
     highest = value(real, volumes, labels, weights, where, cut(real, whole, ray, ray.last - 1)[2])
@@ -147,8 +147,9 @@ def render_rays(
         if g == start or q == 0:
             row, rows = plan(target, b, strides)
         n = in_order(q, n_rays, row, rows)
-        ray = set_up(real, whole, point(source, b, n), point(target, b, n), shape, strides)
-        image[b, 0, n] = 0
+        s, t = point(source, b, n), point(target, b, n)
+        ray = set_up(real, whole, s, t, shape, strides)
+        image[b, 0, n] = nothing(s, t)
         if ray.first < ray.last:
             image[b, 0, n] = integrate(real, whole, volumes, (b if len(volumes) > 1 else 0, b, n), ray) * (length[b, n] / abs(ray.du))
 
@@ -210,7 +211,7 @@ def render_channels(
     source,  # (B, N, 3)
     target,  # (B, N, 3)
     length,  # (B, N)
-    image,  # (B, C, N) zero; is filled
+    image,  # (B, C, N) is filled
     start: int,  # the first ray
     stop: int,  # one more than the last
 ):
@@ -222,8 +223,11 @@ def render_channels(
         if g == start or q == 0:
             row, rows = plan(target, b, strides)
         n = in_order(q, n_rays, row, rows)
-        ray = set_up(real, whole, point(source, b, n), point(target, b, n), shape, strides)
+        s, t = point(source, b, n), point(target, b, n)
+        ray = set_up(real, whole, s, t, shape, strides)
         which = b if len(volumes) > 1 else 0
+        for c in range(image.shape[1]):
+            image[b, c, n] = nothing(s, t)
         fill_pieces(real, whole, ray, ray.first, ray.last, index, extent)
         scale = real(length[b, n] / abs(ray.du)) if ray.first < ray.last else real(0)
         for j in range(ray.last - ray.first):
@@ -285,7 +289,7 @@ def render(
     voxels, shape, strides, whole = as_volume(volume)
     rays = as_rays(source, target, length)
     real = rays[1].dtype.type
-    image = np.zeros((len(target), n_labels, target.shape[1]), dtype=real)
+    image = np.empty((len(target), n_labels, target.shape[1]), dtype=real)
     if labels is None:
         task = lambda start, stop: render_rays(real, whole, voxels, shape, strides, *rays, image, start, stop)
     else:

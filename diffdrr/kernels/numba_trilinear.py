@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numba import njit
 
-from .numba_march import INLINE, OPTIONS, as_array, as_rays, as_volume, clip, cut, dominant, in_order, plan, point, read, set_up, share
+from .numba_march import INLINE, OPTIONS, as_array, as_rays, as_volume, clip, cut, dominant, in_order, nothing, plan, point, read, set_up, share
 
 # %% auto #0
 __all__ = ['Line', 'GAUSS', 'Rule', 'RAYS_PER_PIECE', 'set_up_line', 'to_cells', 'count_cells', 'cut_exactly', 'cut_evenly',
@@ -319,7 +319,7 @@ def chain(
     "Turn integrals along a ray into derivatives with respect to its ends."
     enter, leave, enter_axis, leave_axis = interval
     for i in range(6):
-        slopes[b, n, i] = 0
+        slopes[b, n, i] = nothing(s, t)
     if line.du == 0.0 or enter == leave:
         return
     at_0, at_1 = 0.0, 0.0  # the integrals of the derivative along the ray, and of the same times a
@@ -457,7 +457,7 @@ def render_rays(
     source,  # (B, N, 3)
     target,  # (B, N, 3)
     length,  # (B, N)
-    image,  # (B, C, N) zero; is filled
+    image,  # (B, C, N) is filled
     start: int,  # the first ray
     stop: int,  # one more than the last
 ):
@@ -477,6 +477,8 @@ def render_rays(
         layers = shape[dominant(s, t)]
         line = set_up_line(real, whole, s, t, shape, strides, 0, layers)
         pieces = cut_ray(real, whole, line, s, t, shape, rule, sampling_interval(s, t, shape, rule, alphas, b, n), per_voxel, 0, layers, crossings, bounds)
+        for c in range(image.shape[1]):
+            image[b, c, n] = nothing(s, t)
         if pieces == 0:
             continue
         scale = real(length[b, n] / abs(line.du))
@@ -526,7 +528,7 @@ def differentiate_rays(
         interval = sampling_interval(s, t, shape, rule, alphas, b, n)
         pieces = cut_ray(real, whole, line, s, t, shape, rule, interval, per_voxel, 0, layers, crossings, bounds)
         sums = integrate_with_gradient(real, whole, volumes, labels, weights, where, layers, line, bounds, pieces, offset, rule.nearest)
-        image[b, n] = sums[0] / abs(line.du) if pieces > 0 else 0
+        image[b, n] = sums[0] / abs(line.du) if pieces > 0 else nothing(s, t)
         chain(sums, line, s, t, interval, rule.n_points > 0, length[b, n], slopes, b, n)
         if labels is not None and rule.n_points == 0:
             add_label_jumps(real, whole, volumes, labels, weights, where, layers, line, bounds, pieces, s, t, length[b, n], slopes)
@@ -633,7 +635,7 @@ def render(
     voxels, shape, strides, whole = as_volume(volume)
     rays = as_rays(source, target, length)
     real = rays[1].dtype.type
-    image = np.zeros((len(target), n_labels, target.shape[1]), dtype=real)
+    image = np.empty((len(target), n_labels, target.shape[1]), dtype=real)
     classes = None if labels is None else as_array(labels.flatten(1))
     options = as_rule(n_points, mode), as_array(alphas)
     task = lambda start, stop: render_rays(real, whole, voxels, classes, shape, strides, *options, *rays, image, start, stop)
