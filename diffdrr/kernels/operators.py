@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 from collections.abc import Callable
+from functools import wraps
 from importlib import import_module
 
 import torch
@@ -60,7 +61,8 @@ def operator(
         name = LIBRARY.define(schema)
         LIBRARY.impl(name, function, "CompositeExplicitAutograd")
         torch.library.register_fake(f"{NAMESPACE}::{name}", shapes, lib=LIBRARY)
-        return getattr(getattr(torch.ops, NAMESPACE), name)
+        declared = getattr(getattr(torch.ops, NAMESPACE), name)
+        return wraps(function)(lambda *args: declared(*args))
 
     return declare
 
