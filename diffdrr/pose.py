@@ -240,7 +240,7 @@ def convert(
         raise ValueError(f"convert takes a rotation and a translation for {parameterization}, not {len(args)} arguments")
     rotation, translation = args
     check_parameters(rotation, translation, parameterization, parameters.width)
-    batch, = torch.broadcast_shapes(rotation.shape[:1], translation.shape[:1])
+    batch = len(rotation) if len(translation) == 1 else len(translation)
     rotation, translation = rotation.expand(batch, *rotation.shape[1:]), translation.expand(batch, 3)
     with torch.autocast(rotation.device.type, enabled=False):
         if parameterization == "se3_log_map":
