@@ -26,7 +26,8 @@ from .pose import RigidTransform
 
 # %% auto #0
 __all__ = ['number', 'check_size', 'Detector', 'make_intrinsic_matrix', 'get_focal_length', 'get_principal_point',
-           'parse_intrinsic_matrix', 'intrinsics_from_matrix', 'opencv_camera', 'pose_from_opencv']
+           'parse_intrinsic_matrix', 'intrinsics_from_matrix', 'opencv_camera', 'pose_from_opencv', 'binned_size',
+           'bin_pixels']
 
 # %% ../nbs/api/05_detector.ipynb #c72561eb
 def number(
@@ -274,3 +275,28 @@ def pose_from_opencv(
     if not (torch.linalg.det(matrix[..., :3, :3]) > 0).all():
         raise ValueError("extrinsic cannot be reached by a rigid pose: with this orientation the picture would be mirrored; change reverse_x_axis or the orientation")
     return RigidTransform(matrix)
+
+# %% ../nbs/api/05_detector.ipynb #4467095f
+def binned_size(
+    height: int,  # rows, pixels
+    width: int,  # columns, pixels
+    n: int,  # rows and columns of a block
+) -> tuple[int, int]:  # rows and columns of blocks
+    "Count the blocks that fit around the middle of a picture. Raises a `ValueError` when none do, or when they cannot be put in the middle."
+    if n % 2 == 0 and (height % 2 or width % 2):
+        raise ValueError(f"n must be odd for an odd number of rows or columns, {height} x {width}, not {n}")
+    sizes = tuple(size // n - (size - size // n * n) % 2 for size in (height, width))
+    if n < 1 or min(sizes) < 1:
+        raise ValueError(f"n must be at least 1 and leave a block of {height} x {width} pixels, not {n}")
+    return sizes
+
+# %% ../nbs/api/05_detector.ipynb #0d1c2648
+def bin_pixels(
+    pictures: torch.Tensor,  # (B, C, H, W)
+    n: int,  # rows and columns of a block
+) -> torch.Tensor:  # (B, C, H / n, W / n) rounded down
+    "Average blocks of pixels around the middle of pictures. Raises the errors of `binned_size`."
+    height, width = pictures.shape[-2:]
+    rows, columns = binned_size(height, width, n)
+    top, left = (height - rows * n) // 2, (width - columns * n) // 2
+    return torch.nn.functional.avg_pool2d(pictures[..., top : top + rows * n, left : left + columns * n], n)

@@ -5,16 +5,17 @@
 # %% ../nbs/api/21_drr.ipynb #a4011541
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from .detector import Detector, check_size
+from .detector import Detector, binned_size, check_size
 from .pose import AffineTransform, RigidTransform, convert
 from .renderers import Siddon, Trilinear
-from .volume import as_labels, voxel_from_world
+from .volume import as_labels, block_mean, voxel_from_block, voxel_from_world
 
 if TYPE_CHECKING:
     from torchio import Subject
@@ -153,7 +154,7 @@ class DRR(nn.Module):
         ends = [x.expand_as(target).detach().requires_grad_() for x in (source, target)]
         with torch.enable_grad():
             img = self.render(self.density.detach(), *ends, **kwargs)
-        gradients = torch.autograd.grad(img.sum(), ends)  # a pixel depends on its own ray only
+        gradients = torch.autograd.grad(img, ends, torch.ones_like(img))  # a pixel depends on its own ray only
         with torch.no_grad():
             columns = []
             if intrinsics:
@@ -242,6 +243,22 @@ class DRR(nn.Module):
         if n_subsample is not None:
             n_subsample = max(1, round(n_subsample * height * width / (self.detector.height * self.detector.width)))
         self.set_intrinsics_(height=height, width=width, delx=self.detector.delx / scale, dely=self.detector.dely / scale, n_subsample=n_subsample)
+
+    def coarsen(
+        self,
+        pixels: int,  # rows and columns of pixels that become one; what is left over is cut off, the same on both sides, see `detector.binned_size`
+        voxels: tuple[int, int, int],  # voxels along each axis that become one
+    ) -> DRR:
+        "Return a DRR with larger pixels and larger voxels in the same places, without label map: one level of a coarse-to-fine method."
+        level = copy.copy(self)
+        level._buffers, level._modules = dict(self._buffers), dict(self._modules)  # which a shallow copy shares
+        level._buffers.pop("mask", None)
+        height, width = binned_size(self.detector.height, self.detector.width, pixels)
+        level.set_intrinsics_(height=height, width=width, delx=self.detector.delx * pixels, dely=self.detector.dely * pixels)
+        affine = self._affine[0].cpu().double() @ voxel_from_block(voxels, self.renderer.voxel_shift)
+        level.density = block_mean(self.density, voxels)
+        level._affine, level._affine_inverse = affine.to(self._affine)[None], voxel_from_world(affine).to(self._affine)[None]
+        return level
 
     def perspective_projection(
         self,

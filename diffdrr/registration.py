@@ -5,14 +5,32 @@
 # %% ../nbs/api/23_registration.ipynb #e6df5127
 from __future__ import annotations
 
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
+from tqdm.auto import tqdm
 
-from .drr import DRR
+from .alignment import Iterate, Objective, Placement, View, covariance, levenberg_marquardt
+from .drr import DRR, INTRINSICS
 from .pose import PARAMETERIZATIONS, RigidTransform, convert, parameterization_of
+from .se3 import matrix_to_twist
 
 # %% auto #0
-__all__ = ['N_ANGULAR_COMPONENTS', 'Registration', 'PoseRegressor']
+__all__ = ['N_ANGULAR_COMPONENTS', 'SCHEDULE', 'DETAIL_WINDOW', 'DETAIL_RATIO', 'Registration', 'PoseRegressor', 'Stage',
+           'check_view', 'make_views', 'reason_to_doubt', 'RegistrationResult', 'check_json', 'draw_motions', 'search',
+           'refine_candidates', 'trace_table', 'make_result', 'register']
+
+# %% ../nbs/api/23_registration.ipynb #9827fa89
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 # %% ../nbs/api/23_registration.ipynb #b9abd9d6
 class Registration(nn.Module):
@@ -101,3 +119,297 @@ class PoseRegressor(nn.Module):
         precision = self.xyz_regression.weight.dtype  # under autocast the layers return half precision
         rotation, translation = (layer(features).to(precision) for layer in (self.rot_regression, self.xyz_regression))
         return convert(rotation, translation, parameterization=self.parameterization, convention=self.convention)
+
+# %% ../nbs/api/23_registration.ipynb #25f22d7f
+@dataclass(frozen=True)
+class Stage:
+    "A step from coarse to fine."
+
+    pixels: int  # along the longer side of the picture
+    window: float  # standard deviation of the window of standardisation, as a part of the longer side
+    candidates: int  # how many of the best guesses are improved
+    robustness: float  # standard deviations where the loss levels off; infinite for least squares
+
+
+SCHEDULE = (
+    Stage(pixels=32, window=0.15, candidates=12, robustness=float("inf")),
+    Stage(pixels=64, window=0.10, candidates=4, robustness=2.0),
+    Stage(pixels=64, window=0.05, candidates=1, robustness=2.0),
+    Stage(pixels=128, window=0.03, candidates=1, robustness=2.0),
+)
+
+# %% ../nbs/api/23_registration.ipynb #c1c9bd3f
+def check_view(
+    view: View,
+) -> None:
+    "Raise a `ValueError` unless an X-ray can be compared with the pictures of its DRR."
+    detector, xray, mask = view.drr.detector, view.xray, view.mask
+    for name, picture in (("xray", xray), ("mask", mask)):
+        if picture.shape != (1, 1, detector.height, detector.width):
+            raise ValueError(f"{name} must have shape (1, 1, {detector.height}, {detector.width}) like the pictures of the DRR, not {tuple(picture.shape)}; resample it, or set the detector's size")
+    if detector.n_subsample is not None:
+        raise ValueError("registration needs whole pictures; make the DRR without p_subsample")
+    if not ((mask >= 0) & (mask <= 1)).all() or mask.sum() == 0:
+        raise ValueError("mask must be 1 where the X-ray counts and 0 elsewhere, and leave some pixels")
+    seen = xray[mask > 0]
+    if not seen.isfinite().all():
+        raise ValueError(f"xray has {(~seen.isfinite()).sum().item()} pixels that are NaN or infinite; mask them, or clamp the intensities before the logarithm")
+    if seen.max() == seen.min():
+        raise ValueError(f"xray has the same value {seen.max().item():.4g} everywhere; was it clipped?")
+    with torch.no_grad():
+        picture = view.coarsen(32).drr(view.pose, n_points=None)
+    if picture.max() == picture.min():
+        raise ValueError("init must show the CT, but no ray meets it; check the order of the axes and the units (mm, rad) of the initial pose")
+
+# %% ../nbs/api/23_registration.ipynb #a2bec061
+def make_views(
+    drr: DRR | Sequence[DRR],  # one for all X-rays, or one for each
+    xray: torch.Tensor | Sequence[torch.Tensor],  # (V, 1, H, W), or a list of (1, 1, H, W)
+    init: RigidTransform,  # (V) poses
+    mask: torch.Tensor | Sequence[torch.Tensor] | None = None,  # like `xray`
+) -> list[View]:
+    "Put together what belongs to each X-ray. Raises a `ValueError` that says what does not fit."
+    split = lambda pictures: list(pictures.split(1)) if isinstance(pictures, torch.Tensor) else list(pictures)
+    xrays = split(xray)
+    masks = [torch.ones_like(x) for x in xrays] if mask is None else split(mask)
+    drrs = [drr] * len(xrays) if isinstance(drr, DRR) else list(drr)
+    counts = dict(drr=len(drrs), xray=len(xrays), init=len(init), mask=len(masks))
+    if len(set(counts.values())) > 1 or not xrays:
+        raise ValueError(f"every X-ray needs a DRR, an initial pose and a mask of its own, not {', '.join(f'{n} of {name}' for name, n in counts.items())}")
+    views = [View(d, x.to(d._affine), m.to(d._affine), RigidTransform(p[None].to(d._affine))) for d, x, m, p in zip(drrs, xrays, masks, init.matrix)]
+    for view in views:
+        check_view(view)
+    return views
+
+# %% ../nbs/api/23_registration.ipynb #fed86589
+DETAIL_WINDOW = 0.015  # of the longer side of the picture: two pixels of 128
+DETAIL_RATIO = 0.7
+
+
+def reason_to_doubt(
+    objective: Objective,  # of the last stage
+    trace: Sequence[tuple[int, Iterate]],  # pixels and guess of each iteration
+    inverted: bool,  # whether the negative of the X-ray would fit better
+) -> str | None:  # None if there is none
+    "Say why a pose should not be trusted."
+    (_, before), (_, last) = trace[-2:]
+    fine = Objective(objective.views, DETAIL_WINDOW, objective.refine)
+    broad, detail = last.similarity.item(), fine.score(last.placement).item()
+    step = matrix_to_twist(last.placement.motion @ RigidTransform(before.placement.motion).inverse().matrix)
+    if inverted:
+        return "the negative of the X-ray fits better; bones must be bright: use the negative logarithm of the intensity"
+    if broad < 0.2:
+        return f"the pictures are not alike (local correlation {broad:.2f}); check the preparation of the X-ray, the geometry, and the initial pose"
+    if detail < DETAIL_RATIO * broad:
+        return f"outlines fit, but details do not (local correlation {broad:.2f} in large windows, {detail:.2f} in small ones); try a better initial pose or a larger spread"
+    if objective.length(step) > objective.pixel:
+        return f"the last step still moved the CT by {objective.length(step).item():.1f} mm"
+    return None
+
+# %% ../nbs/api/23_registration.ipynb #b62874d3
+@dataclass(frozen=True)
+class RegistrationResult:
+    "The pose of an X-ray, and how much to trust it."
+
+    pose: RigidTransform  # (V) world from camera, one for each view
+    pose_in_scanner: RigidTransform  # (V) the same in the coordinates of the CT's file
+    similarity: float  # local correlation coefficient of pictures and X-rays, at most 1
+    covariance: torch.Tensor  # (6 + K, 6 + K) of a twist about the isocentre (mm, rad) and of the refined intrinsics (mm), float64
+    intrinsics: list[dict[str, float]]  # the refined intrinsics of each view, mm
+    reason: str | None  # why the pose should not be trusted; None if nothing speaks against it
+    trace: DataFrame  # one row for each iteration: how the first view's pose went
+    seconds: float  # how long it took
+
+    @property
+    def failed(self) -> bool:
+        "Whether there is a reason not to trust the pose."
+        return self.reason is not None
+
+    @property
+    def standard_deviation(self) -> torch.Tensor:  # (6 + K,) mm, rad, mm
+        "Return the square roots of the variances. They know of noise that pixels do not share, not of a wrong model, so they are optimistic."
+        return self.covariance.diagonal().sqrt()
+
+    def __str__(self) -> str:
+        verdict = f"FAILED: {self.reason}" if self.failed else "found"
+        deviation = ", ".join(f"{x:.3g}" for x in self.standard_deviation[:3]), ", ".join(f"{x:.3g}" for x in self.standard_deviation[3:6].rad2deg())
+        angles, translation = (x[0].tolist() for x in self.pose.convert("euler_angles", "ZXY", degrees=True))
+        lines = [
+            f"{verdict} in {self.seconds:.1f} s, {len(self.trace)} iterations, local correlation {self.similarity:.3f}",
+            f"rotation (ZXY)  {', '.join(f'{x:.3f}' for x in angles)} degrees",
+            f"translation     {', '.join(f'{x:.3f}' for x in translation)} mm",
+            f"uncertainty     {deviation[0]} mm, {deviation[1]} degrees about the isocentre (one standard deviation, noise alone)",
+        ]
+        return "\n".join(lines + [f"intrinsics      {x}" for x in self.intrinsics if x])
+
+    def save(
+        self,
+        path: str | Path,  # a file that ends in .json
+    ) -> None:
+        "Write everything to a file that people and programs can read. Raises a `ValueError` for another suffix."
+        path = check_json(path)
+        tensors = {name: getattr(self, name).tolist() for name in ("covariance",)}
+        poses = {name: getattr(self, name).matrix.tolist() for name in ("pose", "pose_in_scanner")}
+        plain = {name: getattr(self, name) for name in ("similarity", "intrinsics", "reason", "seconds")}
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(json.dumps({**poses, **plain, **tensors, "trace": self.trace.to_dict("list")}, indent=1))
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,  # a file that `save` wrote
+    ) -> RegistrationResult:
+        "Read a result. Raises a `ValueError` for a file that holds none."
+        from pandas import DataFrame
+
+        path = check_json(path)
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict) or set(content) != {field.name for field in fields(cls)}:
+            raise ValueError(f"{str(path)!r} does not hold the result of a registration")
+        for name in ("pose", "pose_in_scanner"): content[name] = RigidTransform(torch.tensor(content[name]))
+        content["covariance"] = torch.tensor(content["covariance"], dtype=torch.float64)
+        content["trace"] = DataFrame(content["trace"])
+        return cls(**content)
+
+
+def check_json(path: str | Path) -> Path:
+    "Raise a `ValueError` unless a file is called like one for a result."
+    if Path(path).suffix != ".json":
+        raise ValueError(f"path must end in .json, not {Path(path).name!r}")
+    return Path(path)
+
+# %% ../nbs/api/23_registration.ipynb #67c9903d
+def draw_motions(
+    n: int,
+    spread: tuple[float, float],  # standard deviations of rotation (degrees) and translation (mm), about and along each axis
+    objective: Objective,
+    generator: torch.Generator,
+) -> torch.Tensor:  # (n, 4, 4); the first does not move
+    "Draw rigid motions about the isocentre."
+    deviations = torch.tensor([spread[1]] * 3 + [math.radians(spread[0])] * 3)
+    steps = torch.randn(n, 6, generator=generator) * deviations
+    steps[0] = 0
+    still = objective.start(torch.eye(4).to(objective.pivot).expand(n, 4, 4))
+    return still.moved(steps.to(objective.pivot), objective.pivot).motion
+
+# %% ../nbs/api/23_registration.ipynb #96ab2985
+def search(
+    views: Sequence[View],  # of the first stage
+    stage: Stage,
+    n_starts: int,
+    spread: tuple[float, float],  # degrees, mm
+    generator: torch.Generator,
+) -> tuple[torch.Tensor, bool]:  # (stage.candidates, 4, 4) the best motions; whether the negative of the X-rays would fit better
+    "Score random motions, and keep the best."
+    objective = Objective(views, stage.window)
+    motions = draw_motions(n_starts, spread, objective, generator)
+    scores = torch.cat([objective.score(objective.start(some)) for some in motions.split(100)])  # 100 at a time, for memory
+    return motions[scores.topk(min(stage.candidates, n_starts)).indices], bool(scores.min() < -scores.max())
+
+# %% ../nbs/api/23_registration.ipynb #6b7083d8
+def refine_candidates(
+    pyramid: dict[int, list[View]],  # the views of each number of pixels
+    motions: torch.Tensor,  # (B, 4, 4) candidates
+    schedule: Sequence[Stage],
+    refine: Sequence[str],  # intrinsics to refine at the end
+    solver: Callable[[Objective, Placement, float], list[Iterate]],
+    tick: Callable[[], object],  # called after each stage
+) -> tuple[Objective, list[tuple[int, Iterate]]]:  # the last objective; pixels and guess of each iteration of the candidate that came out best
+    "Go from coarse to fine."
+    trace = []
+    for stage in schedule:
+        objective = Objective(pyramid[stage.pixels], stage.window)
+        start = objective.start(motions)
+        best = objective.score(start).topk(min(stage.candidates, len(motions))).indices
+        iterates = solver(objective, start[best], stage.robustness)
+        trace = [(pixels, iterate[best]) for pixels, iterate in trace] + [(stage.pixels, iterate) for iterate in iterates]
+        motions = iterates[-1].placement.motion
+        tick()
+    winner = trace[-1][1].similarity.argmax()[None]
+    trace = [(pixels, iterate[winner]) for pixels, iterate in trace]
+    if refine:
+        objective = Objective(objective.views, stage.window, refine)
+        trace += [(stage.pixels, iterate) for iterate in solver(objective, objective.start(motions[winner]), stage.robustness)]
+    return objective, trace
+
+# %% ../nbs/api/23_registration.ipynb #c582da44
+def trace_table(
+    trace: Sequence[tuple[int, Iterate]],  # pixels and guess of each iteration
+    init: RigidTransform,  # (1) pose of the view
+) -> DataFrame:  # pixels, similarity, three Euler angles (ZXY, rad), translation (mm)
+    "Write down the pose of a view at each iteration, as `visualization.animate` reads it."
+    from pandas import DataFrame
+
+    motions = torch.cat([iterate.placement.motion for _, iterate in trace])
+    angles, translations = RigidTransform(motions @ init.matrix).convert("euler_angles", "ZXY")
+    columns = dict(zip(("alpha", "beta", "gamma", "bx", "by", "bz"), torch.cat([angles, translations], dim=1).T.tolist()))
+    return DataFrame({"pixels": [pixels for pixels, _ in trace], "similarity": [iterate.similarity.item() for _, iterate in trace], **columns})
+
+# %% ../nbs/api/23_registration.ipynb #090f4038
+def make_result(
+    objective: Objective,  # of the last stage
+    trace: Sequence[tuple[int, Iterate]],  # pixels and guess of each iteration
+    reason: str | None,  # to doubt
+    robustness: float,  # of the last stage
+    seconds: float,
+) -> RegistrationResult:
+    "Express the last guess in every way a user may want it."
+    last = trace[-1][1]
+    cameras = [objective.cameras(last.placement, i) for i in range(len(objective.views))]
+    pose = RigidTransform(torch.cat([pose.matrix for pose, _ in cameras]))
+    world_from_scanner = RigidTransform(objective.views[0].drr.subject.world_from_scanner.to(pose.matrix))
+    return RegistrationResult(
+        pose=pose,
+        pose_in_scanner=pose.compose(world_from_scanner.inverse()),
+        similarity=last.similarity.item(),
+        covariance=covariance(objective, last.placement, robustness)[0],
+        intrinsics=[{name: calibration.matrix[0][INTRINSICS[name]].item() for name in objective.refine} for _, calibration in cameras],
+        reason=reason,
+        trace=trace_table(trace, objective.views[0].pose),
+        seconds=seconds,
+    )
+
+# %% ../nbs/api/23_registration.ipynb #ef6ab63d
+def register(
+    drr: DRR | Sequence[DRR],  # has the geometry of the X-ray; one for all views, or one for each
+    xray: torch.Tensor | Sequence[torch.Tensor],  # (V, 1, H, W) X-rays as line integrals: bones are bright; a list if their sizes differ
+    init: RigidTransform,  # (V) initial poses; several views keep their places relative to each other
+    mask: torch.Tensor | Sequence[torch.Tensor] | None = None,  # like `xray`: 0 where a collimator or an overlay hides the patient
+    spread: tuple[float, float] = (15.0, 45.0),  # how wrong `init` may be: standard deviations of rotation (degrees) and translation (mm)
+    n_starts: int = 200,  # random starts; 1 to begin from `init` only
+    refine: Sequence[str] = (),  # intrinsics to refine at the end: any of sdd, delx, dely, x0, y0
+    solver: Callable[[Objective, Placement, float], list[Iterate]] = levenberg_marquardt,  # or `alignment.first_order`
+    schedule: Sequence[Stage] = SCHEDULE,  # from coarse to fine
+    attempts: int = 3,  # after a failure, search again with twice the starts and 1.5 times the spread
+    seed: int = 0,  # of the random starts
+    verbose: bool = True,  # show a progress bar
+) -> RegistrationResult:
+    """Find the pose of an X-ray, or of several taken of a patient who does not move.
+
+    The similarity is the local correlation coefficient, made robust against what a CT does not show. Volume, pixels and candidates go from coarse to fine. If `failed` is set in the result, `reason` says why its pose should not be trusted.
+
+    Raises a `ValueError` when X-rays, masks, poses and DRRs do not fit each other, when the CT is out of view, and for unknown intrinsics."""
+    begin = time.perf_counter()
+    unknown = [name for name in refine if name not in INTRINSICS]
+    if unknown:
+        raise ValueError(f"refine must name intrinsics ({', '.join(INTRINSICS)}), not {', '.join(unknown)}")
+    if n_starts < 1 or attempts < 1:
+        raise ValueError(f"n_starts and attempts must be at least 1, not {n_starts} and {attempts}")
+    views = make_views(drr, xray, init, mask)
+    pyramid = {pixels: [view.coarsen(pixels) for view in views] for pixels in dict.fromkeys(stage.pixels for stage in schedule)}
+    generator = torch.Generator().manual_seed(seed)
+    best = None
+    with tqdm(total=attempts * (len(schedule) + 1), desc="register", disable=not verbose) as bar:
+        for attempt in range(attempts):
+            wider = [x * 1.5**attempt for x in spread]
+            motions, inverted = search(pyramid[schedule[0].pixels], schedule[0], 1 if n_starts == 1 else n_starts * 2**attempt, wider, generator)
+            bar.update()
+            objective, trace = refine_candidates(pyramid, motions, schedule, refine, solver, bar.update)
+            reason = reason_to_doubt(objective, trace, inverted)
+            if best is None or trace[-1][1].similarity > best[1][-1][1].similarity:
+                best = objective, trace, reason
+            if reason is None or n_starts == 1:
+                break
+    objective, trace, reason = best
+    return make_result(objective, trace, reason, schedule[-1].robustness, time.perf_counter() - begin)

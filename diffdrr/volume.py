@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 # %% auto #0
-__all__ = ['check_affine', 'voxel_from_world', 'check_volume', 'as_labels', 'select_labels']
+__all__ = ['check_affine', 'voxel_from_world', 'check_volume', 'as_labels', 'select_labels', 'block_mean', 'voxel_from_block']
 
 # %% ../nbs/api/06_volume.ipynb #d3e2b972
 def check_affine(
@@ -69,3 +70,26 @@ def select_labels(
     if missing:
         raise ValueError(f"labels {missing} are not in the label map, which holds {present.tolist()}")
     return torch.isin(mask, torch.tensor(labels, dtype=mask.dtype, device=mask.device))
+
+# %% ../nbs/api/06_volume.ipynb #0477bad2
+def block_mean(
+    volume: torch.Tensor,  # (X, Y, Z)
+    factors: tuple[int, int, int],  # voxels per block along each axis
+) -> torch.Tensor:  # (X / factor, ...) rounded up
+    "Average blocks of voxels. The last block of an axis is filled up with zeros."
+    if min(factors) < 1:
+        raise ValueError(f"factors must be at least 1, not {tuple(factors)}")
+    missing = [-size % factor for size, factor in zip(volume.shape, factors)]
+    padded = F.pad(volume, (0, missing[2], 0, missing[1], 0, missing[0]))
+    return F.avg_pool3d(padded[None], tuple(factors))[0]
+
+# %% ../nbs/api/06_volume.ipynb #2b6a7c62
+def voxel_from_block(
+    factors: tuple[int, int, int],  # voxels per block along each axis
+    voxel_shift: float = 0.5,  # 0.5 if whole numbers are centres of voxels and blocks, 0 if they are lower corners
+) -> torch.Tensor:  # (4, 4) float64
+    "Compute the matrix that takes coordinates of blocks to coordinates of voxels."
+    factors = torch.tensor(factors, dtype=torch.float64)
+    matrix = torch.diag(torch.cat([factors, factors.new_ones(1)]))
+    matrix[:3, 3] = (factors - 1) * voxel_shift
+    return matrix

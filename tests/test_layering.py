@@ -34,7 +34,9 @@ ARROWS: dict[str, set[str] | None] = {
     "renderers": {"kernels.dispatch"},
     "drr": {"pose", "camera", "detector", "volume", "renderers"},
     "metrics": {"pose", "so3"},
-    "registration": {"pose", "drr"},
+    "alignment": {"so3", "se3", "pose", "detector", "renderers", "drr", "metrics"},
+    "registration": {"se3", "pose", "drr", "alignment"},
+    "datasets": {"pose", "camera", "detector", "data"},
     "utils": {"pose", "camera", "detector", "drr"},
     "visualization": ANYTHING,
     "cli": ANYTHING,
@@ -42,7 +44,7 @@ ARROWS: dict[str, set[str] | None] = {
 
 # Who may import what others must not need.
 COMPILED = {"numba": {"kernels.numba_march", "kernels.numba_siddon", "kernels.numba_trilinear"}, "triton": {"kernels.triton_common"}}
-OWNERS = {"torchio": {"data"}, "xraydb": {"data"}, "pyvista": {"visualization"}, **COMPILED}
+OWNERS = {"torchio": {"data"}, "xraydb": {"data"}, "pyvista": {"visualization"}, "h5py": {"datasets"}, **COMPILED}
 
 
 def path_of(module: str) -> Path:

@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "diffdrr"
-HEAVY = ["torch", "torchio", "SimpleITK", "pandas", "scipy", "matplotlib", "pyvista", "timm", "xraydb", "fastcore", "roma"]
+HEAVY = ["torch", "torchio", "SimpleITK", "pandas", "scipy", "matplotlib", "pyvista", "timm", "xraydb", "h5py", "pydicom", "skimage", "cv2", "fastcore", "roma"]
 NOT_SOURCES = [".git", ".venv", ".cache", "_docs", "_proc", "build", "dist", "*.egg-info", "__pycache__", "nbs", "tests"]
 
 
@@ -87,7 +87,7 @@ def test_metadata(wheel: Path, settings: configparser.SectionProxy):
     lines = metadata.splitlines()
     assert f"Version: {settings['version']}" in lines
     assert f"Requires-Python: >={settings['min_python']}" in lines
-    assert {line.split(": ")[1] for line in lines if line.startswith("Provides-Extra")} == {"viz", "pose", "physics", "dev", "all"}
+    assert {line.split(": ")[1] for line in lines if line.startswith("Provides-Extra")} == {"viz", "pose", "physics", "datasets", "dev", "all"}
     plain = [line for line in lines if line.startswith("Requires-Dist") and "extra ==" not in line]
     assert len(plain) == len(settings["requirements"].split())
     assert not any("==" in line for line in plain), "the package pins what it needs"
@@ -125,8 +125,8 @@ def test_rendering_loads_only_what_it_needs(environment: Path, tmp_path: Path):
 
 
 def test_visualization_and_data_load_no_extras(environment: Path, tmp_path: Path):
-    loaded = loaded_by("import diffdrr.visualization, diffdrr.data, diffdrr.cli", environment, tmp_path)
-    assert not loaded & {"pyvista", "timm", "xraydb"}
+    loaded = loaded_by("import diffdrr.visualization, diffdrr.data, diffdrr.datasets, diffdrr.registration, diffdrr.cli", environment, tmp_path)
+    assert not loaded & {"pyvista", "timm", "xraydb", "h5py", "pydicom", "skimage", "cv2"}
 
 
 def required_names(settings: configparser.SectionProxy) -> set[str]:
