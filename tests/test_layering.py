@@ -43,8 +43,8 @@ ARROWS: dict[str, set[str] | None] = {
 }
 
 # Who may import what others must not need.
-COMPILED = {"numba": {"kernels.numba_march", "kernels.numba_siddon", "kernels.numba_trilinear"}, "triton": {"kernels.triton_common"}}
-OWNERS = {"torchio": {"data"}, "xraydb": {"data"}, "pyvista": {"visualization"}, "h5py": {"datasets"}, **COMPILED}
+COMPILED = {"numba": {"kernels.numba_march", "kernels.numba_siddon", "kernels.numba_trilinear"}, "triton": {"kernels.triton_common", "visualization"}}
+OWNERS = {"torchio": {"data"}, "xraydb": {"data"}, "pyvista": {"visualization"}, "h5py": {"datasets"}, "imageio_ffmpeg": {"visualization"}, **COMPILED}
 
 
 def path_of(module: str) -> Path:
