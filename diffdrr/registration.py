@@ -176,7 +176,7 @@ def make_views(
     counts = dict(drr=len(drrs), xray=len(xrays), init=len(init), mask=len(masks))
     if len(set(counts.values())) > 1 or not xrays:
         raise ValueError(f"every X-ray needs a DRR, an initial pose and a mask of its own, not {', '.join(f'{n} of {name}' for name, n in counts.items())}")
-    views = [View(d, x.to(d._affine), m.to(d._affine), RigidTransform(p[None].to(d._affine))) for d, x, m, p in zip(drrs, xrays, masks, init.matrix)]
+    views = [View(d, x.to(d._affine), m.to(d._affine), RigidTransform(p[None].to(d._affine))) for d, x, m, p in zip(drrs, xrays, masks, init.matrix.detach())]
     for view in views:
         check_view(view)
     return views
