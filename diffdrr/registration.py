@@ -25,8 +25,8 @@ from .se3 import matrix_to_twist
 
 # %% auto #0
 __all__ = ['N_ANGULAR_COMPONENTS', 'SCHEDULE', 'DETAIL_WINDOW', 'DETAIL_RATIO', 'Registration', 'PoseRegressor', 'Stage',
-           'check_view', 'make_views', 'reason_to_doubt', 'RegistrationResult', 'check_json', 'draw_motions', 'search',
-           'refine_candidates', 'trace_table', 'make_result', 'register']
+           'check_view', 'check_sight', 'make_views', 'reason_to_doubt', 'RegistrationResult', 'check_json',
+           'draw_motions', 'search', 'refine_candidates', 'trace_table', 'make_result', 'register']
 
 # %% ../nbs/api/23_registration.ipynb #9827fa89
 if TYPE_CHECKING:
@@ -156,8 +156,14 @@ def check_view(
         raise ValueError(f"xray has {(~seen.isfinite()).sum().item()} pixels that are NaN or infinite; mask them, or clamp the intensities before the logarithm")
     if seen.max() == seen.min():
         raise ValueError(f"xray has the same value {seen.max().item():.4g} everywhere; was it clipped?")
+
+# %% ../nbs/api/23_registration.ipynb #e3ab751f
+def check_sight(
+    view: View,  # any number of pixels will do
+) -> None:
+    "Raise a `ValueError` unless the CT is seen from the initial pose."
     with torch.no_grad():
-        picture = view.coarsen(32).drr(view.pose, n_points=None)
+        picture = view.drr(view.pose, n_points=None)
     if picture.max() == picture.min():
         raise ValueError("init must show the CT, but no ray meets it; check the order of the axes and the units (mm, rad) of the initial pose")
 
@@ -398,6 +404,8 @@ def register(
         raise ValueError(f"n_starts and attempts must be at least 1, not {n_starts} and {attempts}")
     views = make_views(drr, xray, init, mask)
     pyramid = {pixels: [view.coarsen(pixels) for view in views] for pixels in dict.fromkeys(stage.pixels for stage in schedule)}
+    for view in pyramid[schedule[0].pixels]:
+        check_sight(view)
     generator = torch.Generator().manual_seed(seed)
     best = None
     with tqdm(total=attempts * (len(schedule) + 1), desc="register", disable=not verbose) as bar:

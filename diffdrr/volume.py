@@ -5,6 +5,8 @@
 # %% ../nbs/api/06_volume.ipynb #053cb2f2
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -79,9 +81,7 @@ def block_mean(
     "Average blocks of voxels. The last block of an axis is filled up with zeros."
     if min(factors) < 1:
         raise ValueError(f"factors must be at least 1, not {tuple(factors)}")
-    missing = [-size % factor for size, factor in zip(volume.shape, factors)]
-    padded = F.pad(volume, (0, missing[2], 0, missing[1], 0, missing[0]))
-    return F.avg_pool3d(padded[None], tuple(factors))[0]
+    return F.avg_pool3d(volume[None], tuple(factors), ceil_mode=True, divisor_override=math.prod(factors))[0]
 
 # %% ../nbs/api/06_volume.ipynb #2b6a7c62
 def voxel_from_block(
