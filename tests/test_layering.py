@@ -19,6 +19,7 @@ ARROWS: dict[str, set[str] | None] = {
     "pose": {"so3", "se3"},
     "camera": set(),
     "detector": {"pose", "camera"},
+    "views": {"pose", "camera", "detector"},
     "volume": set(),
     "phantom": set(),
     "data": {"pose", "camera", "volume", "phantom"},
@@ -44,7 +45,7 @@ ARROWS: dict[str, set[str] | None] = {
 
 # Who may import what others must not need.
 COMPILED = {"numba": {"kernels.numba_march", "kernels.numba_siddon", "kernels.numba_trilinear"}, "triton": {"kernels.triton_common", "visualization"}}
-OWNERS = {"torchio": {"data"}, "xraydb": {"data"}, "pyvista": {"visualization"}, "h5py": {"datasets"}, "imageio_ffmpeg": {"visualization"}, **COMPILED}
+OWNERS = {"torchio": {"data"}, "xraydb": {"data"}, "pyvista": {"visualization"}, "h5py": {"datasets"}, "cv2": {"views"}, "imageio_ffmpeg": {"visualization"}, **COMPILED}
 
 
 def path_of(module: str) -> Path:
