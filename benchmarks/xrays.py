@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torchio import Subject
+from torchio import ScalarImage, Subject
 
 from diffdrr.alignment import blur
 from diffdrr.data import save_arrays
@@ -23,7 +23,7 @@ from diffdrr.pose import RigidTransform
 
 @dataclass(frozen=True)
 class Exposure:
-    "How an X-ray is taken, and what disturbs it. The defaults are those of a single frame of fluoroscopy, with a grid against scatter."
+    "How an X-ray is taken, and what disturbs it. The defaults are those of a single frame of fluoroscopy, without a grid against scatter."
 
     sdd: float = 1020.0  # source-to-detector distance, mm
     height: int = 256  # rows and columns, pixels
@@ -31,7 +31,7 @@ class Exposure:
     oversampling: int = 4  # rays along each side of a pixel, whose intensities are averaged
     water: float = 0.0206  # attenuation of water at 60 keV, 1/mm
     photons: float = 8000.0  # that reach a square millimetre of the detector without a patient
-    scatter: float = 0.5  # scatter-to-primary ratio behind the patient
+    scatter: float = 0.5  # ratio of the scattered to the primary radiation, summed over what lies behind the patient; locally from 0.3 in the lungs to 7 in the spine
     scatter_width: float = 40.0  # standard deviation of the haze that a narrow beam makes on the detector, mm
     gain: float = 0.05  # standard deviation of the change of the detector's gain from its middle to its edges
     rod: float = 8.0  # diameter of a steel rod that lies across the detector, mm
@@ -51,27 +51,34 @@ class Exposure:
         return DRR(subject, sdd=self.sdd, height=self.height * oversampling, delx=self.delx / oversampling, renderer="trilinear")
 
 
-def attenuation_per_density(
-    subject: Subject,
-    water: float,  # attenuation of water, 1/mm
-) -> float:  # 1/mm
-    "Return the factor that takes the density of a CT, which has no unit, to linear attenuation: 1000 HU are the attenuation of water."
-    hu, density = subject.volume.data, subject.density.data
-    inside = density > 0
-    span = lambda x: float(x[inside].max() - x[inside].min())
-    return water * span(hu) / 1000 / span(density)
+@dataclass(frozen=True)
+class Patient:
+    "A CT whose density is what attenuates: that of water is 1. The density which pictures are rendered from begins at the lungs instead, so the two differ by more than a factor."
+
+    subject: Subject
+    digest: str  # of the voxels and of where they are
+
+    @classmethod
+    def of(
+        cls,
+        subject: Subject,  # as `read` made it
+    ) -> Patient:
+        "Take the attenuation from the definition of the Hounsfield unit."
+        attenuation, affine = (1 + subject.volume.data.float() / 1000).clamp(min=0), subject.volume.affine
+        digest = hashlib.blake2b(attenuation.numpy().tobytes() + affine.tobytes(), digest_size=16).hexdigest()
+        density = ScalarImage(tensor=attenuation, affine=affine)
+        return cls(Subject(volume=density, density=density, mask=None, reorient=subject.reorient), digest)
 
 
 def transmit(
-    camera: DRR,  # with rays finer than pixels
+    patient: Patient,
     pose: RigidTransform,  # (1)
-    attenuation: float,  # of a density of 1, 1/mm
-    oversampling: int,  # rays along each side of a pixel
+    exposure: Exposure,
 ) -> torch.Tensor:  # (1, 1, H, W) intensity
     "Let the patient absorb (Beer, 1852), and average over each pixel what arrives there."
     with torch.no_grad():
-        line_integrals = attenuation * camera(pose, n_points=None)
-    return F.avg_pool2d(torch.exp(-line_integrals), oversampling)
+        line_integrals = exposure.water * exposure.camera(patient.subject, exposure.oversampling)(pose, n_points=None)
+    return F.avg_pool2d(torch.exp(-line_integrals), exposure.oversampling)
 
 
 def detector_coordinates(
@@ -91,8 +98,8 @@ def haze(
 
     The haze has the given ratio to the primary radiation over the pixels that see at most half of the unattenuated intensity."""
     spread = blur(-primary * primary.log(), exposure.scatter_width / exposure.delx)
-    patient = primary < 0.5
-    return spread * (exposure.scatter * primary[patient].sum() / spread[patient].sum())
+    behind = primary < 0.5
+    return spread * (exposure.scatter * primary[behind].sum() / spread[behind].sum())
 
 
 def rod_transmission(
@@ -136,39 +143,31 @@ def count_photons(
 
 
 def take_xray(
-    subject: Subject,
+    patient: Patient,
     pose: RigidTransform,  # (1)
     exposure: Exposure,
     seed: int,  # of noise, gain, and rod
 ) -> torch.Tensor:  # (1, 1, H, W) negative logarithm of the intensity
     "Take an X-ray. A pixel without photons counts as one with a single photon."
     generator = torch.Generator().manual_seed(seed)
-    primary = transmit(exposure.camera(subject, exposure.oversampling), pose, attenuation_per_density(subject, exposure.water), exposure.oversampling)
+    primary = transmit(patient, pose, exposure)
     intensity = primary * rod_transmission(exposure, generator) + haze(primary, exposure)
     intensity = intensity * uneven_gain(exposure, generator) * collimated_field(exposure)
     photons = exposure.photons_per_pixel
     return -count_photons(intensity, photons, generator).clamp(min=1 / photons).log()
 
 
-def fingerprint(
-    subject: Subject,
-) -> str:
-    "Return a digest of the voxels of a CT and of where they are."
-    return hashlib.blake2b(subject.density.data.numpy().tobytes() + subject.density.affine.tobytes(), digest_size=16).hexdigest()
-
-
 def cached_xray(
-    subject: Subject,
+    patient: Patient,
     pose: RigidTransform,  # (1)
     exposure: Exposure,
     seed: int,
     folder: Path,
-    ct: str,  # digest of the subject
 ) -> torch.Tensor:  # (1, 1, H, W)
     "Take an X-ray, or read it, if one with the same parameters was taken by this very file."
-    parameters = {"exposure": asdict(exposure), "pose": pose.matrix.tolist(), "seed": seed, "ct": ct, "code": Path(__file__).read_text()}
+    parameters = {"exposure": asdict(exposure), "pose": pose.matrix.tolist(), "seed": seed, "ct": patient.digest, "code": Path(__file__).read_text()}
     path = folder / f"{hashlib.blake2b(json.dumps(parameters).encode(), digest_size=16).hexdigest()}.npz"
     if not path.exists():
-        save_arrays(path, xray=take_xray(subject, pose, exposure, seed).numpy())
+        save_arrays(path, xray=take_xray(patient, pose, exposure, seed).numpy())
     with np.load(path) as arrays:
         return torch.from_numpy(arrays["xray"])
