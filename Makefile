@@ -2,6 +2,7 @@
 #
 #   make demo    render an example to drr.png, and say where that is
 #   make test    run every test: the notebooks and tests/
+#   make pose    run what needs timm, in an environment of its own, .venv-pose: timm needs torchvision, and that needs torch for CUDA
 #   make check   check that the package, the README and the notebooks agree, and that the website builds
 #   make docs    build the website into _docs/;  make serve  shows it on http://localhost:8000
 #   make benchmark  compare the speed with other packages, which it installs outside this folder
@@ -15,7 +16,7 @@ NBS ?= $(wildcard nbs/*.ipynb nbs/*/*.ipynb)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test check docs serve benchmark outputs readme clean
+.PHONY: demo test pose check docs serve benchmark outputs readme clean
 .DELETE_ON_ERROR:
 
 # Stamps: each says that a part of the environment is installed.
@@ -39,6 +40,14 @@ demo: .venv/package.installed
 test: .venv/dev.installed
 	$(BIN)/python -m pytest nbs tests
 
+.venv-pose/installed: settings.ini setup.py
+	$(PYTHON) -m venv .venv-pose
+	.venv-pose/bin/python -m pip --quiet --disable-pip-version-check install --editable '.[pose,dev]'
+	@touch $@
+
+pose: .venv-pose/installed
+	.venv-pose/bin/python -m pytest --nb-flags pose nbs/api/23_registration.ipynb nbs/tutorials/pose_regression.ipynb
+
 check: .venv/dev.installed
 	$(BIN)/python -m tools.check
 
@@ -59,4 +68,4 @@ readme: .venv/dev.installed
 	$(BIN)/python -m tools.readme
 
 clean:
-	rm -rf .venv .cache build dist _proc _docs nbs/nbdev.yml *.egg-info drr.png
+	rm -rf .venv .venv-pose .cache build dist _proc _docs nbs/nbdev.yml *.egg-info drr.png

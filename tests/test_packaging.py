@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "diffdrr"
 IMPORT_NAMES = {"imageio-ffmpeg": "imageio_ffmpeg", "opencv-python-headless": "cv2", "pillow": "PIL", "scikit-image": "skimage", "vtk": "vtkmodules"}
 HEAVY = ["torch", "torchio", "SimpleITK", "pandas", "scipy", "matplotlib", "pyvista", "timm", "xraydb", "h5py", "skimage", "cv2", "fastcore", "roma"]
-NOT_SOURCES = [".git", ".venv", ".cache", "_docs", "_proc", "build", "dist", "*.egg-info", "__pycache__", "nbs", "tests"]
+NOT_SOURCES = [".git", ".venv", ".venv-pose", ".cache", "_docs", "_proc", "build", "dist", "*.egg-info", "__pycache__", "nbs", "tests"]
 
 
 def run(*command: str | Path, **kwargs) -> str:
