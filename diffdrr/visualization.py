@@ -5,16 +5,8 @@
 # %% ../nbs/api/26_visualization.ipynb #a6596287
 from __future__ import annotations
 
-import base64
-import contextlib
-import ctypes.util
-import html
-import io
-import json
 import os
-import sys
 import tempfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from numbers import Real
 from pathlib import Path
@@ -32,6 +24,7 @@ from tqdm.auto import tqdm
 
 from .drr import DRR
 from .pose import RigidTransform, convert, parameterization_of
+from .scene_page import import_pyvista, save_scene, scene_meshes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,13 +33,15 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['LOOKS', 'MASK_COLORS', 'OVERLAYS', 'TRANSLATION_COLUMNS', 'WRITERS', 'SCORES', 'VIEWS', 'AXIS_NAMES', 'MESH_METHODS',
-           'BONE_COLOR', 'SIDES', 'VIEWER', 'check_pictures', 'check_axes', 'one_or_all', 'plot_drr', 'parse_color',
-           'oklab', 'distinct_colors', 'structure_names', 'plot_mask', 'plot_img_and_mask', 'stretch', 'checkerboard',
+           'BONE_COLOR', 'SIDES', 'check_pictures', 'check_axes', 'one_or_all', 'plot_drr', 'parse_color', 'oklab',
+           'distinct_colors', 'structure_names', 'plot_mask', 'plot_img_and_mask', 'stretch', 'checkerboard',
            'find_edges', 'edges', 'difference', 'two_colors', 'overlay', 'plot_overlay', 'rotation_columns',
-           'poses_from_table', 'draw_frames', 'write_images', 'write_video', 'animate', 'plot_geometry',
-           'import_pyvista', 'to_grid', 'to_world', 'drr_to_mesh', 'labelmap_to_mesh', 'beam_corners', 'img_to_mesh',
-           'add_image', 'body_parts', 'add_anatomy', 'add_box', 'scene_meshes', 'fit_camera', 'visualize_scene', 'thin',
-           'pack_mesh', 'lines_of', 'picture_url', 'scene_labels', 'scene_page', 'check_drawing', 'save_scene']
+           'poses_from_table', 'draw_frames', 'write_images', 'write_video', 'animate', 'plot_geometry', 'to_grid',
+           'to_world', 'drr_to_mesh', 'labelmap_to_mesh', 'beam_corners', 'img_to_mesh', 'add_image', 'body_parts',
+           'add_anatomy', 'add_box', 'fit_camera', 'visualize_scene', 'save_scene']
+
+# %% ../nbs/api/26_visualization.ipynb #8086276e
+_all_ = ["save_scene"]
 
 # %% ../nbs/api/26_visualization.ipynb #c2d05f15
 def check_pictures(
@@ -528,17 +523,6 @@ def plot_geometry(
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return ax
 
-# %% ../nbs/api/26_visualization.ipynb #b7a2ffd6
-def import_pyvista():
-    "Import PyVista. Raises an `ImportError` that names the extra when it is missing."
-    with contextlib.suppress(ImportError):
-        import triton  # noqa: F401: it and the software renderer of Mesa bring LLVM; loaded after that, triton crashes
-    try:
-        import pyvista
-    except ImportError as error:
-        raise ImportError("scenes in space need PyVista: pip install 'diffdrr[viz]'") from error
-    return pyvista
-
 # %% ../nbs/api/26_visualization.ipynb #e38fff92
 def to_grid(
     values: np.ndarray,  # (X, Y, Z)
@@ -730,26 +714,6 @@ def add_box(
     points = bounds.mean(axis=1) + np.array(list(SIDES.values())) * 0.57 * np.ptp(bounds, axis=1)
     pl.add_point_labels(points, list(SIDES), show_points=False, shape=None, always_visible=True, bold=True, font_size=22, text_color="#4477aa", justification_horizontal="center", justification_vertical="center", name="sides")
 
-# %% ../nbs/api/26_visualization.ipynb #a16b3a0a
-def scene_meshes(
-    pl: pyvista.Plotter,
-) -> dict[str, pyvista.PolyData]:  # triangles or lines in world coordinates, by the name of the actor
-    "Collect the visible meshes of a plot. Raises a `ValueError` for one that is coloured by its values."
-    pyvista = import_pyvista()
-    meshes = {}
-    for name, actor in pl.actors.items():
-        if not isinstance(actor, pyvista.Actor) or not actor.visibility or actor.mapper.dataset.n_cells == 0:
-            continue
-        if actor.mapper.scalar_visibility:
-            raise ValueError(f"a page holds meshes of one colour, but {name!r} is coloured by its values; add it with color=... and scalars=None")
-        mesh = actor.mapper.dataset
-        mesh = mesh if isinstance(mesh, pyvista.PolyData) else mesh.extract_surface(algorithm=None)
-        mesh = mesh.triangulate() if len(mesh.faces) else mesh
-        if len(mesh.faces) == 0 and len(mesh.lines) == 0:
-            continue  # single points
-        meshes[name] = mesh.transform(pyvista.array_from_vtkmatrix(actor.GetMatrix()), inplace=False)
-    return meshes
-
 # %% ../nbs/api/26_visualization.ipynb #872c18f3
 def fit_camera(
     pl: pyvista.Plotter,
@@ -792,299 +756,3 @@ def visualize_scene(
     if not grid:  # its numbers need room
         fit_camera(pl)
     return pl
-
-# %% ../nbs/api/26_visualization.ipynb #567ebadd
-def thin(
-    mesh: pyvista.PolyData,  # triangles
-    budget: int,  # triangles, about
-) -> pyvista.PolyData:
-    "Thin a surface out by quadric decimation; cluster it to five times the budget before if it is larger than that."
-    if mesh.n_cells <= budget:
-        return mesh
-    if mesh.n_cells > 5 * budget:
-        from vtkmodules.vtkFiltersCore import vtkQuadricClustering
-
-        size = (2 * mesh.area / (5 * budget)) ** 0.5  # a cube of this size keeps two triangles of its face
-        cluster = vtkQuadricClustering(input_data=mesh, auto_adjust_number_of_divisions=False)
-        cluster.number_of_divisions = [max(2, int(np.ceil(extent / size))) for extent in np.ptp(np.array(mesh.bounds).reshape(3, 2), axis=1)]
-        cluster.Update()
-        mesh = import_pyvista().wrap(cluster.GetOutput())
-    return mesh.decimate(1 - budget / mesh.n_cells) if mesh.n_cells > budget else mesh
-
-# %% ../nbs/api/26_visualization.ipynb #db4b8445
-def pack_mesh(
-    mesh: pyvista.PolyData,  # triangles or lines
-) -> dict:  # numbers that JSON can hold
-    "Round the points of a mesh, and write its triangles or lines as differences of indices."
-    surface = len(mesh.faces) > 0
-    cells = mesh.faces.reshape(-1, 4)[:, 1:] if surface else lines_of(mesh)
-    points = np.asarray(mesh.points, dtype=np.float64)
-    used, indices = np.unique(cells, return_inverse=True)  # points in no cell are left out
-    low = points[used].min(axis=0)
-    size = float(np.ptp(points[used], axis=0).max())
-    packed = {
-        "kind": "surface" if surface else "lines",
-        "origin": low.tolist(),
-        "size": size,
-        "points": np.diff(np.round((points[used] - low) * (65535 / size)).astype(int), axis=0, prepend=0).ravel().tolist(),
-        "indices": np.diff(indices.ravel(), prepend=0).tolist(),
-    }
-    if mesh.active_texture_coordinates is not None:
-        packed["uv"] = np.asarray(mesh.active_texture_coordinates)[used].astype(float).round(5).ravel().tolist()
-    return packed
-
-# %% ../nbs/api/26_visualization.ipynb #19402b0d
-def lines_of(
-    mesh: pyvista.PolyData,  # polylines
-) -> np.ndarray:  # (N, 2) point indices
-    "Split polylines into lines between two points."
-    cells, lines = np.asarray(mesh.lines), []
-    while len(cells):
-        line, cells = cells[1 : 1 + cells[0]], cells[1 + cells[0] :]
-        lines.append(np.stack([line[:-1], line[1:]], axis=1))
-    return np.concatenate(lines)
-
-# %% ../nbs/api/26_visualization.ipynb #4d9069ef
-def picture_url(
-    texture: pyvista.Texture,
-) -> str:  # a data URL
-    "Write a texture into a URL, as PNG."
-    from PIL import Image
-
-    content = io.BytesIO()
-    Image.fromarray(np.asarray(texture.to_array())).save(content, format="png", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
-
-# %% ../nbs/api/26_visualization.ipynb #4681e8a7
-def scene_labels(
-    pl: pyvista.Plotter,
-) -> list[dict]:  # text and place of each
-    "Collect the text labels of a plot."
-    pyvista = import_pyvista()
-    labels = []
-    for actor in pl.actors.values():
-        mapper = actor.GetMapper() if actor.IsA("vtkActor2D") else None
-        if mapper is not None and mapper.IsA("vtkLabelPlacementMapper"):
-            points = pyvista.wrap(mapper.GetInputAlgorithm().GetInput())
-            color = pyvista.Color(mapper.GetInputAlgorithm().GetTextProperty().GetColor()).hex_rgb
-            labels += [{"text": str(text), "at": point.tolist(), "color": color} for text, point in zip(points["labels"], points.points)]
-    return labels
-
-# %% ../nbs/api/26_visualization.ipynb #71e8b386
-VIEWER = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{{title}}</title>
-<style>
-html, body { margin: 0; height: 100%; overflow: hidden; background: #fff; color: #333; font: 13px system-ui, sans-serif }
-canvas { width: 100%; height: 100%; display: block; touch-action: none; cursor: grab }
-#labels span { position: absolute; transform: translate(-50%, -50%); font-weight: bold; font-size: 18px; pointer-events: none }
-#parts { position: absolute; top: 8px; left: 8px; max-height: calc(100% - 40px); overflow: auto; background: #fffd; border-radius: 6px; padding: 4px 8px }
-#parts label { display: block; white-space: nowrap }
-#parts i { display: inline-block; width: 0.8em; height: 0.8em; margin: 0 0.4em; border-radius: 2px }
-#help { position: absolute; bottom: 6px; right: 10px; color: #777; pointer-events: none }
-</style></head><body>
-<canvas></canvas><div id="labels"></div><details id="parts"><summary>Parts</summary></details><div id="help">drag to turn, wheel or pinch to zoom, right button to move, double click to go back</div>
-<script>
-const DATA = "{{content}}"
-const canvas = document.querySelector("canvas"), gl = canvas.getContext("webgl2", { antialias: true, preserveDrawingBuffer: true })
-
-// Vectors and matrices, column by column
-const add = (a, b, s = 1) => a.map((x, i) => x + s * b[i]), dot = (a, b) => a.reduce((sum, x, i) => sum + x * b[i], 0)
-const cross = (a, b) => [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]]
-const unit = a => a.map(x => x / Math.hypot(...a))
-const turn = (v, axis, angle) => {  // Rodrigues
-  const c = Math.cos(angle), w = cross(axis, v), d = dot(axis, v) * (1 - c)
-  return v.map((x, i) => x * c + w[i] * Math.sin(angle) + axis[i] * d)
-}
-const apply = (m, p) => [0, 1, 2, 3].map(r => m[r] * p[0] + m[4 + r] * p[1] + m[8 + r] * p[2] + m[12 + r])
-const multiply = (a, b) => [0, 4, 8, 12].flatMap(c => [0, 1, 2, 3].map(r => [0, 1, 2, 3].reduce((sum, k) => sum + a[4 * k + r] * b[c + k], 0)))
-
-function cameraMatrices(view) {
-  const back = unit(add(view.eye, view.target, -1)), right = unit(cross(view.up, back)), up = cross(back, right)
-  const look = [right[0], up[0], back[0], 0, right[1], up[1], back[1], 0, right[2], up[2], back[2], 0, -dot(right, view.eye), -dot(up, view.eye), -dot(back, view.eye), 1]
-  const distance = Math.hypot(...add(view.eye, view.target, -1)), near = distance / 100, far = distance + 4 * view.radius
-  const f = 1 / Math.tan(view.angle * Math.PI / 360), aspect = canvas.width / canvas.height, fit = f * Math.min(1, aspect)
-  const project = [fit / aspect, 0, 0, 0, 0, fit, 0, 0, 0, 0, (far + near) / (near - far), -1, 0, 0, 2 * far * near / (near - far), 0]
-  return { look, all: multiply(project, look), right, up, back, distance, perPixel: 2 * distance / fit / canvas.clientHeight }
-}
-
-function program() {
-  const compile = (type, source) => { const s = gl.createShader(type); gl.shaderSource(s, "#version 300 es\\nprecision highp float;" + source); gl.compileShader(s); return s }
-  const p = gl.createProgram()
-  gl.attachShader(p, compile(gl.VERTEX_SHADER, `
-    layout(location=0) in vec3 point; layout(location=1) in vec3 normal; layout(location=2) in vec2 uv;
-    uniform mat4 all, look; out vec3 n; out vec3 seen; out vec2 at;
-    void main() { gl_Position = all * vec4(point, 1); n = mat3(look) * normal; seen = (look * vec4(point, 1)).xyz; at = uv; }`))
-  gl.attachShader(p, compile(gl.FRAGMENT_SHADER, `
-    in vec3 n; in vec3 seen; in vec2 at; uniform vec4 color; uniform int mode; uniform sampler2D picture; out vec4 shown;
-    void main() {  // mode 0: lit from the eye, 1: plain, 2: picture
-      float light = mode == 0 ? 0.3 + 0.7 * abs(dot(normalize(n), normalize(seen))) : 1.0;
-      shown = mode == 2 ? vec4(texture(picture, at).rgb, color.a) : vec4(color.rgb * light, color.a); }`))
-  gl.linkProgram(p)
-  return p
-}
-
-function upload(part) {
-  const n = part.points.length / 3, points = new Float32Array(3 * n), normals = new Float32Array(3 * n), last = [0, 0, 0]
-  for (let i = 0; i < 3 * n; i++) points[i] = part.origin[i % 3] + (last[i % 3] += part.points[i]) * part.size / 65535
-  let index = 0
-  const indices = Uint32Array.from(part.indices, step => index += step)
-  if (part.kind == "surface") for (let i = 0; i < indices.length; i += 3) {
-    const [a, b, c] = [0, 1, 2].map(k => Array.from(points.subarray(3 * indices[i + k], 3 * indices[i + k] + 3)))
-    const normal = cross(add(b, a, -1), add(c, a, -1))
-    for (let k = 0; k < 3; k++) for (let x = 0; x < 3; x++) normals[3 * indices[i + k] + x] += normal[x]
-  }
-  part.array = gl.createVertexArray(); gl.bindVertexArray(part.array)
-  const attribute = (place, data, width) => {
-    gl.bindBuffer(gl.ARRAY_BUFFER, gl.createBuffer()); gl.bufferData(gl.ARRAY_BUFFER, data, gl.STATIC_DRAW)
-    gl.enableVertexAttribArray(place); gl.vertexAttribPointer(place, width, gl.FLOAT, false, 0, 0)
-  }
-  attribute(0, points, 3); attribute(1, normals, 3)
-  if (part.uv) attribute(2, new Float32Array(part.uv), 2)
-  gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, gl.createBuffer()); gl.bufferData(gl.ELEMENT_ARRAY_BUFFER, indices, gl.STATIC_DRAW)
-  part.count = indices.length; part.shown = true
-  part.mode = part.picture ? 2 : part.kind == "surface" && part.lit ? 0 : 1
-}
-
-async function uploadPicture(part) {
-  const image = new Image(); image.src = part.picture; await image.decode()
-  part.texture = gl.createTexture(); gl.bindTexture(gl.TEXTURE_2D, part.texture)
-  gl.pixelStorei(gl.UNPACK_FLIP_Y_WEBGL, true)
-  gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA, gl.RGBA, gl.UNSIGNED_BYTE, image); gl.generateMipmap(gl.TEXTURE_2D)
-  for (const side of [gl.TEXTURE_WRAP_S, gl.TEXTURE_WRAP_T]) gl.texParameteri(gl.TEXTURE_2D, side, gl.CLAMP_TO_EDGE)
-}
-
-function draw(scene, view, where) {
-  const size = [canvas.clientWidth, canvas.clientHeight].map(x => Math.round(x * (window.devicePixelRatio || 1)))
-  if (canvas.width != size[0] || canvas.height != size[1]) [canvas.width, canvas.height] = size
-  gl.viewport(0, 0, canvas.width, canvas.height)
-  gl.clearColor(1, 1, 1, 1); gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT)
-  const camera = cameraMatrices(view)
-  gl.uniformMatrix4fv(where("all"), false, camera.all); gl.uniformMatrix4fv(where("look"), false, camera.look)
-  for (const solid of [true, false]) {  // transparent parts last, without hiding each other
-    gl.depthMask(solid)
-    for (const part of scene.parts) if (part.shown && (part.opacity >= 1) == solid) {
-      gl.uniform4f(where("color"), ...part.color, part.opacity); gl.uniform1i(where("mode"), part.mode)
-      if (part.texture) gl.bindTexture(gl.TEXTURE_2D, part.texture)
-      gl.bindVertexArray(part.array)
-      gl.drawElements(part.kind == "lines" ? gl.LINES : gl.TRIANGLES, part.count, gl.UNSIGNED_INT, 0)
-    }
-  }
-  gl.depthMask(true)
-  for (const label of scene.labels) {
-    const p = apply(camera.all, label.at)
-    label.element.style.display = p[3] > 0 ? "" : "none"
-    label.element.style.left = (0.5 + 0.5 * p[0] / p[3]) * 100 + "%"; label.element.style.top = (0.5 - 0.5 * p[1] / p[3]) * 100 + "%"
-  }
-}
-
-function steer(view, start, redraw) {
-  const fingers = new Map()
-  const zoom = factor => { view.eye = add(view.target, add(view.eye, view.target, -1), factor); redraw() }
-  canvas.onpointerdown = e => { fingers.set(e.pointerId, [e.clientX, e.clientY]); canvas.setPointerCapture(e.pointerId) }
-  canvas.onpointerup = canvas.onpointercancel = e => fingers.delete(e.pointerId)
-  canvas.onpointermove = e => {
-    const before = fingers.get(e.pointerId)
-    if (!before) return
-    const now = [e.clientX, e.clientY], [dx, dy] = add(now, before, -1), camera = cameraMatrices(view)
-    if (fingers.size == 2) {
-      const other = [...fingers.entries()].find(([id]) => id != e.pointerId)[1]
-      zoom(Math.hypot(...add(before, other, -1)) / Math.max(1, Math.hypot(...add(now, other, -1))))
-    } else if (e.buttons & 2 || e.shiftKey) {
-      const shift = add(camera.right.map(x => -x * dx * camera.perPixel), camera.up, dy * camera.perPixel)
-      view.eye = add(view.eye, shift); view.target = add(view.target, shift)
-    } else {
-      let arm = turn(add(view.eye, view.target, -1), view.up, -dx / 150)
-      const tilted = turn(arm, unit(cross(view.up, arm)), -dy / 150)
-      if (Math.abs(dot(unit(tilted), view.up)) < 0.99) arm = tilted
-      view.eye = add(view.target, arm)
-    }
-    fingers.set(e.pointerId, now); redraw()
-  }
-  canvas.oncontextmenu = e => e.preventDefault()
-  canvas.ondblclick = () => { Object.assign(view, structuredClone(start)); redraw() }
-  canvas.addEventListener("wheel", e => { e.preventDefault(); zoom(Math.exp(Math.max(-60, Math.min(60, e.deltaY)) / 400)) }, { passive: false })
-}
-
-async function main() {
-  if (!gl) { document.body.textContent = "This page needs WebGL 2, which this browser does not offer."; return }
-  const bytes = Uint8Array.from(atob(DATA), c => c.charCodeAt(0))
-  const scene = await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"))).json()
-  const view = structuredClone(scene.view), shaders = program(), places = {}
-  gl.useProgram(shaders); gl.enable(gl.DEPTH_TEST); gl.enable(gl.BLEND); gl.blendFunc(gl.SRC_ALPHA, gl.ONE_MINUS_SRC_ALPHA)
-  const where = name => places[name] ??= gl.getUniformLocation(shaders, name)
-  let waiting = false
-  const redraw = () => { if (!waiting) { waiting = true; requestAnimationFrame(() => { waiting = false; draw(scene, view, where) }) } }
-  for (const label of scene.labels) {
-    label.element = document.createElement("span"); label.element.textContent = label.text; label.element.style.color = label.color
-    document.getElementById("labels").append(label.element)
-  }
-  for (const part of scene.parts) {
-    upload(part)
-    if (part.picture) await uploadPicture(part)
-    const row = document.createElement("label"), box = document.createElement("input"), swatch = document.createElement("i")
-    box.type = "checkbox"; box.checked = true; box.onchange = () => { part.shown = box.checked; redraw() }
-    swatch.style.background = `rgb(${part.color.map(c => Math.round(255 * c))})`
-    row.append(box, swatch, part.name); document.getElementById("parts").append(row)
-  }
-  steer(view, scene.view, redraw); window.onresize = redraw; redraw()
-}
-main()
-</script></body></html>
-"""
-
-# %% ../nbs/api/26_visualization.ipynb #6b120ccd
-def scene_page(
-    pl: pyvista.Plotter,
-    max_triangles: int,  # of all meshes together, about
-    title: str,  # of the page
-    verbose: bool = False,  # show a progress bar
-) -> str:  # HTML
-    "Write a plot as a page with a viewer."
-    meshes, labels = scene_meshes(pl), scene_labels(pl)
-    if not meshes:
-        raise ValueError("pl must hold at least one visible mesh, but it is empty")
-    total = sum(len(mesh.faces) // 4 for mesh in meshes.values())
-    parts = []
-    for name, mesh in tqdm(meshes.items(), desc="Packing meshes", disable=not verbose):
-        actor = pl.actors[name]
-        if len(mesh.faces) and actor.texture is None and total > max_triangles:
-            mesh = thin(mesh, max(100, int(mesh.n_cells * max_triangles / total)))
-        part = {"name": name, "color": list(actor.prop.color.float_rgb), "opacity": actor.prop.opacity, "lit": bool(actor.prop.lighting), **pack_mesh(mesh)}
-        parts.append(part if actor.texture is None else {**part, "picture": picture_url(actor.texture)})
-    bounds = np.array([mesh.bounds for mesh in meshes.values()])
-    low, high = bounds[:, ::2].min(axis=0), bounds[:, 1::2].max(axis=0)
-    camera = pl.camera
-    view = {"eye": list(camera.position), "target": list(camera.focal_point), "up": list(camera.up), "angle": camera.view_angle, "radius": float(np.linalg.norm(high - low))}
-    content = zlib.compress(json.dumps({"parts": parts, "labels": labels, "view": view}, separators=(",", ":")).encode(), level=9)
-    return VIEWER.replace("{{content}}", base64.b64encode(content).decode()).replace("{{title}}", html.escape(title), 1)
-
-# %% ../nbs/api/26_visualization.ipynb #334e91e4
-def check_drawing() -> None:
-    "Raise a `RuntimeError` where VTK would crash because there is nothing to draw with: on Linux without a display and without EGL or OSMesa."
-    if sys.platform != "linux" or os.environ.get("DISPLAY") or any(ctypes.util.find_library(name) for name in ("EGL", "OSMesa")):
-        return
-    raise RuntimeError("there is no display, and no library to draw without one; install EGL (apt install libegl1), or save the scene as .html")
-
-# %% ../nbs/api/26_visualization.ipynb #d3f5747c
-def save_scene(
-    path: str | Path,  # .html or .png
-    pl: pyvista.Plotter,  # such as `visualize_scene` makes; for .png with off_screen=True
-    max_triangles: int = 150_000,  # in a page, of all meshes together, about
-    title: str = "Scene",  # of the page
-    verbose: bool = True,  # show a progress bar
-) -> None:
-    """Save a plot as a picture, or as a page with everything in it that turns in a browser, without a network.
-
-    A page shows meshes and labels, but no coordinate grid, axes or legends. Raises a `ValueError` for another format, or meshes coloured by their values, and a `RuntimeError` if a picture cannot be drawn on this machine."""
-    path = Path(path)
-    if path.suffix not in (".html", ".png"):
-        raise ValueError(f"path must end in .html or .png, not {str(path)!r}")
-    if path.suffix == ".png":
-        check_drawing()
-    with tempfile.TemporaryDirectory(dir=path.resolve().parent) as folder:
-        temporary = Path(folder) / f"scene{path.suffix}"
-        if path.suffix == ".png":
-            pl.screenshot(temporary)
-        else:
-            temporary.write_text(scene_page(pl, max_triangles, title, verbose), encoding="utf-8")
-        os.replace(temporary, path)

@@ -39,13 +39,14 @@ ARROWS: dict[str, set[str] | None] = {
     "registration": {"se3", "pose", "drr", "alignment"},
     "datasets": {"pose", "camera", "detector", "data"},
     "utils": {"pose", "camera", "detector", "drr"},
+    "scene_page": set(),
     "visualization": ANYTHING,
     "cli": ANYTHING,
 }
 
 # Who may import what others must not need.
-COMPILED = {"numba": {"kernels.numba_march", "kernels.numba_siddon", "kernels.numba_trilinear"}, "triton": {"kernels.triton_common", "visualization"}}
-OWNERS = {"torchio": {"data"}, "xraydb": {"data"}, "pyvista": {"visualization"}, "h5py": {"datasets"}, "cv2": {"views"}, "imageio_ffmpeg": {"visualization"}, **COMPILED}
+COMPILED = {"numba": {"kernels.numba_march", "kernels.numba_siddon", "kernels.numba_trilinear"}, "triton": {"kernels.triton_common", "scene_page"}}
+OWNERS = {"torchio": {"data"}, "xraydb": {"data"}, "pyvista": {"scene_page"}, "h5py": {"datasets"}, "cv2": {"views"}, "imageio_ffmpeg": {"visualization"}, **COMPILED}
 
 
 def path_of(module: str) -> Path:

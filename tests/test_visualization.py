@@ -25,6 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from diffdrr import scene_page
 from diffdrr import visualization as viz
 from diffdrr.data import read
 from diffdrr.drr import DRR
@@ -511,9 +512,9 @@ def test_page_holds_the_scene(tmp_path: Path):
 def test_drawing_is_refused_where_it_would_crash(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.delenv("DISPLAY", raising=False)
-    monkeypatch.setattr(viz.ctypes.util, "find_library", lambda name: None)
+    monkeypatch.setattr(scene_page.ctypes.util, "find_library", lambda name: None)
     with pytest.raises(RuntimeError, match="apt install libegl1"):
         viz.save_scene(tmp_path / "scene.png", None)
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(viz.ctypes.util, "find_library", lambda name: "libEGL.so.1" if name == "EGL" else None)
-    viz.check_drawing()
+    monkeypatch.setattr(scene_page.ctypes.util, "find_library", lambda name: "libEGL.so.1" if name == "EGL" else None)
+    scene_page.check_drawing()
