@@ -20,6 +20,7 @@ ARROWS: dict[str, set[str] | None] = {
     "camera": set(),
     "detector": {"pose", "camera"},
     "views": {"pose", "camera", "detector"},
+    "xray": {"pose", "camera", "detector", "views"},
     "volume": set(),
     "phantom": set(),
     "data": {"pose", "camera", "volume", "phantom"},
@@ -39,6 +40,7 @@ ARROWS: dict[str, set[str] | None] = {
     "registration": {"se3", "pose", "drr", "alignment"},
     "datasets": {"pose", "camera", "detector", "data"},
     "utils": {"pose", "camera", "detector", "drr"},
+    "anatomy": {"pose", "renderers", "drr"},
     "scene_page": set(),
     "visualization": ANYTHING,
     "cli": ANYTHING,
@@ -46,7 +48,7 @@ ARROWS: dict[str, set[str] | None] = {
 
 # Who may import what others must not need.
 COMPILED = {"numba": {"kernels.numba_march", "kernels.numba_siddon", "kernels.numba_trilinear"}, "triton": {"kernels.triton_common", "scene_page"}}
-OWNERS = {"torchio": {"data"}, "xraydb": {"data"}, "pyvista": {"scene_page"}, "h5py": {"datasets"}, "cv2": {"views"}, "imageio_ffmpeg": {"visualization"}, **COMPILED}
+OWNERS = {"torchio": {"data"}, "xraydb": {"data"}, "pyvista": {"scene_page"}, "h5py": {"datasets"}, "cv2": {"views"}, "pydicom": {"xray"}, "skimage": {"xray"}, "imageio_ffmpeg": {"visualization"}, **COMPILED}
 
 
 def path_of(module: str) -> Path:

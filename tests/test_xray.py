@@ -1,0 +1,215 @@
+"""X-rays in DICOM files: what tags mean, what is missing, and what comes back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydicom.uid import ComputedRadiographyImageStorage, generate_uid
+
+from diffdrr.data import read
+from diffdrr.drr import DRR
+from diffdrr.views import pose_from_positioner_angles
+from diffdrr.xray import XRay, crop, find_field, make_dataset, prepare, quantize, read_xray, resize, to_line_integrals, write_xray, xray_of_rendering
+
+VALUES = torch.arange(48.0).reshape(1, 1, 6, 8) * 10 + 100
+
+
+@pytest.fixture
+def xray() -> XRay:
+    return XRay(VALUES, torch.ones_like(VALUES), sdd=1000.0, delx=0.5, dely=0.25, sod=700.0, primary_angle=10.0, secondary_angle=-5.0)
+
+
+def save(dataset: pydicom.Dataset, folder: Path) -> Path:
+    path = folder / f"{generate_uid()}.dcm"
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def changed(xray: XRay, folder: Path, remove: tuple[str, ...] = (), **tags) -> Path:
+    "Write an X-ray with other tags."
+    dataset = make_dataset(xray, "test")
+    for name in remove:
+        del dataset[name]
+    for name, value in tags.items():
+        setattr(dataset, name, value)
+    return save(dataset, folder)
+
+
+def frames(xray: XRay, folder: Path, values: np.ndarray, **tags) -> Path:
+    "Write 16-bit frames, as they are."
+    return changed(xray, folder, remove=("RescaleSlope", "RescaleIntercept", "RescaleType"), NumberOfFrames=len(values), PixelData=values.astype(np.uint16).tobytes(), **tags)
+
+
+def test_round_trip(xray: XRay, tmp_path: Path):
+    write_xray(tmp_path / "x.dcm", xray)
+    back = read_xray(tmp_path / "x.dcm")
+    step = (VALUES.max() - VALUES.min()).item() / 65535
+    torch.testing.assert_close(back.image, xray.image, rtol=1e-6, atol=0.51 * step)
+    same = ("sdd", "delx", "dely", "sod", "primary_angle", "secondary_angle", "bright_bones", "logarithmic")
+    assert {name: getattr(back, name) for name in same} == {name: getattr(xray, name) for name in same}
+    assert [path.name for path in tmp_path.iterdir()] == ["x.dcm"]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=20))
+def test_quantization_is_within_half_a_step(values: list[float]):
+    image = np.array([values], dtype=np.float32)
+    stored, slope, intercept = quantize(image)
+    assert np.abs(stored * slope + intercept - image).max() <= 0.501 * slope
+
+
+def test_files_are_as_the_standard_wants_them(xray: XRay, tmp_path: Path):
+    write_xray(tmp_path / "x.dcm", xray, name="Test^Patient")
+    dataset = pydicom.dcmread(tmp_path / "x.dcm")  # without force: it has the preamble and the meta information
+    assert dataset.SOPClassUID == "1.2.840.10008.5.1.4.1.1.12.1"
+    # PS3.3 A.14 with modules C.7.1.1, C.7.2.1, C.7.3.1, C.7.6.3, C.8.7.1, C.8.7.2, C.8.7.5, C.12.1: types 1 (with a value) and 2 (may be empty)
+    with_value = "SOPInstanceUID StudyInstanceUID SeriesInstanceUID Modality ImageType PixelIntensityRelationship RadiationSetting Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation SamplesPerPixel PhotometricInterpretation PixelData"
+    perhaps_empty = "PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime StudyID AccessionNumber ReferringPhysicianName SeriesNumber InstanceNumber Manufacturer KVP PositionerPrimaryAngle PositionerSecondaryAngle"
+    assert all(dataset.get(name) not in (None, "") for name in with_value.split())
+    assert all(name in dataset for name in perhaps_empty.split())
+    assert (dataset.PatientName, dataset.HighBit, len(dataset.PixelData)) == ("Test^Patient", dataset.BitsStored - 1, 2 * 6 * 8)
+
+
+def test_frames_of_a_rotation(xray: XRay, tmp_path: Path):
+    values = np.stack([VALUES[0, 0].numpy() + 1000 * i for i in range(3)])
+    path = frames(xray, tmp_path, values, PositionerPrimaryAngleIncrement=[0, 1.5, 3], PositionerSecondaryAngleIncrement=[0, 0, -2])
+    with pytest.raises(ValueError, match="holds 3 frames; choose one"):
+        read_xray(path)
+    with pytest.raises(ValueError, match="frame must be from 0 to 2, not 3"):
+        read_xray(path, frame=3)
+    last = read_xray(path, frame=2)
+    assert (last.primary_angle, last.secondary_angle) == (13.0, -7.0)
+    np.testing.assert_array_equal(last.image[0, 0], values[2])
+
+
+def test_values_are_rescaled(xray: XRay, tmp_path: Path):
+    path = changed(xray, tmp_path, RescaleSlope=2, RescaleIntercept=-50, PixelData=VALUES.numpy().astype(np.uint16).tobytes())
+    torch.testing.assert_close(read_xray(path).image, 2 * VALUES - 50, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("tags", "bright_bones", "logarithmic"),
+    [
+        (dict(Modality="XA", PixelIntensityRelationship="LIN"), False, False),
+        (dict(Modality="RF", PixelIntensityRelationship="LOG"), False, True),
+        (dict(Modality="XA", PhotometricInterpretation="MONOCHROME1"), True, False),
+        (dict(Modality="DX", PixelIntensityRelationship="LOG"), True, True),
+        (dict(Modality="DX", PhotometricInterpretation="MONOCHROME1", PixelIntensityRelationship="LOG"), False, True),
+        (dict(Modality="DX", PhotometricInterpretation="MONOCHROME1", PixelIntensityRelationship="LIN", PixelIntensityRelationshipSign=1), False, False),
+        (dict(Modality="XA", PixelIntensityRelationship="DISP", PixelIntensityRelationshipSign=-1), True, True),
+    ],
+)
+def test_meaning_of_values(xray: XRay, tmp_path: Path, tags: dict, bright_bones: bool, logarithmic: bool):
+    found = read_xray(changed(xray, tmp_path, remove=() if "PixelIntensityRelationshipSign" in tags else ("PixelIntensityRelationshipSign",), **tags))
+    assert (found.bright_bones, found.logarithmic) == (bright_bones, logarithmic)
+
+
+@pytest.mark.parametrize(("tag", "argument"), [("DistanceSourceToDetector", "sdd"), ("ImagerPixelSpacing", "delx")])
+def test_missing_geometry_is_asked_for(xray: XRay, tmp_path: Path, tag: str, argument: str):
+    path = changed(xray, tmp_path, remove=(tag,), PixelSpacing=[0.3, 0.3])
+    with pytest.raises(ValueError, match=f"give it as the argument {argument}, in mm"):
+        read_xray(path)
+    found = read_xray(path, **{argument: 0.7})
+    assert getattr(found, argument) == 0.7
+    if argument == "delx":
+        assert found.dely == 0.7
+
+
+def test_wrong_arguments_are_refused(xray: XRay, tmp_path: Path):
+    path = changed(xray, tmp_path)
+    with pytest.raises(ValueError, match="sdd must be a positive number, not -3"):
+        read_xray(path, sdd=-3)
+
+
+def test_a_radiograph_without_a_c_arm(xray: XRay, tmp_path: Path):
+    missing = ("DistanceSourceToPatient", "PositionerPrimaryAngle", "PositionerSecondaryAngle", "PixelIntensityRelationship", "PixelIntensityRelationshipSign")
+    found = read_xray(changed(xray, tmp_path, remove=missing, Modality="CR", SOPClassUID=ComputedRadiographyImageStorage))
+    assert (found.sod, found.primary_angle, found.secondary_angle) == (None, None, None)
+    with pytest.raises(ValueError, match="has no primary_angle, secondary_angle, sod"):
+        found.initial_pose()
+
+
+def test_other_files_are_refused(xray: XRay, tmp_path: Path):
+    (tmp_path / "text.dcm").write_text("not a picture")
+    with pytest.raises(ValueError, match="is not in DICOM format"):
+        read_xray(tmp_path / "text.dcm")
+    with pytest.raises(ValueError, match="holds no picture"):
+        read_xray(changed(xray, tmp_path, remove=("PixelData",)))
+    with pytest.raises(ValueError, match="holds a coloured picture"):
+        read_xray(changed(xray, tmp_path, SamplesPerPixel=3, PhotometricInterpretation="RGB", PixelData=bytes(2 * 6 * 8 * 3)))
+
+
+def test_saturation_is_reported():
+    image = VALUES.clone()
+    image[..., :4] = image.max()
+    xray = XRay(image, torch.ones_like(image), sdd=1000.0, delx=1.0, dely=1.0)
+    with pytest.warns(UserWarning, match="52% of the field have the same value, 570: the X-ray is saturated"):
+        to_line_integrals(xray)
+    with pytest.raises(ValueError, match="must have different values in its field"):
+        to_line_integrals(replace(xray, image=torch.ones_like(image)))
+    with pytest.raises(ValueError, match="must have an exposed field"):
+        find_field(replace(xray, image=torch.zeros_like(image)))
+
+
+def test_line_integrals_follow_beer_and_lambert():
+    integrals = torch.linspace(0, 6, 48).reshape(1, 1, 6, 8)
+    intensity = XRay(5e4 * torch.exp(-integrals), torch.ones_like(integrals), sdd=1000.0, delx=1.0, dely=1.0)
+    torch.testing.assert_close(to_line_integrals(intensity).image, integrals, rtol=0, atol=1e-5)
+    for logarithmic in (replace(intensity, image=7 - integrals, logarithmic=True), replace(intensity, image=7 + integrals, logarithmic=True, bright_bones=True)):
+        torch.testing.assert_close(to_line_integrals(logarithmic).image, integrals, rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def boxes():
+    "Three boxes in air, which look different from every side."
+    hu = torch.full((40, 40, 40), -1000.0)
+    hu[5:15, 8:30, 10:20], hu[20:34, 12:20, 22:36], hu[18:24, 25:35, 4:12] = 200.0, 600.0, 400.0
+    return read(hu, affine=np.diag([4.0, 4.0, 4.0, 1.0]), orientation="PA")
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.tuples(*[st.integers(0, 9)] * 4), st.booleans(), st.floats(-20, 20), st.floats(-20, 20))
+def test_crops_are_rendered_alike(boxes, cut: tuple[int, int, int, int], reverse: bool, x0: float, y0: float):
+    drr = DRR(boxes, sdd=900.0, height=30, width=24, delx=8.0, dely=7.0, x0=x0, y0=y0, reverse_x_axis=reverse)
+    pose = pose_from_positioner_angles(20, -10, 600, "PA")
+    with torch.no_grad():
+        xray = crop(xray_of_rendering(drr(pose), drr.detector, pose, "PA"), *cut)
+        again = DRR(boxes, **xray.intrinsics)(pose) if reverse else DRR(boxes, **xray.intrinsics | dict(x0=-xray.x0), reverse_x_axis=False)(pose)
+    torch.testing.assert_close(again, xray.image, rtol=0, atol=2e-2)  # of some 200 mm; float32 positions
+    assert xray.sod == pytest.approx(600, abs=1e-2)
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(8, 40))
+def test_points_stay_where_they_are_when_resized(boxes, pixels: int):
+    drr = DRR(boxes, sdd=900.0, height=40, width=31, delx=4.0, dely=5.0)
+    pose = pose_from_positioner_angles(0, 0, 600, "PA")
+    with torch.no_grad():
+        small = resize(xray_of_rendering(drr(pose), drr.detector, pose, "PA"), pixels)
+    points = torch.tensor([[[30.0, -20.0, 15.0], [0.0, 0.0, 0.0]]])
+    scale = torch.tensor([small.image.shape[-1] / 31, small.image.shape[-2] / 40])
+    seen = DRR(boxes, **small.intrinsics).perspective_projection(pose, points)
+    torch.testing.assert_close(seen, drr.perspective_projection(pose, points) * scale, rtol=0, atol=1e-3)
+
+
+def test_round_fields_are_found():
+    row, column = np.indices((200, 160))
+    inside = (row - 90) ** 2 + (column - 85) ** 2 < 60**2
+    patient = np.exp(-4 * ((row - 90) ** 2 < 20**2)) * inside  # a dense band across the field
+    image = torch.from_numpy(np.random.default_rng(0).poisson(2000 * patient + 10).astype(np.float32))[None, None]
+    found = find_field(XRay(image, torch.ones_like(image), sdd=1000.0, delx=1.0, dely=1.0)).mask[0, 0].numpy() > 0
+    assert not (found & ~inside).any()
+    assert found.sum() > 0.85 * inside.sum()  # a rim of two pixels is left out
+
+
+def test_prepared_xrays_keep_their_edges(xray: XRay):
+    open_field = prepare(replace(xray, image=VALUES + 400))
+    assert open_field.image.shape == VALUES.shape and (open_field.mask == 1).all()
+    assert open_field.intrinsics == xray.intrinsics
