@@ -5,9 +5,19 @@
 # %% ../nbs/api/30_cli.ipynb #dffbcd3a
 from __future__ import annotations
 
+import os
+
+# %% auto #0
+__all__ = ['WRITERS', 'COMMANDS', 'HELP', 'write_png', 'write_npy', 'write_with_sitk', 'suffix_of', 'save_image',
+           'describe_geometry', 'numbers', 'render', 'read_case', 'initial_pose', 'draw_registration', 'register',
+           'animate', 'parser_of', 'main']
+
+# %% ../nbs/api/30_cli.ipynb #a1a6117c
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# %% ../nbs/api/30_cli.ipynb #468f1003
 import argparse
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -20,11 +30,6 @@ import torch
 from fastcore.docments import docments
 
 from . import __version__
-
-# %% auto #0
-__all__ = ['WRITERS', 'COMMANDS', 'HELP', 'write_png', 'write_npy', 'write_with_sitk', 'suffix_of', 'save_image',
-           'describe_geometry', 'numbers', 'render', 'read_case', 'initial_pose', 'draw_registration', 'register',
-           'animate', 'parser_of', 'main']
 
 # %% ../nbs/api/30_cli.ipynb #56ceaa3f
 def write_png(path: Path, image: np.ndarray, spacing: tuple[float, float]) -> None:

@@ -22,6 +22,7 @@ from .alignment import Iterate, Objective, Placement, View, covariance, levenber
 from .drr import DRR, INTRINSICS
 from .pose import PARAMETERIZATIONS, RigidTransform, convert, parameterization_of
 from .se3 import matrix_to_twist
+from .threads import serial_torch
 
 # %% auto #0
 __all__ = ['N_ANGULAR_COMPONENTS', 'SCHEDULE', 'DETAIL_WINDOW', 'DETAIL_RATIO', 'Registration', 'PoseRegressor', 'Stage',
@@ -377,6 +378,7 @@ def make_result(
     )
 
 # %% ../nbs/api/23_registration.ipynb #ef6ab63d
+@serial_torch()  # many small pictures
 def register(
     drr: DRR | Sequence[DRR],  # has the geometry of the X-ray; one for all views, or one for each
     xray: torch.Tensor | Sequence[torch.Tensor],  # (V, 1, H, W) X-rays as line integrals: bones are bright; a list if their sizes differ

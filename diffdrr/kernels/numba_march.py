@@ -17,6 +17,8 @@ import torch
 from numba import njit, types
 from numba.extending import overload
 
+from ..threads import kernel_threads
+
 # %% auto #0
 __all__ = ['OPTIONS', 'INLINE', 'Ray', 'can_write_cache', 'point', 'clip', 'nothing', 'dominant', 'set_up', 'cut', 'read',
            'widen', 'as_array', 'row_length', 'plan', 'in_order', 'pool', 'share', 'as_rays', 'as_volume']
@@ -262,7 +264,7 @@ def share(
     least: int = 1,  # items that are worth a piece
 ) -> None:
     "Share items among threads."
-    threads = torch.get_num_threads()
+    threads = kernel_threads()
     pieces = min(threads * pieces_per_thread, ceil(count / least))
     if threads == 1 or pieces <= 1:
         return task(0, count)
