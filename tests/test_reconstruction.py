@@ -1,0 +1,249 @@
+"""The projector has a matched transpose, the methods find what they should, and wrong input is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.sparse.linalg import lsqr
+
+from diffdrr.data import read
+from diffdrr.drr import DRR
+from diffdrr.phantom import Ellipsoid
+from diffdrr.pose import RigidTransform, convert
+from diffdrr.reconstruction import CGLS, SIRT, Descent, FreeGeometry, Projector, TotalVariation, circular_orbit, fdk
+
+WATER = 0.02  # 1/mm
+ORIENTATIONS = ("AP", "PA")
+
+
+def make_drr(shape=(12, 10, 9), spacing=(8.0, 9.0, 10.0), orientation="AP", **camera) -> DRR:
+    "An unequal grid with something in it, so that a wrong axis is noticed."
+    hu = torch.full(shape, -1000.0)
+    hu[tuple(slice(n // 4, -(n // 4)) for n in shape)] = 100.0
+    hu[shape[0] // 2, shape[1] // 2, shape[2] // 2] = 800.0
+    subject = read(hu, affine=np.diag([*spacing, 1.0]), orientation=orientation)
+    return DRR(subject, **dict(sdd=700.0, height=14, width=11, delx=15.0, dely=13.0) | camera)
+
+
+def oblique(n: int, dtype=torch.float32, orientation="AP") -> RigidTransform:
+    generator = torch.Generator().manual_seed(1)
+    rotation, shift = torch.randn(2, n, 3, generator=generator, dtype=dtype)
+    return convert(rotation, torch.tensor([0.0, 450.0 if orientation == "AP" else -450.0, 0.0], dtype=dtype) + 10 * shift, parameterization="euler_angles", convention="ZXY")
+
+
+def mismatch(projector: Projector) -> float:
+    "Compare the products of random volumes and pictures."
+    generator = torch.Generator().manual_seed(0)
+    dtype = projector.drr.dtype
+    x, y = torch.rand(projector.volume_shape, generator=generator, dtype=dtype), torch.rand(projector.picture_shape, generator=generator, dtype=dtype)
+    return abs(float((projector(x) * y).sum() / (x * projector.T(y)).sum()) - 1)
+
+
+@pytest.mark.parametrize("renderer", ["siddon", "trilinear"])
+@pytest.mark.parametrize("beam", ["cone", "parallel"])
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])  # of sums of a thousand terms
+def test_transpose_is_matched(renderer, beam, orientation, dtype, tolerance):
+    drr = make_drr(orientation=orientation, renderer=renderer, beam=beam).to(dtype)
+    pose = oblique(5, dtype, orientation)
+    projector = Projector(drr, pose, views_at_once=2)
+    assert mismatch(projector) < tolerance
+    calibration = drr.detector.calibration.matrix.repeat(5, 1, 1)
+    calibration[:, 0, 3] = torch.arange(5.0)
+    assert mismatch(Projector(drr, pose, RigidTransform(calibration), views_at_once=2)) < tolerance
+
+
+def test_views_are_those_of_the_drr():
+    drr, pose = make_drr(), oblique(5)
+    projector = Projector(drr, pose, views_at_once=2)
+    volume = drr.density.clone()
+    torch.testing.assert_close(projector(volume), drr(pose), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(projector[1::2](volume), drr(pose)[1::2], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(projector[torch.tensor([3, 0])](volume), drr(pose)[[3, 0]], rtol=1e-6, atol=1e-6)
+
+
+def test_gradients_pass_through_both():
+    projector = Projector(make_drr(shape=(4, 3, 5), height=3, width=4).double(), oblique(2, torch.float64), views_at_once=1)
+    volume = torch.rand(projector.volume_shape, dtype=torch.float64, requires_grad=True)
+    pictures = torch.rand(projector.picture_shape, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(projector, volume)
+    assert torch.autograd.gradcheck(projector.T, pictures)
+
+
+def test_scipy_finds_the_same_as_cgls():
+    drr = make_drr(shape=(5, 6, 4)).double()
+    projector = Projector(drr, oblique(12, torch.float64))
+    true = torch.rand(projector.volume_shape, dtype=torch.float64)
+    pictures = projector(true)
+    ours = CGLS(projector, pictures).run(400, tolerance=1e-10, verbose=False)
+    theirs = lsqr(projector.as_linear_operator(), pictures.numpy().ravel(), atol=1e-12, btol=1e-12)[0]
+    np.testing.assert_allclose(ours.ravel(), theirs, atol=1e-5)
+    torch.testing.assert_close(ours, true, rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def ball() -> tuple[Projector, torch.Tensor, torch.Tensor, torch.Tensor]:
+    "Exact line integrals of a ball of water, of radius 50 mm, seen from a circle; where its inside and its outside are."
+    drr = make_drr(shape=(33, 35, 21), spacing=(4.0, 4.0, 5.0), sdd=1000.0, height=50, width=70, delx=4.0, dely=4.0)
+    projector = Projector(drr, circular_orbit(72, 600.0))
+    solid = Ellipsoid(np.array([3.0, -5.0, 2.0]), np.diag([50.0, 50.0, 50.0]))
+    source, target = (x.double().numpy() for x in drr.detector(projector.pose))
+    enter, leave = solid.interval(np.broadcast_to(source, target.shape), target)
+    length = np.linalg.norm(target - source, axis=-1) * np.clip(np.nan_to_num(leave - enter), 0, None)
+    pictures = WATER * torch.from_numpy(length).float().view(projector.picture_shape)
+    voxels = torch.cartesian_prod(*[torch.arange(n, dtype=torch.float32) for n in projector.volume_shape])
+    distance = (drr.affine(voxels[None])[0] - torch.tensor([3.0, -5.0, 2.0])).norm(dim=1).view(projector.volume_shape)
+    return projector, pictures, distance < 40, (distance > 60) & (distance < 65)
+
+
+def test_fdk_finds_the_attenuation_of_water(ball):
+    projector, pictures, inside, outside = ball
+    for hann in (False, True):
+        volume = fdk(projector, pictures, hann=hann, verbose=False)
+        assert volume[inside].mean().item() == pytest.approx(WATER, rel=0.02)  # cone artefacts grow with the angle
+        assert volume[outside].mean().abs().item() < 0.05 * WATER
+    assert volume[inside].std() < 0.05 * WATER
+
+
+@pytest.mark.parametrize(("method", "options", "steps"), [(SIRT, dict(subsets=6), 10), (CGLS, {}, 8), (TotalVariation, dict(weight=0.01), 80), (Descent, dict(optimizer=torch.optim.Adam, rate=1e-3), 150)])
+def test_methods_find_the_attenuation_of_water(ball, method, options, steps):
+    projector, pictures, inside, outside = ball
+    solver = method(projector[::4], pictures[::4], **options)
+    volume = solver.run(steps, verbose=False)
+    assert volume[inside].mean().item() == pytest.approx(WATER, rel=0.03)
+    assert solver.residuals[-1] < 0.045  # what voxels can not say of a ball
+    assert min(solver.residuals) == pytest.approx(solver.residuals[-1], rel=0.5)
+
+
+def test_total_variation_minimises_its_objective_and_helps_against_few_views(ball):
+    projector, pictures, inside, outside = ball
+    few = projector[::9]
+    noisy = pictures[::9] + 0.05 * torch.randn(few.picture_shape, generator=torch.Generator().manual_seed(0))
+    smooth = TotalVariation(few, noisy, weight=1.0)
+    objectives = []
+    smooth.run(150, callback=lambda solver: objectives.append(solver.objective()), verbose=False)
+    assert objectives[-1] < objectives[20] < smooth.objective(smooth.projector.zeros())
+    assert objectives[-1] == pytest.approx(min(objectives), rel=1e-2)
+    other = SIRT(few, noisy, subsets=4).run(20, verbose=False)
+    error = lambda volume: (volume[inside] - WATER).square().mean().sqrt()
+    assert error(smooth.volume) < 0.3 * error(other)
+    assert smooth.volume.min() >= 0
+
+
+def test_lbfgs_works_too(ball):
+    projector, pictures, inside, _ = ball
+    lbfgs = lambda parameters, lr: torch.optim.LBFGS(parameters, lr=1.0, max_iter=12, line_search_fn="strong_wolfe")
+    solver = Descent(projector[::4], pictures[::4], lbfgs, rate=1.0, nonnegative=False)
+    solver.run(5, verbose=False)
+    assert solver.residuals[-1] < 0.06
+
+
+def solvers(projector, pictures):
+    return {
+        "SIRT": lambda: SIRT(projector, pictures, subsets=2),
+        "CGLS": lambda: CGLS(projector, pictures),
+        "TotalVariation": lambda: TotalVariation(projector, pictures, weight=0.1),
+        "Descent": lambda: Descent(FreeGeometry(projector, ["x0"]), pictures, torch.optim.Adam, rate=1e-3, views=3),
+    }
+
+
+@pytest.mark.parametrize("name", ["SIRT", "CGLS", "TotalVariation", "Descent"])
+def test_resumed_is_uninterrupted(ball, tmp_path: Path, name: str):
+    projector, pictures, *_ = ball
+    make = solvers(projector[::9], pictures[::9])[name]
+    whole = make()
+    whole.run(5, verbose=False)
+
+    def interrupt(solver):
+        if len(solver.residuals) == 3:
+            raise KeyboardInterrupt
+
+    interrupted = make()
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.run(5, checkpoint=tmp_path / "state.pt", callback=interrupt, verbose=False)
+    resumed = make()
+    resumed.load(tmp_path / "state.pt")
+    for solver in (interrupted, resumed):
+        solver.run(2, verbose=False)
+        torch.testing.assert_close(solver.volume, whole.volume, rtol=0, atol=0)
+        assert solver.residuals == whole.residuals
+    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_geometry_is_refined(ball):
+    projector, pictures, *_ = ball
+    volume = SIRT(projector[::4], pictures[::4], subsets=6).run(10, verbose=False)
+    moved = FreeGeometry(projector[::12], ["x0", "y0"])
+    with torch.no_grad():
+        moved.shift.copy_(3 * torch.randn(moved.shift.shape, generator=torch.Generator().manual_seed(0)))
+        shaken = moved()(volume)
+    torch.testing.assert_close(moved().calibration.matrix[:, :2, 3], moved.shift.detach(), rtol=0, atol=0)
+    geometry = FreeGeometry(projector[::12], ["x0", "y0"])
+    geometry.twist.requires_grad_(False)
+    Descent(geometry, shaken, torch.optim.Adam, rate=0.0, geometry_rate=0.3, volume=volume).run(60, verbose=False)
+    torch.testing.assert_close(geometry.shift, moved.shift, rtol=0, atol=0.3)  # mm, of pixels of 4 mm
+
+
+def test_stopping(ball):
+    projector, pictures, *_ = ball
+    solver = CGLS(projector[::9], pictures[::9])
+    solver.run(50, tolerance=0.1, verbose=False)
+    assert solver.residuals[-1] < 0.1 <= solver.residuals[-2]
+    solver.run(50, callback=lambda solver: True, verbose=False)
+    assert len(solver.residuals) < 20
+
+
+def test_divergence_keeps_the_last_good_volume(ball):
+    projector, pictures, *_ = ball
+    solver = Descent(projector[::9], pictures[::9], torch.optim.SGD, rate=1e30, nonnegative=False)
+    with pytest.raises(FloatingPointError, match="Descent diverges after"):
+        solver.run(50, verbose=False)
+    assert solver.volume.isfinite().all()
+
+
+def test_wrong_input_is_refused(ball):
+    projector, pictures, *_ = ball
+    drr = projector.drr
+    with pytest.raises(ValueError, match="one pose and one calibration for each view"):
+        Projector(drr, projector.pose, RigidTransform(drr.detector.calibration.matrix.repeat(3, 1, 1)))
+    with pytest.raises(ValueError, match="must render whole pictures"):
+        Projector(make_drr(p_subsample=0.5), projector.pose)
+    with pytest.raises(ValueError, match=r"volume must have the shape of the DRR's grid, \(33, 35, 21\), not \(3, 3, 3\)"):
+        projector(torch.zeros(3, 3, 3))
+    with pytest.raises(ValueError, match="pictures must have shape"):
+        projector.T(pictures[:3])
+    with pytest.raises(ValueError, match="one picture for each view"):
+        SIRT(projector, pictures[:3])
+    nan = pictures.clone()
+    nan[0, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="pictures must be finite, but 1 pixels are not"):
+        CGLS(projector, nan)
+    with pytest.raises(ValueError, match="subsets must be from 1 to the number of views, 72, not 73"):
+        SIRT(projector, pictures, subsets=73)
+    with pytest.raises(ValueError, match="relaxation must be between 0 and 2, not 2.5"):
+        SIRT(projector, pictures, relaxation=2.5)
+    with pytest.raises(ValueError, match="weight must be a positive number, not -1"):
+        TotalVariation(projector, pictures, weight=-1)
+    with pytest.raises(ValueError, match="views must be from 1 to 72, not 100"):
+        Descent(projector, pictures, torch.optim.Adam, rate=1e-3, views=100)
+    with pytest.raises(ValueError, match="intrinsics must be some of sdd"):
+        FreeGeometry(projector, ["focal"])
+    with pytest.raises(ValueError, match="n_views must be at least 1, not 0"):
+        circular_orbit(0, 600.0)
+
+
+def test_fdk_wants_a_full_circle(ball):
+    projector, pictures, *_ = ball
+    with pytest.raises(ValueError, match="at least 3 views on a circle"):
+        fdk(projector[:2], pictures[:2])
+    with pytest.raises(ValueError, match="spread evenly over a full circle"):
+        fdk(projector[:40], pictures[:40])
+    tilted = Projector(projector.drr, oblique(5))
+    with pytest.raises(ValueError, match="not 5 on another path"):
+        fdk(tilted, torch.zeros(tilted.picture_shape))
+    parallel = Projector(make_drr(beam="parallel"), circular_orbit(8, 400.0))
+    with pytest.raises(ValueError, match="must have a cone beam"):
+        fdk(parallel, torch.zeros(parallel.picture_shape))
