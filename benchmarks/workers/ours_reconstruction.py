@@ -1,0 +1,64 @@
+"Reconstructions by this repository. Reads a folder with `job.json` and arrays; writes a volume, and one line of JSON, for each method."
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from diffdrr.data import read
+from diffdrr.drr import DRR
+from diffdrr.pose import RigidTransform
+from diffdrr.reconstruction import SIRT, Projector, TotalVariation, fdk
+
+
+def load(job: dict, folder: Path, renderer: str) -> tuple[Projector, torch.Tensor]:
+    "Make the projector, and read the pictures."
+    affine = np.diag([*job["spacing"], 1.0])
+    affine[:3, 3] = job["origin"]
+    air = torch.full(job["shape"], -1000.0)
+    pictures = torch.from_numpy(np.load(folder / "pictures.npy"))[:, None]
+    subject = read(air, affine=affine, center_volume=False, orientation=None)
+    drr = DRR(subject, sdd=job["sdd"], height=pictures.shape[2], width=pictures.shape[3], delx=job["delx"], renderer=renderer)
+    return Projector(drr, RigidTransform(torch.tensor(job["world_from_camera"]))), pictures
+
+
+def most_memory() -> float:  # MB
+    "Read how much this process has held at most. (The counter of getrusage begins with what its parent held.)"
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    folder = Path(sys.argv[1])
+    job = json.loads((folder / "job.json").read_text())
+    torch.set_num_threads(job["threads"])
+    projector, pictures = load(job, folder, "siddon")
+    smooth, _ = load(job, folder, "trilinear")
+    for one in (projector, smooth):
+        one[:1].T(one[:1](one.zeros()))  # compiles and loads code
+    subsets = -(-len(projector) // job["views_per_subset"])
+    sart = lambda projector: SIRT(projector, pictures, subsets=subsets).run(job["iterations"], verbose=False)
+    methods = {
+        "FDK": lambda: fdk(projector, pictures, hann=job["hann"], verbose=False),
+        "SART": lambda: sart(projector),
+        "SART, trilinear": lambda: sart(smooth),
+        "total variation": lambda: TotalVariation(projector, pictures, weight=job["weight"], volume=sart(projector)).run(job["tv_iterations"], verbose=False),
+    }
+    for name, method in methods.items():
+        begin = time.perf_counter()
+        volume = method()
+        seconds = time.perf_counter() - begin
+        np.save(folder / f"{name}.npy", volume.numpy())
+        print(json.dumps({"method": name, "seconds": seconds, "memory": most_memory()}), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
