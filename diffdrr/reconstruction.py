@@ -25,8 +25,8 @@ from .threads import serial_torch
 from .views import pose_from_positioner_angles
 
 # %% auto #0
-__all__ = ['VOXELS_AT_ONCE', 'Projector', 'Backprojection', 'circular_orbit', 'ramp_filter', 'check_circle', 'fdk',
-           'check_pictures', 'Solver', 'reciprocal', 'SIRT', 'CGLS', 'differences', 'differences_transposed',
+__all__ = ['VOXELS_AT_ONCE', 'CACHED_BYTES', 'Projector', 'Backprojection', 'circular_orbit', 'ramp_filter', 'check_circle',
+           'fdk', 'check_pictures', 'Solver', 'reciprocal', 'SIRT', 'CGLS', 'differences', 'differences_transposed',
            'TotalVariation', 'FreeGeometry', 'Descent']
 
 # %% ../nbs/api/24_reconstruction.ipynb #ccee6571
@@ -309,6 +309,9 @@ def reciprocal(
     return torch.where(x > 1e-6 * x.max(), 1 / x, 0)
 
 # %% ../nbs/api/24_reconstruction.ipynb #f8c3296a
+CACHED_BYTES = 2**31  # up to which the sums of columns are kept; beyond, they are computed again in each step
+
+
 class SIRT(Solver):
     "Simultaneous algebraic reconstruction, with ordered subsets of views (SART). Raises a `ValueError` for more subsets than views."
 
@@ -328,16 +331,24 @@ class SIRT(Solver):
             raise ValueError(f"relaxation must be between 0 and 2, not {relaxation!r}")
         self.relaxation, self.nonnegative = relaxation, nonnegative
         self.groups = [slice(first, None, subsets) for first in range(subsets)]
-        one = torch.ones_like(self.volume)
-        self.rows = reciprocal(projector(one))
-        self.columns = [reciprocal(projector[which].T(torch.ones_like(pictures[which]))) for which in self.groups]
+        self.rows = reciprocal(projector(torch.ones_like(self.volume)))
+        fits = subsets * self.volume.nbytes <= CACHED_BYTES
+        self.columns = [self.column(which) for which in self.groups] if fits else None
+
+    def column(
+        self,
+        which: slice,  # a group of views
+    ) -> torch.Tensor:  # (X, Y, Z)
+        "Compute one divided by the sums of the columns that belong to some views."
+        return reciprocal(self.projector[which].T(torch.ones_like(self.pictures[which])))
 
     def step(self, state):
         volume, squared = state["volume"], 0.0
-        for which, column in zip(self.groups, self.columns):
+        for i, which in enumerate(self.groups):
             some = self.projector[which]
             difference = self.pictures[which] - some(volume)
             squared += difference.square().sum()
+            column = self.column(which) if self.columns is None else self.columns[i]
             volume = volume + self.relaxation * column * some.T(self.rows[which] * difference)
             volume = volume.clamp(min=0) if self.nonnegative else volume
         return {"volume": volume}, squared**0.5
