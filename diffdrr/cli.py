@@ -10,7 +10,7 @@ import os
 # %% auto #0
 __all__ = ['WRITERS', 'COMMANDS', 'HELP', 'write_png', 'write_npy', 'write_with_sitk', 'suffix_of', 'save_image',
            'describe_geometry', 'numbers', 'render', 'read_case', 'initial_pose', 'draw_registration', 'register',
-           'animate', 'parser_of', 'main']
+           'animate', 'view', 'parser_of', 'main']
 
 # %% ../nbs/api/30_cli.ipynb #a1a6117c
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -274,8 +274,23 @@ def animate(
     animate(output, found.trace, drr, "euler_angles", "ZXY", ground_truth=picture.image)
     print(Path(output).absolute())
 
+# %% ../nbs/api/30_cli.ipynb #2e7b1bad
+def view(
+    ct: str | None = None,  # CT to look at: a file, or a folder with a DICOM series; the built-in example if left out
+    labels: str | None = None,  # label map of the CT: a file
+    structures: str | None = None,  # labels of the structures to show, separated by commas; needs --labels or the example
+    orientation: str = "AP",  # where the camera looks from when it is not rotated: AP or PA
+    port: int = 5006,  # of this computer, where the page is; 0 for any that is free
+    no_browser: bool = False,  # print the address, and open no browser
+) -> None:
+    "Move a C-arm around a CT with sliders, in the browser."
+    from diffdrr.explorer import serve
+
+    keep = None if structures is None else [int(label) for label in structures.split(",")]
+    serve(ct, labels, keep, orientation, port, show=not no_browser)
+
 # %% ../nbs/api/30_cli.ipynb #6e420ad9
-COMMANDS = {"render": render, "register": register, "animate": animate}
+COMMANDS = {"render": render, "register": register, "animate": animate, "view": view}
 
 HELP = """usage: diffdrr COMMAND [options]
 
@@ -283,6 +298,7 @@ commands:
   render    make a radiograph of a CT, or of the built-in example
   register  find the pose of an X-ray of a patient of whom there is a CT
   animate   make a film of a registration
+  view      move a C-arm around a CT with sliders, in the browser
 
 examples:
   diffdrr render                                         the built-in example, to drr.png
@@ -291,6 +307,7 @@ examples:
   diffdrr render chest.nii.gz --renderer trilinear --show-geometry
   diffdrr register chest.nii.gz xray.dcm --init "LAO 30" -o result
   diffdrr animate result -o result.gif
+  diffdrr view chest.nii.gz
 
 diffdrr COMMAND --help explains the options of a command; diffdrr --version prints the version."""
 

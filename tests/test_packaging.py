@@ -88,7 +88,7 @@ def test_metadata(wheel: Path, settings: configparser.SectionProxy):
     lines = metadata.splitlines()
     assert f"Version: {settings['version']}" in lines
     assert f"Requires-Python: >={settings['min_python']}" in lines
-    assert {line.split(": ")[1] for line in lines if line.startswith("Provides-Extra")} == {"viz", "pose", "physics", "datasets", "xray", "dev", "all"}
+    assert {line.split(": ")[1] for line in lines if line.startswith("Provides-Extra")} == {"viz", "pose", "physics", "datasets", "xray", "view", "dev", "all"}
     plain = [line for line in lines if line.startswith("Requires-Dist") and "extra ==" not in line]
     assert len(plain) == len(settings["requirements"].split())
     assert not any("==" in line for line in plain), "the package pins what it needs"
