@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "diffdrr"
 IMPORT_NAMES = {"imageio-ffmpeg": "imageio_ffmpeg", "opencv-python-headless": "cv2", "pillow": "PIL", "scikit-image": "skimage", "vtk": "vtkmodules"}
-HEAVY = ["torch", "torchio", "SimpleITK", "pandas", "scipy", "matplotlib", "pyvista", "timm", "xraydb", "h5py", "skimage", "cv2", "fastcore", "roma"]
+HEAVY = ["torch", "torchio", "SimpleITK", "pandas", "scipy", "matplotlib", "pyvista", "timm", "xraydb", "h5py", "skimage", "cv2", "panel", "fastcore", "roma"]
 NOT_SOURCES = [".git", ".venv", ".venv-pose", ".cache", "_docs", "_proc", "build", "dist", "*.egg-info", "__pycache__", "nbs", "tests"]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from process_memory import most_memory
 
 from diffdrr.data import read
 from diffdrr.drr import DRR
@@ -26,12 +27,6 @@ def load(job: dict, folder: Path, renderer: str) -> tuple[Projector, torch.Tenso
     subject = read(air, affine=affine, center_volume=False, orientation=None)
     drr = DRR(subject, sdd=job["sdd"], height=pictures.shape[2], width=pictures.shape[3], delx=job["delx"], renderer=renderer)
     return Projector(drr, RigidTransform(torch.tensor(job["world_from_camera"]))), pictures
-
-
-def most_memory() -> float:  # MB
-    "Read how much this process has held at most. (The counter of getrusage begins with what its parent held.)"
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def main() -> None:

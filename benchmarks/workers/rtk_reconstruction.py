@@ -14,6 +14,7 @@ from pathlib import Path
 import itk
 import numpy as np
 from itk import RTK
+from process_memory import most_memory
 
 Image = itk.Image[itk.F, 3]
 RTK_FROM_WORLD = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
@@ -77,12 +78,6 @@ def sart(job: dict, folder: Path) -> Image:
     method.SetEnforcePositivity(True)
     method.Update()
     return method.GetOutput()
-
-
-def most_memory() -> float:  # MB
-    "Read how much this process has held at most. (The counter of getrusage begins with what its parent held.)"
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def main() -> None:
