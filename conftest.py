@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import locale
 import os
 import sys
 from collections.abc import Iterable
@@ -53,10 +54,11 @@ class NotebookItem(pytest.Item):
     def runtest(self) -> None:
         config = get_config(path=ROOT)
         wanted = self.config.getoption("--nb-flags").split()
-        errors = io.StringIO()
+        errors, before = io.StringIO(), locale.setlocale(locale.LC_ALL)
         with contextlib.redirect_stderr(errors):
             passed, _ = run_notebook(self.path, skip_flags=config.tst_flags.split(), force_flags=wanted, basepath=ROOT)
         close_figures()
+        locale.setlocale(locale.LC_ALL, before)  # SimpleITK leaves that of C behind when it writes DICOM files
         if not passed:
             raise NotebookError(errors.getvalue())
 
