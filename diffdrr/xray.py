@@ -205,6 +205,7 @@ def quantize(
     image: np.ndarray,  # (H, W)
 ) -> tuple[np.ndarray, float, float]:  # (H, W) 16-bit values, slope and intercept
     "Spread values over 16 bits."
+    image = image.astype(np.float64)  # float32 would round by more than the half step that 16 bits cost
     low, high = float(image.min()), float(image.max())
     slope = (high - low) / 65535 or 1.0
     return np.round((image - low) / slope).astype(np.uint16), slope, low

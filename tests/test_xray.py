@@ -9,7 +9,7 @@ import numpy as np
 import pydicom
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydicom.uid import ComputedRadiographyImageStorage, generate_uid
 
@@ -57,12 +57,13 @@ def test_round_trip(xray: XRay, tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["x.dcm"]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=300)
 @given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=20))
+@example([795940.5, -172033.28125, -846185.9375])  # 0.502 steps off when float32 did the arithmetic
 def test_quantization_is_within_half_a_step(values: list[float]):
     image = np.array([values], dtype=np.float32)
     stored, slope, intercept = quantize(image)
-    assert np.abs(stored * slope + intercept - image).max() <= 0.501 * slope
+    assert np.abs(stored * slope + intercept - image).max() <= 0.5001 * slope
 
 
 def test_files_are_as_the_standard_wants_them(xray: XRay, tmp_path: Path):
