@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import shutil
 import socket
 import subprocess
 import sys
@@ -31,7 +30,6 @@ from diffdrr.pose import RigidTransform, convert
 from diffdrr.views import pose_from_view
 
 HALF_A_GREY_VALUE = 0.6  # is lost to 8 bits; the rest is rounding in float32
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture(autouse=True)
@@ -171,10 +169,8 @@ def test_import_is_light():
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def address(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     "Serve a CT of a file from a process of its own."
-    if CHROMIUM is None:
-        pytest.skip("no chromium is installed")
     path = tmp_path_factory.mktemp("ct") / "chest.nii.gz"
     example().volume.save(path)
     program = f"from diffdrr.explorer import serve; serve({str(path)!r}, orientation='PA', port=0, show=False)"
@@ -186,17 +182,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         server.terminate()
         server.communicate(timeout=20)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    switches = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=switches)
-        yield started
-        started.close()
 
 
 @pytest.fixture(params=[(1280, 900), (390, 844)], ids=["desktop", "phone"])

@@ -46,6 +46,7 @@ def test_sound_site(tmp_path: Path):
         ("<p>see {#sec-one}</p>", "markup not rendered"),
         ("<p>see @fig-one</p>", "markup not rendered"),
         ("<p>see [text](page.ipynb)</p>", "markup not rendered"),
+        ("<p>see [<code>name</code>](page.ipynb)</p>", "markup not rendered"),
         (r"<p>so \frac{1}{2}</p>", "TeX not rendered"),
         ("<p>$$ x $$</p>", "TeX not rendered"),
         ("<p>with $x^2$ here</p>", "TeX not rendered"),
@@ -60,6 +61,12 @@ def test_unsound_site(body: str, problem: str, tmp_path: Path):
 
 def test_site_without_pages(tmp_path: Path):
     assert "holds no pages" in check_site.problems_of(tmp_path)[0]
+
+
+def test_style_sheet_that_needs_the_network(tmp_path: Path):
+    (tmp_path / "local.css").write_text("a { background: url(\"data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg'/>\") }")
+    (tmp_path / "theme.css").write_text("@import url(https://fonts.example.org/css?family=A:wght@300;400);")
+    assert write_site(tmp_path, index="") == ["theme.css: needs the network: https://fonts.example.org/css?family=A:wght@300;400"]
 
 
 def test_dead_search_result(tmp_path: Path):
@@ -165,12 +172,14 @@ def test_documented_parameters():
     assert shown.splitlines() == [
         "Add.",
         "",
+        "::: {.parameters}",
         "| Parameter | Type | Default | Details |",
         "| --- | --- | --- | --- |",
         "| `first` |  |  |  |",
         r"| `second` | `int \| None` | `None` | another \| one |",
         "| `third` | `str` | `'a, b'` |  |",
         "| **returns** | `float` |  | the sum |",
+        ":::",
     ]
 
 
@@ -199,8 +208,8 @@ class Holder:
 
 def test_documented_class():
     shown = docs_renderer.TableRenderer(Holder)._repr_markdown_()
-    assert "### Holder\n\n```python\nHolder(subject)\n```\n\nHold.\n\n| Parameter | Type | Details |" in shown
-    assert "\n\n| Method | Details |" in shown
+    assert "### Holder\n\n```python\nHolder(subject)\n```\n\nHold.\n\n::: {.parameters}\n| Parameter | Type | Details |" in shown
+    assert "\n\n::: {.methods}\n| Methods and properties | Details |" in shown
     assert "| `subject` | `Subject` | " in shown
     assert '| <a id="holder.width"></a>`width` | Tell the width. |' in shown
     assert '| <a id="holder.turn"></a>`turn(angle, *, degrees=False)` | Turn it. |' in shown

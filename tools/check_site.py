@@ -22,7 +22,7 @@ MARKUP_LEFTOVER = re.compile(
     | \{[#.][\w-]+[^}\n]*\}        # attributes
     | (?<![\w/])@(?:fig|eq|sec|tbl)-[\w-]+   # a cross-reference
     | \{\{<[^\n]*                   # a shortcode
-    | (?<!\w)\[[^\]\n]+\]\([^)\s]+\)  # a link""",
+    | (?<!\w)\[[^\]\n]*\]\([^)\s]+\)  # a link""",
     re.VERBOSE,
 )
 TEX_LEFTOVER = re.compile(
@@ -32,6 +32,7 @@ TEX_LEFTOVER = re.compile(
     | (?<![\w$])\$[^\s$][^$\n]*(?<!\s)\$(?![\w$])""",
     re.VERBOSE,
 )
+LOADED_BY_STYLE = re.compile(r"""url\(["']?((?:https?:)?//[^"')]+)""")
 TRACEBACK = "Traceback (most recent call last)"
 KATEX_CHECK = """
 const katex = require(process.argv[1]), formulas = JSON.parse(require("fs").readFileSync(0));
@@ -132,6 +133,13 @@ def content_problems(page: Page) -> list[str]:
     return problems
 
 
+def style_problems(root: Path) -> list[str]:
+    "List what style sheets load from other websites."
+    sheets = sorted(root.rglob("*.css"))
+    found = ((sheet, address) for sheet in sheets for address in LOADED_BY_STYLE.findall(sheet.read_text(encoding="utf-8")))
+    return [f"{sheet.relative_to(root)}: needs the network: {address}" for sheet, address in found]
+
+
 def search_problems(root: Path, pages: dict[Path, Page]) -> list[str]:
     "List the results of the search that lead nowhere."
     index = root / "search.json"
@@ -160,7 +168,7 @@ def problems_of(root: Path) -> list[str]:
         return [f"{root} holds no pages"]
     katex = root / "site_libs" / "katex" / "katex.min.js"
     can_check_formulas = katex.exists() and shutil.which("node")
-    found = [f"search.json: {problem}" for problem in search_problems(root, pages)]
+    found = style_problems(root) + [f"search.json: {problem}" for problem in search_problems(root, pages)]
     for path, page in pages.items():
         problems = link_problems(page.links, path, pages, root) + content_problems(page)
         if can_check_formulas and page.formulas:

@@ -31,6 +31,8 @@ from smalldocs.site import Page, Site
 KATEX_VERSION = "0.16.22"
 KATEX_PLACEHOLDER = "KATEX-FOLDER"
 MIXED_CELL = "Found cells containing imports and other code"
+NESTED_LINK = re.compile(r"\[\[(`[^`]+`)\]\([^)]*\)\](\([^)]*\))")
+FONTS_ELSEWHERE = re.compile(r"@import url\(https:[^)]*\);")
 KATEX_UNUSED = ("*.mjs", "*.woff", "*.ttf", "*.md", "katex.css", "katex.js", "katex-swap*")
 
 
@@ -85,6 +87,8 @@ def process(notebooks: Path) -> tuple[Path, list[str]]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.filterwarnings("always", message=MIXED_CELL)
         folder = Path(proc_nbs(n_workers=0, force=True))
+    for path in folder.rglob("*.ipynb"):  # nbdev makes links of names, even within the author's links, which go first
+        path.write_text(NESTED_LINK.sub(r"[\1]\2", path.read_text(encoding="utf-8")), encoding="utf-8")
     messages = [str(warning.message) for warning in caught]
     return folder, [mixed_cell_problem(message, notebooks) for message in messages if message.startswith(MIXED_CELL)]
 
@@ -135,6 +139,12 @@ def bundle_katex(
         page.write_text(html, encoding="utf-8")
 
 
+def drop_fonts_elsewhere(site: Path) -> None:
+    "Let pages use the fonts of the reader's machine, instead of asking another website for those of a theme."
+    for sheet in (site / "site_libs" / "themes").glob("*.css"):
+        sheet.write_text(FONTS_ELSEWHERE.sub("", sheet.read_text(encoding="utf-8")), encoding="utf-8")
+
+
 def build() -> list[str]:
     "Build the website of the project in the current folder; return what is wrong with it."
     config = get_config()
@@ -146,6 +156,8 @@ def build() -> list[str]:
     source, problems = process(config.nbs_path)
     site = NbdevSite(source, output, config.doc_host + config.doc_baseurl)
     site.build()
+    drop_fonts_elsewhere(output)
+    shutil.copy(Path(__file__).with_name("search.js"), output / "site_libs" / "fuse" / "fuse.min.js")
     bundle_katex(output, katex(config.config_path / ".cache"))
     return problems + site.warnings
 

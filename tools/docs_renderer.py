@@ -10,8 +10,7 @@ from nbdev.config import get_config
 from nbdev.doclinks import NbdevLookup
 
 LINE_LENGTH = 88
-PARAMETERS = ["Parameter", "Type", "Default", "Details"]
-METHODS = ["Method", "Details"]
+TABLES = {"parameters": ["Parameter", "Type", "Default", "Details"], "methods": ["Methods and properties", "Details"]}
 
 
 def annotation_text(annotation: object) -> str:
@@ -95,13 +94,17 @@ def parameter_rows(
     return rows
 
 
-def table(header: list[str], rows: list[list[str]]) -> str:
+def table(
+    kind: str,  # which of TABLES; the class of the table, for its style
+    rows: list[list[str]],
+) -> str:
     "Write rows as a Markdown table without its empty columns; nothing for no rows."
     if not rows:
         return ""
+    header = TABLES[kind]
     kept = [column for column in range(len(header)) if any(row[column] for row in rows)]
     lines = [[line[column] for column in kept] for line in [header, ["---"] * len(header), *rows]]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "\n".join([f"::: {{.{kind}}}", *(f"| {' | '.join(line)} |" for line in lines), ":::"])
 
 
 def unwrapped(symbol: object) -> object:
@@ -166,8 +169,8 @@ class TableRenderer:
             f"{'#' * self.title_level} {self.name}",
             f"```python\n{call_text(self.name, self.signature)}\n```",
             self.docs,
-            table(PARAMETERS, parameter_rows(self.symbol, self.signature)),
-            table(METHODS, method_rows(self.symbol)),
+            table("parameters", parameter_rows(self.symbol, self.signature)),
+            table("methods", method_rows(self.symbol)),
         ]
         return "\n\n".join(block for block in blocks if block)
 

@@ -1,0 +1,29 @@
+"""A browser for the tests of pages: Debian's Chromium, driven by Playwright."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    "Find a browser, or skip the test."
+    found = next(filter(None, map(shutil.which, NAMES)), None)
+    return found or pytest.skip("no chromium is installed: pages are not tested in a browser")
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str) -> Iterator:
+    "Start a browser without a window."
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=chromium, args=SWITCHES)
+        yield started
+        started.close()
