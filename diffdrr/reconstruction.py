@@ -108,6 +108,21 @@ class Projector:
             raise ValueError(f"pictures must have shape {self.picture_shape}, not {tuple(pictures.shape)}")
         return Backprojection.apply(pictures, self)
 
+    def there_and_back(
+        self,
+        volume: torch.Tensor,  # (X, Y, Z)
+        change: Callable[[torch.Tensor, slice], torch.Tensor],  # takes the pictures of some views, and which views they are; returns others
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # (X, Y, Z), and the pictures (V, 1, H, W) of the volume
+        "Project a volume, change the pictures, and apply the transpose, in one pass: as long as the transpose takes alone."
+        total, pictures = self.zeros(), []
+        for which, some in self.blocks():
+            leaf = volume.detach().requires_grad_()
+            with torch.enable_grad():
+                seen = some._render(leaf)
+            pictures.append(seen.detach())
+            total += torch.autograd.grad(seen, leaf, change(pictures[-1], which))[0]
+        return total, torch.cat(pictures)
+
     def as_linear_operator(self) -> LinearOperator:
         "Return the same for SciPy, which works on flat arrays."
         from scipy.sparse.linalg import LinearOperator
@@ -124,13 +139,7 @@ class Backprojection(torch.autograd.Function):
     @staticmethod
     def forward(ctx, pictures, projector):
         ctx.projector = projector
-        total = projector.zeros()
-        for which, some in projector.blocks():
-            volume = projector.zeros().requires_grad_()  # the projector is linear, so its gradient is the same everywhere
-            with torch.enable_grad():
-                seen = some._render(volume)
-            total += torch.autograd.grad(seen, volume, pictures[which])[0]
-        return total
+        return projector.there_and_back(projector.zeros(), lambda _, which: pictures[which])[0]  # it is linear: the same for any volume
 
     @staticmethod
     def backward(ctx, gradient):
@@ -345,11 +354,11 @@ class SIRT(Solver):
     def step(self, state):
         volume, squared = state["volume"], 0.0
         for i, which in enumerate(self.groups):
-            some = self.projector[which]
-            difference = self.pictures[which] - some(volume)
-            squared += difference.square().sum()
+            pictures, rows = self.pictures[which], self.rows[which]
+            update, seen = self.projector[which].there_and_back(volume, lambda seen, views: rows[views] * (pictures[views] - seen))
+            squared += (pictures - seen).square().sum()
             column = self.column(which) if self.columns is None else self.columns[i]
-            volume = volume + self.relaxation * column * some.T(self.rows[which] * difference)
+            volume = volume + self.relaxation * column * update
             volume = volume.clamp(min=0) if self.nonnegative else volume
         return {"volume": volume}, squared**0.5
 
@@ -404,21 +413,22 @@ class TotalVariation(Solver):
         if not 0 < weight < math.inf:
             raise ValueError(f"weight must be a positive number, not {weight!r}")
         self.weight = weight
-        self.row_steps = reciprocal(projector(torch.ones_like(self.volume)))
-        self.scale = projector.T(torch.ones_like(pictures)).mean() / 6  # makes differences as heavy as rays
-        self.voxel_steps = 1 / (projector.T(torch.ones_like(pictures)) + 6 * self.scale)
+        columns, rows = projector.there_and_back(torch.ones_like(self.volume), lambda seen, _: torch.ones_like(seen))
+        self.row_steps = reciprocal(rows)
+        self.scale = columns.mean() / 6  # makes differences as heavy as rays
+        self.voxel_steps = 1 / (columns + 6 * self.scale)
 
     def step(self, state):
         volume, ahead = state["volume"], state.get("ahead", state["volume"])
         rays = state.get("rays", torch.zeros_like(self.pictures))
         fields = state.get("fields", torch.zeros(3, *volume.shape, dtype=volume.dtype, device=volume.device))
-        difference = self.projector(ahead) - self.pictures
-        rays = (rays + self.row_steps * difference) / (1 + self.row_steps)
+        follow = lambda seen, views: (rays[views] + self.row_steps[views] * (seen - self.pictures[views])) / (1 + self.row_steps[views])
+        back, seen = self.projector.there_and_back(ahead, follow)
         fields = fields + differences(ahead) / 2
         limit = self.weight / self.scale
         fields = fields / (fields.norm(dim=0, keepdim=True) / limit).clamp(min=1)
-        following = (volume - self.voxel_steps * (self.projector.T(rays) + self.scale * differences_transposed(fields))).clamp(min=0)
-        return {"volume": following, "ahead": 2 * following - volume, "rays": rays, "fields": fields}, difference.norm()
+        following = (volume - self.voxel_steps * (back + self.scale * differences_transposed(fields))).clamp(min=0)
+        return {"volume": following, "ahead": 2 * following - volume, "rays": follow(seen, slice(None)), "fields": fields}, (seen - self.pictures).norm()
 
     def objective(
         self,
