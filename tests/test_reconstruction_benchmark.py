@@ -53,7 +53,7 @@ def test_quality(head):
 
 def test_the_whole_benchmark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(benchmark, "CONTESTANTS", {"ours": "ours"})
-    small = "--views 6 --block 16 16 8 --head 16 --pixels 20 24 --delx 26 --iterations 2 --tv-iterations 3 --name test".split()
+    small = "--views 6 --block 16 16 8 --head 16 --pixels 20 24 --delx 26 --head-pixels 20 24 --head-delx 16 --iterations 2 --tv-iterations 3 --name test".split()
     monkeypatch.setattr(benchmark, "CT", tmp_path / "none")
     outcomes = benchmark.main([*small, "--results", str(tmp_path)])
     stored = json.loads((tmp_path / "test-reconstruction.json").read_text())
