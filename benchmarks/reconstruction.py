@@ -118,25 +118,40 @@ def chest(path: Path | None, block: tuple[int, int, int], pixels: tuple[int, int
     return Case("chest", true.numpy(), inside, Projector(place, orbit), pictures)
 
 
-def head(shape: tuple[int, int, int], size: float, pixels: tuple[int, int], delx: float, views: int) -> Case:
-    "Integrate through the Shepp-Logan head exactly."
-    spacing = tuple(size / n for n in shape)
-    projector = Projector(camera(shape, grid(shape, spacing), pixels, delx), circular_orbit(views, SOD))
-    source, target = (x.double().numpy() for x in projector.drr.detector(projector.pose))
-    source, length = np.broadcast_to(source, target.shape), np.linalg.norm(target - source, axis=-1)
-    centres = np.stack(np.meshgrid(*[((np.arange(3 * n) + 0.5) / (3 * n) - 0.5) * size for n in shape], indexing="ij"), axis=-1)  # 27 in each voxel
-    pictures, true = np.zeros(length.shape), np.zeros(centres.shape[:3])
+def head_solids(size: float) -> list[tuple[Ellipsoid, float]]:  # with the attenuation that each adds, 1/mm
+    "Make the ellipsoids of the head in a cube."
+    solids = []
     for axes, centre, degrees, value in HEAD:
         turn = np.deg2rad(degrees)
         rotation = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
-        solid = Ellipsoid(size / 2 * np.array(centre, dtype=float), rotation @ np.diag(size / 2 * np.array(axes)))
+        solids.append((Ellipsoid(size / 2 * np.array(centre, dtype=float), rotation @ np.diag(size / 2 * np.array(axes))), WATER * value))
+    return solids
+
+
+def head_integrals(size: float, projector: Projector) -> np.ndarray:  # (V, 1, H, W)
+    "Integrate through the head exactly."
+    source, target = (x.double().numpy() for x in projector.drr.detector(projector.pose))
+    source, length = np.broadcast_to(source, target.shape), np.linalg.norm(target - source, axis=-1)
+    pictures = np.zeros(length.shape)
+    for solid, attenuation in head_solids(size):
         entry, leave = solid.interval(source, target)
-        pictures += WATER * value * length * np.clip(np.nan_to_num(leave - entry, posinf=0, neginf=0), 0, None)
-        true += WATER * value * solid.contains(centres)
-    true = F.avg_pool3d(torch.from_numpy(true)[None], 3)[0].float().numpy()
+        pictures += attenuation * length * np.clip(np.nan_to_num(leave - entry, posinf=0, neginf=0), 0, None)
+    return pictures.reshape(projector.picture_shape)
+
+
+def head_values(size: float, points: np.ndarray) -> np.ndarray:  # (..., 3) -> (...) 1/mm
+    "Look up the attenuation of the head."
+    return sum(attenuation * solid.contains(points) for solid, attenuation in head_solids(size))
+
+
+def head(shape: tuple[int, int, int], size: float, pixels: tuple[int, int], delx: float, views: int) -> Case:
+    "Photograph the Shepp-Logan head."
+    projector = Projector(camera(shape, grid(shape, tuple(size / n for n in shape)), pixels, delx), circular_orbit(views, SOD))
+    points = np.stack(np.meshgrid(*[((np.arange(3 * n) + 0.5) / (3 * n) - 0.5) * size for n in shape], indexing="ij"), axis=-1)  # 27 in each voxel
+    true = F.avg_pool3d(torch.from_numpy(head_values(size, points))[None], 3)[0].float().numpy()
     inside = np.zeros(shape, dtype=bool)
     inside[..., shape[2] // 4 : -(shape[2] // 4)] = true[..., shape[2] // 4 : -(shape[2] // 4)] > 0
-    return Case("Shepp-Logan", true, inside, projector, torch.from_numpy(pictures).float().view(projector.picture_shape))
+    return Case("Shepp-Logan", true, inside, projector, torch.from_numpy(head_integrals(size, projector)).float())
 
 
 def with_noise(pictures: torch.Tensor, photons: float) -> torch.Tensor:

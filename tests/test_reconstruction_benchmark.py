@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import large
 from benchmarks import reconstruction as benchmark
 from benchmarks.worker import Failure
 
@@ -61,6 +62,15 @@ def test_the_whole_benchmark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     assert {one.method for one in outcomes} == {"FDK", "SART", "SART, trilinear", "total variation"}
     assert all(one.psnr > 5 and one.seconds > 0 and one.memory > 100 for one in outcomes)
     assert "Shepp-Logan" in (tmp_path / "test-reconstruction.md").read_text()
+
+
+def test_large_benchmark(tmp_path: Path):
+    rows = large.main(["--voxels", "32", "--pixels", "48", "--views", "48", "--name", "test", "--results", str(tmp_path)])
+    errors = {row["what"]: row["error, % of water"] for row in rows}
+    nothing = 100 * large.error(torch.zeros(32, 32, 32)) / benchmark.WATER
+    assert list(errors) == ["FDK", "SIRT, iteration 1", "SIRT, iteration 2"]
+    assert errors["SIRT, iteration 2"] < errors["SIRT, iteration 1"] < 0.75 * nothing and errors["FDK"] < 0.6 * nothing
+    assert json.loads((tmp_path / "test-large.json").read_text())["rows"] == rows and "48 views" in (tmp_path / "test-large.md").read_text()
 
 
 def test_a_contestant_that_breaks_says_why(head):
