@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from .detector import Detector, binned_size, check_size
 from .pose import AffineTransform, RigidTransform, convert
 from .renderers import Siddon, Trilinear
+from .threads import serial_for_few
 from .volume import as_labels, block_mean, voxel_from_block, voxel_from_world
 
 if TYPE_CHECKING:
@@ -123,7 +124,8 @@ class DRR(nn.Module):
         Raises a `TypeError` for anything but a pose or the parameters of one, and a `ValueError` for poses of another dtype or device, or label channels without a label map."""
         with torch.autocast(self.device.type, enabled=False):  # millimetres need more digits than half precision has
             pose = self._pose(args, parameterization, convention, degrees)
-        source, target = self.detector(pose, calibration)
+        with serial_for_few(len(pose) * self.detector.target.shape[1], self.device):
+            source, target = self.detector(pose, calibration)
         if self.checkpoint_gradients:
             img = checkpoint(self.render, self.density, source, target, mask_to_channels, use_reentrant=False, **kwargs)
         else:
@@ -149,7 +151,7 @@ class DRR(nn.Module):
             raise ValueError(f"frame must be one of {', '.join(map(repr, FRAMES))}, not {frame!r}")
         pose = self._pose(args, parameterization, convention, degrees)
         calibration = self.detector.calibration if calibration is None else calibration
-        with torch.no_grad():
+        with torch.no_grad(), serial_for_few(len(pose) * self.detector.target.shape[1], self.device):
             source, target = self.detector(pose, calibration)
         ends = [x.expand_as(target).detach().requires_grad_() for x in (source, target)]
         with torch.enable_grad():
@@ -197,12 +199,12 @@ class DRR(nn.Module):
             raise ValueError("mask_to_channels needs a label map; give one to read(volume, labelmap)")
         if density is None:
             raise ValueError("density is None, so there is no volume to render; assign drr.density, or give one to render(density, source, target)")
-        length = (target - source).norm(dim=-1).unsqueeze(1)
+        with serial_for_few(target[..., 0].numel(), self.device):
+            length = (target - source).norm(dim=-1).unsqueeze(1)
+            source, target = self.affine_inverse(source), self.affine_inverse(target)
         if self.patch_size is not None:
             kwargs["rays_per_chunk"] = self.patch_size**2
-        return self.renderer(
-            density, self.affine_inverse(source), self.affine_inverse(target), length, mask=self.mask if mask_to_channels else None, **kwargs
-        )
+        return self.renderer(density, source, target, length, mask=self.mask if mask_to_channels else None, **kwargs)
 
     def reshape_transform(
         self,

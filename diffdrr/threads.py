@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 
 import torch
 
 # %% auto #0
-__all__ = ['kernel_threads', 'serial_torch']
+__all__ = ['FEW_RAYS', 'kernel_threads', 'serial_torch', 'serial_for_few']
 
 # %% ../nbs/api/10_threads.ipynb #3ebf8c3c
 _kernel_threads: ContextVar[int | None] = ContextVar("kernel_threads", default=None)
@@ -25,7 +25,9 @@ def kernel_threads() -> int:
 # %% ../nbs/api/10_threads.ipynb #aaee1fc3
 @contextmanager
 def serial_torch() -> Iterator[None]:
-    "Let torch's own operations run on one thread, and leave the cores to the kernels. What the kernels use stays the same."
+    """Let torch's own operations run on one thread, and leave the cores to the kernels. What the kernels use stays the same.
+
+    A Python thread that uses torch for the first time meanwhile takes over the one thread of torch, and keeps it: start it before, or call `torch.set_num_threads` in it."""
     threads = torch.get_num_threads()
     token = _kernel_threads.set(kernel_threads())
     torch.set_num_threads(1)
@@ -34,3 +36,15 @@ def serial_torch() -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         _kernel_threads.reset(token)
+
+# %% ../nbs/api/10_threads.ipynb #0a4f0636
+FEW_RAYS = 2**17
+
+
+def serial_for_few(
+    n_rays: int,  # that torch is about to make
+    device: torch.device,  # where
+) -> AbstractContextManager:
+    "Let torch make few rays on one thread, so that no other waits for more work while a kernel renders them. Many rays, those of a GPU and those of a compiled program are made as ever."
+    alone = n_rays < FEW_RAYS and device.type == "cpu" and not torch.compiler.is_compiling()
+    return serial_torch() if alone else nullcontext()

@@ -35,7 +35,7 @@ ARROWS: dict[str, set[str] | None] = {
     "kernels.operators": {"kernels.reference"},
     "kernels.dispatch": {"kernels.reference", "kernels.operators"},
     "renderers": {"kernels.dispatch"},
-    "drr": {"pose", "camera", "detector", "volume", "renderers"},
+    "drr": {"pose", "camera", "detector", "volume", "threads", "renderers"},
     "metrics": {"pose", "so3"},
     "alignment": {"so3", "se3", "pose", "detector", "renderers", "drr", "metrics"},
     "registration": {"se3", "pose", "threads", "drr", "alignment"},
