@@ -148,7 +148,7 @@ def take_case(
 
 
 def attempt(
-    method: Callable,  # (drr, xray, init, mask) -> an object with `pose`, `reason`, `trace`; or a `ValueError` that says why it cannot
+    method: Callable,  # (drr, xray, init, mask) -> an object with `pose`, `reason`, `iterations`; or a `ValueError` that says why it cannot
     drr: DRR,
     case: Case,
     points: torch.Tensor,  # (1, N, 3) mm
@@ -160,7 +160,7 @@ def attempt(
     try:
         result = method(drr, case.xray, case.init, case.mask)
         seconds = time.perf_counter() - begin
-        pose, reason, iterations = result.pose, result.reason, len(result.trace)
+        pose, reason, iterations = result.pose, result.reason, result.iterations
     except ValueError as refusal:
         seconds = time.perf_counter() - begin
         pose, reason, iterations = case.init, str(refusal), 0

@@ -91,7 +91,7 @@ def twist_at_origin(
     return matrix
 
 # %% ../nbs/api/23_alignment.ipynb #a32c34df
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Placement:
     "A batch of guesses: how far the CT moved from where the initial poses have it, and how far the intrinsics are off."
 
@@ -139,7 +139,7 @@ def mean_radius(
     return float(torch.linalg.vector_norm(edges) / 12**0.5)
 
 # %% ../nbs/api/23_alignment.ipynb #0f58c191
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class View:
     "An X-ray, the DRR that should look like it, and the pose to begin from."
 
@@ -282,7 +282,7 @@ def normal_equations(
     return (weighted @ jacobian.mT).double(), (weighted @ residual[..., None])[..., 0].double()
 
 # %% ../nbs/api/23_alignment.ipynb #2aab05d1
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Iterate:
     "Guesses after one iteration, and how well they fit."
 
@@ -354,12 +354,13 @@ def first_order(
     robustness: float = 2.0,  # standard deviations where the loss levels off; infinite for least squares
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,  # its parameters are in mm; rotations are multiplied by the mean radius of the volume
     iterations: int = 100,
-    **options,  # of the optimiser, such as `lr`
+    lr: float = 1.0,  # learning rate of the optimiser
+    **options,  # others of the optimiser
 ) -> list[Iterate]:  # before the first iteration, and after each
-    "Minimise the same loss as `levenberg_marquardt`, by an optimiser of torch. Use `functools.partial(first_order, lr=1.0)` as the solver of `register`."
+    "Minimise the same loss as `levenberg_marquardt`, by an optimiser of torch. `functools.partial(first_order, lr=0.5)` is a solver of `register` with options."
     unit = start.motion.new_tensor([1.0] * 3 + [1 / objective.radius] * 3 + [1.0] * start.offsets.shape[1])
     step = torch.zeros(len(start), len(unit), device=unit.device, dtype=unit.dtype, requires_grad=True)
-    descent = optimizer([step], **options)
+    descent = optimizer([step], lr=lr, **options)
     placed = lambda: start.moved(step * unit, objective.pivot)
     with torch.no_grad():
         residual = objective.residual(start)

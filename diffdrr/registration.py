@@ -10,9 +10,9 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
@@ -23,15 +23,18 @@ from .drr import DRR, INTRINSICS
 from .pose import PARAMETERIZATIONS, RigidTransform, convert, parameterization_of
 from .se3 import matrix_to_twist
 from .threads import serial_torch
+from .xray import XRay
 
 # %% auto #0
-__all__ = ['N_ANGULAR_COMPONENTS', 'SCHEDULE', 'DETAIL_WINDOW', 'DETAIL_RATIO', 'Registration', 'PoseRegressor', 'Stage',
-           'check_view', 'check_sight', 'make_views', 'reason_to_doubt', 'RegistrationResult', 'check_json',
-           'draw_motions', 'search', 'refine_candidates', 'trace_table', 'make_result', 'register']
+__all__ = ['N_ANGULAR_COMPONENTS', 'SCHEDULE', 'LEAST_PIXELS', 'DETAIL_WINDOW', 'DETAIL_RATIO', 'Registration', 'PoseRegressor',
+           'Stage', 'check_view', 'check_sight', 'as_list', 'drr_of', 'make_view', 'make_views', 'make_pyramid', 'Step',
+           'reason_to_doubt', 'RegistrationResult', 'check_json', 'draw_motions', 'search', 'refine_candidates',
+           'trace_table', 'make_result', 'check_search', 'register']
 
 # %% ../nbs/api/23_registration.ipynb #9827fa89
 if TYPE_CHECKING:
     from pandas import DataFrame
+    from torchio import Subject
 
 # %% ../nbs/api/23_registration.ipynb #b9abd9d6
 class Registration(nn.Module):
@@ -150,6 +153,8 @@ def check_view(
             raise ValueError(f"{name} must have shape (1, 1, {detector.height}, {detector.width}) like the pictures of the DRR, not {tuple(picture.shape)}; resample it, or set the detector's size")
     if detector.n_subsample is not None:
         raise ValueError("registration needs whole pictures; make the DRR without p_subsample")
+    if view.drr.renderer.reducefn != "sum":
+        raise ValueError(f"drr must integrate (reducefn='sum'), as an X-ray does, not reducefn={view.drr.renderer.reducefn!r}")
     if not ((mask >= 0) & (mask <= 1)).all() or mask.sum() == 0:
         raise ValueError("mask must be 1 where the X-ray counts and 0 elsewhere, and leave some pixels")
     seen = xray[mask > 0]
@@ -162,59 +167,139 @@ def check_view(
 def check_sight(
     view: View,  # any number of pixels will do
 ) -> None:
-    "Raise a `ValueError` unless the CT is seen from the initial pose."
+    "Raise a `ValueError` unless the CT is seen from the initial pose, where the X-ray counts."
     with torch.no_grad():
-        picture = view.drr(view.pose, n_points=None)
-    if picture.max() == picture.min():
-        raise ValueError("init must show the CT, but no ray meets it; check the order of the axes and the units (mm, rad) of the initial pose")
+        seen = view.drr(view.pose, n_points=None)[view.mask > 0]
+    if seen.max() == seen.min():
+        raise ValueError("init must show the CT, but no ray meets it where the mask lets it count; check the order of the axes and the units (mm, rad) of the initial pose")
 
 # %% ../nbs/api/23_registration.ipynb #a2bec061
+def as_list(
+    name: str,  # of the argument
+    pictures: torch.Tensor | XRay | Sequence,  # what the caller gave
+) -> list:  # of pictures (1, 1, H, W), or of X-rays
+    "Take pictures apart. Raises a `TypeError` or a `ValueError` for what holds none."
+    if isinstance(pictures, torch.Tensor):
+        if pictures.dim() != 4:
+            raise ValueError(f"{name} must have shape (V, 1, H, W), not {tuple(pictures.shape)}; for one picture (H, W) give {name}[None, None]")
+        return list(pictures.split(1))
+    if isinstance(pictures, XRay):
+        return [pictures]
+    if not isinstance(pictures, (list, tuple)) or not all(isinstance(x, (torch.Tensor, XRay)) for x in pictures):
+        raise TypeError(f"{name} must be a tensor (V, 1, H, W), an XRay, or a list of them, not {type(pictures).__name__}; torch.from_numpy makes a tensor of an array")
+    return list(pictures)
+
+# %% ../nbs/api/23_registration.ipynb #e46d5f0f
+def drr_of(
+    drr: DRR | Subject,  # what the caller gave
+    xray: torch.Tensor | XRay,
+) -> DRR:
+    "Return the DRR of an X-ray, or make it of the subject, with the geometry of the X-ray. Raises a `ValueError` for a DRR with another geometry, and a `TypeError` if nothing knows the geometry."
+    if not isinstance(xray, XRay):
+        if not isinstance(drr, DRR):
+            raise TypeError(f"drr must be a DRR, not {type(drr).__name__}, when xray is a tensor: a tensor does not know its geometry")
+        return drr
+    if not isinstance(drr, DRR):
+        return DRR(drr, renderer="trilinear", **xray.intrinsics).to(xray.image.device)
+    wanted = dict(xray.intrinsics, reverse_x_axis=True)
+    given = {name: getattr(drr.detector, name) for name in wanted}
+    wrong = [name for name in wanted if not math.isclose(given[name], wanted[name], rel_tol=1e-3, abs_tol=1e-3)]
+    if wrong:
+        raise ValueError(f"drr must have the geometry of the X-ray, DRR(subject, **xray.intrinsics), but has {', '.join(f'{name}={given[name]:g} instead of {wanted[name]:g}' for name in wrong)}")
+    return drr
+
+# %% ../nbs/api/23_registration.ipynb #9600e189
+def make_view(
+    drr: DRR | Subject,
+    xray: torch.Tensor | XRay,  # (1, 1, H, W) line integrals
+    mask: torch.Tensor | None,  # (1, 1, H, W); None for that of the X-ray, or for all pixels
+    init: RigidTransform | None,  # (1) pose; None for that of the X-ray
+) -> View:
+    "Put together what belongs to an X-ray. Raises a `ValueError` that says what does not fit."
+    drr, picture = drr_of(drr, xray), xray
+    if isinstance(xray, XRay):
+        if not (xray.bright_bones and xray.logarithmic):
+            raise ValueError("xray must hold line integrals; diffdrr.xray.prepare makes them of the values in a file")
+        picture = xray.image
+        mask = xray.mask if mask is None else mask
+        init = xray.initial_pose(drr.subject.orientation) if init is None else init
+    if init is None:
+        raise ValueError("init must be a pose, since a tensor does not know how it was taken; diffdrr.views makes poses from the name of a view, angles or landmarks")
+    mask = torch.ones_like(picture) if mask is None else mask
+    view = View(drr, picture.to(drr._affine), mask.to(drr._affine), RigidTransform(init.matrix.to(drr._affine)))
+    check_view(view)
+    return replace(view, xray=view.xray.where(view.mask > 0, 0))  # what is hidden may be NaN
+
+# %% ../nbs/api/23_registration.ipynb #c0c87bfb
 def make_views(
-    drr: DRR | Sequence[DRR],  # one for all X-rays, or one for each
-    xray: torch.Tensor | Sequence[torch.Tensor],  # (V, 1, H, W), or a list of (1, 1, H, W)
-    init: RigidTransform,  # (V) poses
-    mask: torch.Tensor | Sequence[torch.Tensor] | None = None,  # like `xray`
+    drr: DRR | Subject | Sequence[DRR],  # one for all X-rays, or one for each
+    xray: torch.Tensor | XRay | Sequence[torch.Tensor | XRay],  # (V, 1, H, W), or a list
+    init: RigidTransform | None,  # (V) poses
+    mask: torch.Tensor | Sequence[torch.Tensor] | None,  # like `xray`
 ) -> list[View]:
-    "Put together what belongs to each X-ray. Raises a `ValueError` that says what does not fit."
-    split = lambda pictures: list(pictures.split(1)) if isinstance(pictures, torch.Tensor) else list(pictures)
-    xrays = split(xray)
-    masks = [torch.ones_like(x) for x in xrays] if mask is None else split(mask)
-    drrs = [drr] * len(xrays) if isinstance(drr, DRR) else list(drr)
-    counts = dict(drr=len(drrs), xray=len(xrays), init=len(init), mask=len(masks))
+    "Put together what belongs to each X-ray. Raises a `ValueError` or a `TypeError` that says what does not fit."
+    if init is not None and not isinstance(init, RigidTransform):
+        raise TypeError(f"init must be a RigidTransform, not {type(init).__name__}; diffdrr.views.pose_from_view makes one from a name such as 'AP', and RigidTransform(matrix) from a matrix")
+    xrays = as_list("xray", xray)
+    masks = [None] * len(xrays) if mask is None else as_list("mask", mask)
+    inits = [None] * len(xrays) if init is None else [RigidTransform(matrix) for matrix in init.matrix.detach().split(1)]
+    drrs = list(drr) if isinstance(drr, (list, tuple)) else [drr] * len(xrays)
+    counts = dict(drr=len(drrs), xray=len(xrays), init=len(inits), mask=len(masks))
     if len(set(counts.values())) > 1 or not xrays:
         raise ValueError(f"every X-ray needs a DRR, an initial pose and a mask of its own, not {', '.join(f'{n} of {name}' for name, n in counts.items())}")
-    views = [View(d, x.to(d._affine), m.to(d._affine), RigidTransform(p[None].to(d._affine))) for d, x, m, p in zip(drrs, xrays, masks, init.matrix.detach())]
-    for view in views:
-        check_view(view)
-    return views
+    return [make_view(*each) for each in zip(drrs, xrays, masks, inits)]
+
+# %% ../nbs/api/23_registration.ipynb #f6eba118
+LEAST_PIXELS = 20  # about three for each degree of freedom
+
+
+def make_pyramid(
+    views: Sequence[View],
+    sizes: Sequence[int],  # pixels along the longer side of the picture
+) -> dict[int, list[View]]:  # by size
+    "Coarsen views. Raises a `ValueError` if a mask leaves too little of a coarse picture."
+    pyramid = {pixels: [view.coarsen(pixels) for view in views] for pixels in sizes}
+    for pixels, coarse in pyramid.items():
+        for view in coarse:
+            if view.mask.sum() < LEAST_PIXELS:
+                raise ValueError(f"mask must leave a patch that is still there when the picture has {pixels} pixels along its longer side, less a margin of one, but leaves {int(view.mask.sum())} of them; at least {LEAST_PIXELS} are needed")
+    return pyramid
 
 # %% ../nbs/api/23_registration.ipynb #fed86589
+class Step(NamedTuple):
+    "How far a registration has come."
+
+    pixels: int  # along the longer side of the picture
+    iteration: int  # of this stage; 0 is where it begins
+    guess: Iterate
+
+
 DETAIL_WINDOW = 0.015  # of the longer side of the picture: two pixels of 128
 DETAIL_RATIO = 0.7
 
 
 def reason_to_doubt(
     objective: Objective,  # of the last stage
-    trace: Sequence[tuple[int, Iterate]],  # pixels and guess of each iteration
+    trace: Sequence[Step],
     inverted: bool,  # whether the negative of the X-ray would fit better
 ) -> str | None:  # None if there is none
     "Say why a pose should not be trusted."
-    (_, before), (_, last) = trace[-2:]
+    before, last = (step.guess for step in trace[-2:])
     fine = Objective(objective.views, DETAIL_WINDOW, objective.refine)
     broad, detail = last.similarity.item(), fine.score(last.placement).item()
-    step = matrix_to_twist(last.placement.motion @ RigidTransform(before.placement.motion).inverse().matrix)
+    last_move = matrix_to_twist(last.placement.motion @ RigidTransform(before.placement.motion).inverse().matrix)
     if inverted:
-        return "the negative of the X-ray fits better; bones must be bright: use the negative logarithm of the intensity"
+        return "the negative of the X-ray fits better; bones must be bright: use the negative logarithm of the intensity, or diffdrr.xray.invert where a file says the opposite of what it holds"
     if broad < 0.2:
         return f"the pictures are not alike (local correlation {broad:.2f}); check the preparation of the X-ray, the geometry, and the initial pose"
     if detail < DETAIL_RATIO * broad:
         return f"outlines fit, but details do not (local correlation {broad:.2f} in large windows, {detail:.2f} in small ones); try a better initial pose or a larger spread"
-    if objective.length(step) > objective.pixel:
-        return f"the last step still moved the CT by {objective.length(step).item():.1f} mm"
+    if objective.length(last_move) > objective.pixel:
+        return f"the last step still moved the CT by {objective.length(last_move).item():.1f} mm"
     return None
 
 # %% ../nbs/api/23_registration.ipynb #b62874d3
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RegistrationResult:
     "The pose of an X-ray, and how much to trust it."
 
@@ -233,6 +318,11 @@ class RegistrationResult:
         return self.reason is not None
 
     @property
+    def iterations(self) -> int:
+        "How many iterations led to the pose, over all stages."
+        return int((self.trace.iteration > 0).sum())
+
+    @property
     def standard_deviation(self) -> torch.Tensor:  # (6 + K,) mm, rad, mm
         "Return the square roots of the variances. They know of noise that pixels do not share, not of a wrong model, so they are optimistic."
         return self.covariance.diagonal().sqrt()
@@ -242,7 +332,7 @@ class RegistrationResult:
         deviation = ", ".join(f"{x:.3g}" for x in self.standard_deviation[:3]), ", ".join(f"{x:.3g}" for x in self.standard_deviation[3:6].rad2deg())
         angles, translation = (x[0].tolist() for x in self.pose.convert("euler_angles", "ZXY", degrees=True))
         lines = [
-            f"{verdict} in {self.seconds:.1f} s, {len(self.trace)} iterations, local correlation {self.similarity:.3f}",
+            f"{verdict} in {self.seconds:.1f} s, {self.iterations} iterations, local correlation {self.similarity:.3f}",
             f"rotation (ZXY)  {', '.join(f'{x:.3f}' for x in angles)} degrees",
             f"translation     {', '.join(f'{x:.3f}' for x in translation)} mm",
             f"uncertainty     {deviation[0]} mm, {deviation[1]} degrees about the isocentre (one standard deviation, noise alone)",
@@ -255,11 +345,11 @@ class RegistrationResult:
     ) -> None:
         "Write everything to a file that people and programs can read. Raises a `ValueError` for another suffix."
         path = check_json(path)
-        tensors = {name: getattr(self, name).tolist() for name in ("covariance",)}
         poses = {name: getattr(self, name).matrix.tolist() for name in ("pose", "pose_in_scanner")}
         plain = {name: getattr(self, name) for name in ("similarity", "intrinsics", "reason", "seconds")}
+        content = {"dtype": str(self.pose.matrix.dtype).removeprefix("torch."), **poses, **plain, "covariance": self.covariance.tolist(), "trace": self.trace.to_dict("list")}
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps({**poses, **plain, **tensors, "trace": self.trace.to_dict("list")}, indent=1))
+        temporary.write_text(json.dumps(content, indent=1))
         os.replace(temporary, path)
 
     @classmethod
@@ -271,13 +361,15 @@ class RegistrationResult:
         from pandas import DataFrame
 
         path = check_json(path)
-        content = json.loads(path.read_text())
-        if not isinstance(content, dict) or set(content) != {field.name for field in fields(cls)}:
-            raise ValueError(f"{str(path)!r} does not hold the result of a registration")
-        for name in ("pose", "pose_in_scanner"): content[name] = RigidTransform(torch.tensor(content[name]))
-        content["covariance"] = torch.tensor(content["covariance"], dtype=torch.float64)
-        content["trace"] = DataFrame(content["trace"])
-        return cls(**content)
+        try:
+            content = json.loads(path.read_text())
+            dtype = getattr(torch, content.pop("dtype"))
+            for name in ("pose", "pose_in_scanner"): content[name] = RigidTransform(torch.tensor(content[name], dtype=dtype))
+            content["covariance"] = torch.tensor(content["covariance"], dtype=torch.float64)
+            content["trace"] = DataFrame(content["trace"])
+            return cls(**content)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{str(path)!r} does not hold the result of a registration: {error}") from error
 
 
 def check_json(path: str | Path) -> Path:
@@ -302,17 +394,16 @@ def draw_motions(
 
 # %% ../nbs/api/23_registration.ipynb #96ab2985
 def search(
-    views: Sequence[View],  # of the first stage
-    stage: Stage,
+    objective: Objective,  # of the first stage
+    n_candidates: int,
     n_starts: int,
     spread: tuple[float, float],  # degrees, mm
     generator: torch.Generator,
-) -> tuple[torch.Tensor, bool]:  # (stage.candidates, 4, 4) the best motions; whether the negative of the X-rays would fit better
+) -> tuple[torch.Tensor, float]:  # (n_candidates, 4, 4) the best motions; how well the negative of the X-rays fits one of all
     "Score random motions, and keep the best."
-    objective = Objective(views, stage.window)
     motions = draw_motions(n_starts, spread, objective, generator)
     scores = torch.cat([objective.score(objective.start(some)) for some in motions.split(100)])  # 100 at a time, for memory
-    return motions[scores.topk(min(stage.candidates, n_starts)).indices], bool(scores.min() < -scores.max())
+    return motions[scores.topk(min(n_candidates, n_starts)).indices], -scores.min().item()
 
 # %% ../nbs/api/23_registration.ipynb #6b7083d8
 def refine_candidates(
@@ -322,7 +413,7 @@ def refine_candidates(
     refine: Sequence[str],  # intrinsics to refine at the end
     solver: Callable[[Objective, Placement, float], list[Iterate]],
     tick: Callable[[], object],  # called after each stage
-) -> tuple[Objective, list[tuple[int, Iterate]]]:  # the last objective; pixels and guess of each iteration of the candidate that came out best
+) -> tuple[Objective, list[Step]]:  # the last objective; the steps of the candidate that came out best
     "Go from coarse to fine."
     trace = []
     for stage in schedule:
@@ -330,45 +421,45 @@ def refine_candidates(
         start = objective.start(motions)
         best = objective.score(start).topk(min(stage.candidates, len(motions))).indices
         iterates = solver(objective, start[best], stage.robustness)
-        trace = [(pixels, iterate[best]) for pixels, iterate in trace] + [(stage.pixels, iterate) for iterate in iterates]
+        trace = [step._replace(guess=step.guess[best]) for step in trace] + [Step(stage.pixels, i, guess) for i, guess in enumerate(iterates)]
         motions = iterates[-1].placement.motion
         tick()
-    winner = trace[-1][1].similarity.argmax()[None]
-    trace = [(pixels, iterate[winner]) for pixels, iterate in trace]
+    winner = trace[-1].guess.similarity.argmax()[None]
+    trace = [step._replace(guess=step.guess[winner]) for step in trace]
     if refine:
         objective = Objective(objective.views, stage.window, refine)
-        trace += [(stage.pixels, iterate) for iterate in solver(objective, objective.start(motions[winner]), stage.robustness)]
+        trace += [Step(stage.pixels, i, guess) for i, guess in enumerate(solver(objective, objective.start(motions[winner]), stage.robustness))]
     return objective, trace
 
 # %% ../nbs/api/23_registration.ipynb #c582da44
 def trace_table(
-    trace: Sequence[tuple[int, Iterate]],  # pixels and guess of each iteration
+    trace: Sequence[Step],
     init: RigidTransform,  # (1) pose of the view
-) -> DataFrame:  # pixels, similarity, three Euler angles (ZXY, rad), translation (mm)
+) -> DataFrame:  # pixels, iteration, similarity, three Euler angles (ZXY, rad), translation (mm)
     "Write down the pose of a view at each iteration, as `visualization.animate` reads it."
     from pandas import DataFrame
 
-    motions = torch.cat([iterate.placement.motion for _, iterate in trace])
+    motions = torch.cat([step.guess.placement.motion for step in trace])
     angles, translations = RigidTransform(motions @ init.matrix).convert("euler_angles", "ZXY")
     columns = dict(zip(("alpha", "beta", "gamma", "bx", "by", "bz"), torch.cat([angles, translations], dim=1).T.tolist()))
-    return DataFrame({"pixels": [pixels for pixels, _ in trace], "similarity": [iterate.similarity.item() for _, iterate in trace], **columns})
+    return DataFrame({"pixels": [step.pixels for step in trace], "iteration": [step.iteration for step in trace], "similarity": [step.guess.similarity.item() for step in trace], **columns})
 
 # %% ../nbs/api/23_registration.ipynb #090f4038
 def make_result(
     objective: Objective,  # of the last stage
-    trace: Sequence[tuple[int, Iterate]],  # pixels and guess of each iteration
+    trace: Sequence[Step],
     reason: str | None,  # to doubt
     robustness: float,  # of the last stage
     seconds: float,
 ) -> RegistrationResult:
     "Express the last guess in every way a user may want it."
-    last = trace[-1][1]
+    last = trace[-1].guess
     cameras = [objective.cameras(last.placement, i) for i in range(len(objective.views))]
     pose = RigidTransform(torch.cat([pose.matrix for pose, _ in cameras]))
-    world_from_scanner = RigidTransform(objective.views[0].drr.subject.world_from_scanner.to(pose.matrix))
+    world_from_scanner = getattr(objective.views[0].drr.subject, "world_from_scanner", torch.eye(4))  # a subject made by hand was not moved
     return RegistrationResult(
         pose=pose,
-        pose_in_scanner=pose.compose(world_from_scanner.inverse()),
+        pose_in_scanner=pose.compose(RigidTransform(world_from_scanner.to(pose.matrix)).inverse()),
         similarity=last.similarity.item(),
         covariance=covariance(objective, last.placement, robustness)[0],
         intrinsics=[{name: calibration.matrix[0][INTRINSICS[name]].item() for name in objective.refine} for _, calibration in cameras],
@@ -377,13 +468,35 @@ def make_result(
         seconds=seconds,
     )
 
+# %% ../nbs/api/23_registration.ipynb #9f7bc1cb
+def check_search(
+    spread: tuple[float, float],
+    n_starts: int,
+    attempts: int,
+    refine: Sequence[str],
+    schedule: Sequence[Stage],
+) -> None:
+    "Raise a `ValueError` for a search that makes no sense. See `register` for the arguments."
+    if not isinstance(spread, Sequence) or len(spread) != 2 or not all(0 <= x < math.inf for x in spread):
+        raise ValueError(f"spread must be two standard deviations, in degrees and mm, such as (15, 45), not {spread!r}")
+    if n_starts < 1 or attempts < 1:
+        raise ValueError(f"n_starts and attempts must be at least 1, not {n_starts} and {attempts}")
+    if isinstance(refine, str) or len(set(refine)) < len(refine) or not set(refine) <= set(INTRINSICS):
+        raise ValueError(f"refine must be a list of different intrinsics ({', '.join(INTRINSICS)}), such as ['sdd'], not {refine!r}")
+    if {"sdd", "delx", "dely"} <= set(refine):
+        raise ValueError("refine must leave one of sdd, delx and dely as it is: a picture tells their ratios only")
+    if not len(schedule):
+        raise ValueError("schedule must have at least one Stage")
+    if torch.is_inference_mode_enabled():
+        raise ValueError("register needs derivatives, which torch.inference_mode() forbids; torch.no_grad() does not")
+
 # %% ../nbs/api/23_registration.ipynb #ef6ab63d
 @serial_torch()  # many small pictures
 def register(
-    drr: DRR | Sequence[DRR],  # has the geometry of the X-ray; one for all views, or one for each
-    xray: torch.Tensor | Sequence[torch.Tensor],  # (V, 1, H, W) X-rays as line integrals: bones are bright; a list if their sizes differ
-    init: RigidTransform,  # (V) initial poses; several views keep their places relative to each other
-    mask: torch.Tensor | Sequence[torch.Tensor] | None = None,  # like `xray`: 0 where a collimator or an overlay hides the patient
+    drr: DRR | Subject | Sequence[DRR],  # has the geometry of the X-ray; one for all views, or one for each; a subject will do for an `XRay`
+    xray: torch.Tensor | XRay | Sequence[torch.Tensor | XRay],  # (V, 1, H, W) X-rays as line integrals: bones are bright; a list if their sizes differ; see `xray.prepare`
+    init: RigidTransform | None = None,  # (V) initial poses; several views keep their places relative to each other; an `XRay` may know its own
+    mask: torch.Tensor | Sequence[torch.Tensor] | None = None,  # like `xray`: 0 where a collimator or an overlay hides the patient; an `XRay` may know its own
     spread: tuple[float, float] = (15.0, 45.0),  # how wrong `init` may be: standard deviations of rotation (degrees) and translation (mm)
     n_starts: int = 200,  # random starts; 1 to begin from `init` only
     refine: Sequence[str] = (),  # intrinsics to refine at the end: any of sdd, delx, dely, x0, y0
@@ -397,29 +510,28 @@ def register(
 
     The similarity is the local correlation coefficient, made robust against what a CT does not show. Volume, pixels and candidates go from coarse to fine. If `failed` is set in the result, `reason` says why its pose should not be trusted.
 
-    Raises a `ValueError` when X-rays, masks, poses and DRRs do not fit each other, when the CT is out of view, and for unknown intrinsics."""
+    Raises a `ValueError` or a `TypeError` when X-rays, masks, poses and DRRs do not fit each other, when the CT is out of view, and for options that make no sense."""
     begin = time.perf_counter()
-    unknown = [name for name in refine if name not in INTRINSICS]
-    if unknown:
-        raise ValueError(f"refine must name intrinsics ({', '.join(INTRINSICS)}), not {', '.join(unknown)}")
-    if n_starts < 1 or attempts < 1:
-        raise ValueError(f"n_starts and attempts must be at least 1, not {n_starts} and {attempts}")
-    views = make_views(drr, xray, init, mask)
-    pyramid = {pixels: [view.coarsen(pixels) for view in views] for pixels in dict.fromkeys(stage.pixels for stage in schedule)}
-    for view in pyramid[schedule[0].pixels]:
+    check_search(spread, n_starts, attempts, refine, schedule)
+    pyramid = make_pyramid(make_views(drr, xray, init, mask), [stage.pixels for stage in schedule])
+    first = Objective(pyramid[schedule[0].pixels], schedule[0].window)
+    for view in first.views:
         check_sight(view)
     generator = torch.Generator().manual_seed(seed)
     best = None
     with tqdm(total=attempts * (len(schedule) + 1), desc="register", disable=not verbose) as bar:
         for attempt in range(attempts):
             wider = [x * 1.5**attempt for x in spread]
-            motions, inverted = search(pyramid[schedule[0].pixels], schedule[0], 1 if n_starts == 1 else n_starts * 2**attempt, wider, generator)
+            motions, negative = search(first, schedule[0].candidates, 1 if n_starts == 1 else n_starts * 2**attempt, wider, generator)
             bar.update()
             objective, trace = refine_candidates(pyramid, motions, schedule, refine, solver, bar.update)
-            reason = reason_to_doubt(objective, trace, inverted)
-            if best is None or trace[-1][1].similarity > best[1][-1][1].similarity:
-                best = objective, trace, reason
+            last = trace[-1].guess
+            reason = reason_to_doubt(objective, trace, inverted=negative > first.score(last.placement).item())
+            rank = reason is None, last.similarity.item()
+            if best is None or rank > best[0]:
+                best = rank, objective, trace, reason
             if reason is None or n_starts == 1:
+                bar.total = bar.n
                 break
-    objective, trace, reason = best
+    _, objective, trace, reason = best
     return make_result(objective, trace, reason, schedule[-1].robustness, time.perf_counter() - begin)

@@ -38,7 +38,7 @@ ARROWS: dict[str, set[str] | None] = {
     "drr": {"pose", "camera", "detector", "volume", "threads", "renderers"},
     "metrics": {"pose", "so3"},
     "alignment": {"so3", "se3", "pose", "detector", "renderers", "drr", "metrics"},
-    "registration": {"se3", "pose", "threads", "drr", "alignment"},
+    "registration": {"se3", "pose", "xray", "threads", "drr", "alignment"},
     "datasets": {"pose", "camera", "detector", "data"},
     "utils": {"pose", "camera", "detector", "drr"},
     "reconstruction": {"se3", "pose", "views", "threads", "renderers", "drr"},

@@ -8,7 +8,6 @@ from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -201,7 +200,7 @@ def test_the_whole_benchmark(subject, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "far_starts", lambda: {"slightly": Start(moved(FRONTAL, 0, 0, 0, 0, 0, 0.1), FRONTAL)})
     poses = [benchmark.true_pose(seed) for seed in range(2)]
     found = iter([poses[0], *poses, poses[0], moved(poses[1], 10.0, 0, 0, 0, 0, 0)])
-    method = lambda drr, xray, init, mask: SimpleNamespace(pose=next(found), reason=None, trace=pd.DataFrame(index=range(5)))
+    method = lambda drr, xray, init, mask: SimpleNamespace(pose=next(found), reason=None, iterations=5)
     monkeypatch.setattr(benchmark, "register", lambda *given, verbose: method(*given))
     results = benchmark.main(["--seeds", "2", "--recipe-seeds", "1", "--threads", "1", "--cache", str(tmp_path / "xrays"), "--results", str(tmp_path), "--name", "here"])
     errors = [o.error for o in results.outcomes if o.who == "register"]

@@ -1,0 +1,110 @@
+"""The driver of registrations: what it accepts, which attempt it keeps, and what its result holds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torchio import Subject
+
+from diffdrr import registration
+from diffdrr.data import load_example_ct
+from diffdrr.drr import DRR
+from diffdrr.metrics import target_registration_error
+from diffdrr.pose import RigidTransform, convert
+from diffdrr.registration import RegistrationResult, Stage, register
+from diffdrr.views import pose_from_view
+from diffdrr.xray import XRay, invert, xray_of_rendering
+
+QUICK = (Stage(32, 0.15, 3, float("inf")), Stage(64, 0.05, 1, 2.0))
+POINTS = torch.rand(1, 100, 3, generator=torch.Generator().manual_seed(0)) * 200 - 100  # mm
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    return load_example_ct(shape=(128, 128, 66), spacing=(2.8, 2.8, 5.0))
+
+
+@pytest.fixture(scope="module")
+def drr(subject: Subject) -> DRR:
+    return DRR(subject, sdd=1020.0, height=64, delx=6.0, renderer="trilinear")
+
+
+@pytest.fixture(scope="module")
+def true() -> RigidTransform:
+    return pose_from_view("LAO 10", 850.0, "AP")
+
+
+@pytest.fixture(scope="module")
+def xray(drr: DRR, true: RigidTransform) -> XRay:
+    with torch.no_grad():
+        return xray_of_rendering(drr(true, n_points=None), drr.detector, true)
+
+
+def near(true: RigidTransform) -> RigidTransform:
+    "Move a pose by a few degrees and millimetres."
+    return true.compose(convert(torch.tensor([[0.05, 0.05, -0.05]]), torch.tensor([[10.0, 5.0, -5.0]]), parameterization="euler_angles", convention="ZXY").to(true.matrix))
+
+
+def error(result: RegistrationResult, true: RigidTransform) -> float:  # mm
+    return target_registration_error(true, result.pose, POINTS).item()
+
+
+def test_an_xray_brings_its_geometry_its_mask_and_its_pose(subject: Subject, xray: XRay, true: RigidTransform):
+    result = register(subject, xray, schedule=QUICK, n_starts=1, verbose=False)
+    assert error(result, true) < 0.5 and not result.failed
+    hidden = replace(xray, image=xray.image.clone(), mask=xray.mask.clone())
+    hidden.image[..., :16, :] = torch.nan
+    hidden.mask[..., :16, :] = 0
+    assert error(register(subject, hidden, schedule=QUICK, n_starts=1, verbose=False), true) < 0.5
+
+
+def test_a_drr_with_another_geometry_is_refused(subject: Subject, xray: XRay, true: RigidTransform):
+    other = DRR(subject, sdd=1060.0, height=64, delx=6.6)
+    with pytest.raises(ValueError, match=r"but has sdd=1060 instead of 1020, delx=6.6 instead of 6, dely=6.6 instead of 6"):
+        register(other, xray, true, verbose=False)
+    with pytest.raises(ValueError, match="reverse_x_axis=0 instead of 1"):
+        register(DRR(subject, sdd=1020.0, height=64, delx=6.0, reverse_x_axis=False), xray, true, verbose=False)
+
+
+def test_raw_values_are_refused(subject: Subject, xray: XRay):
+    with pytest.raises(ValueError, match="diffdrr.xray.prepare makes them"):
+        register(subject, invert(xray), verbose=False)
+
+
+def test_the_trusted_attempt_is_kept(monkeypatch: pytest.MonkeyPatch, drr: DRR, xray: XRay, true: RigidTransform):
+    reasons = iter(["a reason", None])
+    monkeypatch.setattr(registration, "reason_to_doubt", lambda *args, **kwargs: next(reasons))
+    assert not register(drr, xray.image, near(true), schedule=QUICK, n_starts=10, verbose=False).failed
+
+
+def test_a_random_start_that_fits_the_negative_is_no_reason_to_doubt(monkeypatch: pytest.MonkeyPatch, drr: DRR, xray: XRay, true: RigidTransform):
+    search = registration.search
+    monkeypatch.setattr(registration, "search", lambda *args: (search(*args)[0], 0.7))  # better than the starts, worse than the pose that is found
+    assert not register(drr, xray.image, near(true), schedule=QUICK, n_starts=10, verbose=False).failed
+
+
+def test_a_subject_made_by_hand(subject: Subject, xray: XRay, true: RigidTransform):
+    plain = Subject(volume=subject.volume, density=subject.density, mask=None, reorient=subject.reorient)
+    result = register(DRR(plain, sdd=1020.0, height=64, delx=6.0), xray.image, near(true), schedule=QUICK, n_starts=1, verbose=False)
+    assert torch.equal(result.pose_in_scanner.matrix, result.pose.matrix)
+
+
+def test_digits_survive_in_a_file(subject: Subject, xray: XRay, true: RigidTransform, tmp_path: Path):
+    drr = DRR(subject, sdd=1020.0, height=64, delx=6.0).double()
+    result = register(drr, xray.image, near(true), schedule=QUICK, n_starts=1, verbose=False)
+    result.save(tmp_path / "result.json")
+    assert torch.equal(RegistrationResult.load(tmp_path / "result.json").pose.matrix, result.pose.matrix) and result.pose.matrix.dtype == torch.float64
+
+
+def test_iterations_are_counted_from_where_a_stage_begins(drr: DRR, xray: XRay, true: RigidTransform):
+    still = lambda objective, start, robustness: registration.levenberg_marquardt(objective, start, robustness, iterations=0)
+    result = register(drr, xray.image, true, schedule=QUICK, n_starts=1, solver=still, verbose=False)
+    assert result.iterations == 0 and list(result.trace.pixels) == [32, 64]
+
+
+def test_results_and_placements_compare_by_identity(drr: DRR, xray: XRay, true: RigidTransform):
+    result = register(drr, xray.image, true, schedule=QUICK, n_starts=1, verbose=False)
+    assert result == result and result != replace(result, covariance=result.covariance.clone()) and hash(result)
