@@ -197,7 +197,12 @@ class Holder:
         "Tell the width."
         return 1
 
-    def turn(self, angle: float, *, degrees: bool = False) -> None:
+    def turn(
+        self,
+        angle: float,  # how far
+        *,
+        degrees: bool = False,  # instead of radians
+    ) -> None:
         """Turn it.
 
         Twice."""
@@ -213,6 +218,7 @@ def test_documented_class():
     assert "| `subject` | `Subject` | " in shown
     assert '| <a id="holder.width"></a>`width` | Tell the width. |' in shown
     assert '| <a id="holder.turn"></a>`turn(angle, *, degrees=False)` | Turn it. |' in shown
+    assert shown.endswith("\n\n**`Holder.turn`**\n\nTwice.\n\n::: {.parameters}\n| Parameter | Type | Default | Details |\n| --- | --- | --- | --- |\n| `angle` | `float` |  | how far |\n| `degrees` | `bool` | `False` | instead of radians |\n:::")
     assert "hidden" not in shown
 
 

@@ -1,8 +1,9 @@
-"""How nbdev documents a symbol: its signature, its docstring, and tables of its parameters and methods."""
+"""How nbdev documents a symbol: its signature, its docstring, and tables of its parameters and methods, and of theirs."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from inspect import Parameter, Signature
 
 from fastcore.docments import docments
@@ -122,19 +123,36 @@ def signature_of(symbol: object) -> Signature | None:
         return None
 
 
-def method_rows(symbol: object) -> list[list[str]]:
-    "List the public methods and properties in the body of a class, with the anchors that nbdev's links lead to."
-    if not inspect.isclass(symbol):
-        return []
-    rows = []
-    for name, member in vars(symbol).items():
+def members(symbol: object) -> Iterator[tuple[str, object, bool]]:  # name, function, and whether it is a property
+    "List the public methods and properties in the body of a class, as far as they have a docstring."
+    for name, member in vars(symbol).items() if inspect.isclass(symbol) else ():
         function = unwrapped(getattr(member, "__func__", member))
-        if name.startswith("_") or not inspect.isroutine(function) or not function.__doc__:
-            continue
-        shown = name if isinstance(member, property) else call_text(name, signature_of(function), one_line=True)
+        if not name.startswith("_") and inspect.isroutine(function) and function.__doc__:
+            yield name, function, isinstance(member, property)
+
+
+def method_rows(symbol: object) -> list[list[str]]:
+    "Sum up methods and properties, with the anchors that nbdev's links lead to."
+    rows = []
+    for name, function, is_property in members(symbol):
+        shown = name if is_property else call_text(name, signature_of(function), one_line=True)
         summary = inspect.cleandoc(function.__doc__).partition("\n\n")[0]
         rows.append([f'<a id="{symbol.__qualname__}.{name}"></a>'.lower() + code(shown), cell(summary)])
     return rows
+
+
+def method_tables(symbol: object) -> list[str]:
+    "Explain the methods that have parameters: the rest of the docstring, and a table."
+    blocks = []
+    for name, function, is_property in members(symbol):
+        signature = signature_of(function)
+        if is_property or signature is None or len(signature.parameters) < 2:
+            continue
+        rest = inspect.cleandoc(function.__doc__).partition("\n\n")[2]
+        explained = [text for text in (rest, table("parameters", parameter_rows(function, signature))) if text]
+        if explained:
+            blocks += [f"**`{symbol.__qualname__}.{name}`**", *explained]
+    return blocks
 
 
 def source_link(name: str) -> str:
@@ -171,6 +189,7 @@ class TableRenderer:
             self.docs,
             table("parameters", parameter_rows(self.symbol, self.signature)),
             table("methods", method_rows(self.symbol)),
+            *method_tables(self.symbol),
         ]
         return "\n\n".join(block for block in blocks if block)
 
