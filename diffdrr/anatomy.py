@@ -339,7 +339,7 @@ def save_coco(
 ) -> None:
     """Write a data set in the format of COCO. Batches may come from a generator, so that any number of pictures passes through memory one batch at a time.
 
-    Raises a `ValueError` if pictures, masks and names do not fit together, and a `FileExistsError` if the folder exists."""
+    Raises a `ValueError` if pictures, masks and names do not fit together, or there is no picture, and a `FileExistsError` if the folder exists."""
     images, annotations = [], []
     with new_folder(path) as folder:
         (folder / "images").mkdir()
@@ -354,6 +354,8 @@ def save_coco(
                 images.append(image)
                 annotations += coco_annotations(mask, image["id"], len(annotations) + 1)
                 save_png(folder / "images" / image["file_name"], picture)
+        if not images:
+            raise ValueError("batches must hold at least one picture, but there was none; was the generator used up?")
         categories = [{"id": i, "name": name, "supercategory": "anatomy"} for i, name in enumerate(names, 1)]
         content = {"info": {"description": "rendered with diffdrr"}, "images": images, "annotations": annotations, "categories": categories}
         (folder / "annotations.json").write_text(json.dumps(content), encoding="utf-8")

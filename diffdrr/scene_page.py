@@ -168,7 +168,7 @@ function cameraMatrices(view) {
   const back = unit(add(view.eye, view.target, -1)), right = unit(cross(view.up, back)), up = cross(back, right)
   const look = [right[0], up[0], back[0], 0, right[1], up[1], back[1], 0, right[2], up[2], back[2], 0, -dot(right, view.eye), -dot(up, view.eye), -dot(back, view.eye), 1]
   const distance = Math.hypot(...add(view.eye, view.target, -1)), near = distance / 100, far = distance + 4 * view.radius
-  const f = 1 / Math.tan(view.angle * Math.PI / 360), aspect = canvas.width / canvas.height, fit = f * Math.min(1, aspect)
+  const f = 1 / Math.tan(view.angle * Math.PI / 360), aspect = canvas.width / canvas.height, fit = f * Math.min(1, aspect / view.aspect)
   const project = [fit / aspect, 0, 0, 0, 0, fit, 0, 0, 0, 0, (far + near) / (near - far), -1, 0, 0, 2 * far * near / (near - far), 0]
   return { look, all: multiply(project, look), right, up, back, distance, perPixel: 2 * distance / fit / canvas.clientHeight }
 }
@@ -320,7 +320,7 @@ def make_page(
     bounds = np.array([mesh.bounds for mesh in meshes.values()])
     low, high = bounds[:, ::2].min(axis=0), bounds[:, 1::2].max(axis=0)
     camera = pl.camera
-    view = {"eye": list(camera.position), "target": list(camera.focal_point), "up": list(camera.up), "angle": camera.view_angle, "radius": float(np.linalg.norm(high - low))}
+    view = {"eye": list(camera.position), "target": list(camera.focal_point), "up": list(camera.up), "angle": camera.view_angle, "aspect": pl.window_size[0] / pl.window_size[1], "radius": float(np.linalg.norm(high - low))}
     content = zlib.compress(json.dumps({"parts": parts, "labels": labels, "view": view}, separators=(",", ":")).encode(), level=9)
     return VIEWER.replace("{{content}}", base64.b64encode(content).decode()).replace("{{title}}", html.escape(title), 1)
 

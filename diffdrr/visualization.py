@@ -48,7 +48,9 @@ def check_pictures(
     img: torch.Tensor,  # what the caller gave
     name: str = "img",  # of the argument
 ) -> torch.Tensor:  # (B, C, H, W) on the CPU, without gradient, in a precision that NumPy has
-    "Prepare pictures for matplotlib. Raises a `ValueError` for anything but a batch of pictures."
+    "Prepare pictures for matplotlib. Raises a `TypeError` or a `ValueError` for anything but a batch of pictures."
+    if not isinstance(img, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor (B, C, H, W), not {type(img).__name__}; torch.as_tensor makes one of an array")
     if img.dim() != 4 or img.numel() == 0:
         raise ValueError(f"{name} must have shape (B, C, H, W) and at least one pixel, not {tuple(img.shape)}; render with reshape=True")
     img = img.detach().cpu()
@@ -170,7 +172,7 @@ def structure_names(
 def plot_mask(
     img: torch.Tensor,  # (B, C, H, W), one channel per structure; leave out the background: `img[:, 1:]`
     axs: Axes | Sequence[Axes],  # axes to draw into, such as those of `plot_drr`
-    colors: Sequence[str | Sequence[float]] | None = None,  # of matplotlib or "rgb(102,194,165)", used in turn (default: `distinct_colors`)
+    colors: str | Sequence[str | Sequence[float]] | None = None,  # one for all, or several used in turn, of matplotlib or "rgb(102,194,165)" (default: `distinct_colors`)
     alpha: float = 0.5,  # opacity
     return_masks: bool = False,  # return the silhouettes
     names: Sequence[str] | None = None,  # C names: adds a legend of the structures in sight
@@ -179,6 +181,7 @@ def plot_mask(
     masks = check_pictures(img) > 0
     n = masks.shape[1]
     names = None if names is None else structure_names(names, n)
+    colors = [colors] if isinstance(colors, str) else colors
     colors = distinct_colors(n) if colors is None else [parse_color(color) for color in colors]
     if not colors:
         raise ValueError("colors must hold at least one colour")
@@ -221,11 +224,12 @@ def stretch(
     img: torch.Tensor,  # (B, C, H, W)
     name: str = "img",  # of the argument
 ) -> np.ndarray:  # (B, H, W) in [0, 1]
-    "Add the channels up, and stretch each picture between its 1st and 99th percentile. A picture without contrast becomes 0."
+    "Add the channels up, and stretch each picture between its 1st and 99th percentile. A picture without contrast becomes 0, and so does a pixel that is NaN or infinite."
     pictures = check_pictures(img, name).sum(dim=1).numpy().astype(np.float64)
-    low, high = np.percentile(pictures, [1, 99], axis=(1, 2), keepdims=True)
+    pictures[~np.isfinite(pictures)] = np.nan
+    low, high = np.nanpercentile(pictures, [1, 99], axis=(1, 2), keepdims=True)
     span = high - low
-    return np.where(span > 0, np.clip((pictures - low) / np.where(span > 0, span, 1), 0, 1), 0)
+    return np.nan_to_num(np.where(span > 0, np.clip((pictures - low) / np.where(span > 0, span, 1), 0, 1), 0))
 
 # %% ../nbs/api/26_visualization.ipynb #525206bc
 def checkerboard(
@@ -335,6 +339,7 @@ def poses_from_table(
     convention: str | None = None,  # for Euler angles
     dtype: torch.dtype = torch.float32,  # precision of the poses
     device: str | torch.device = "cpu",  # where the poses are
+    degrees: bool = False,  # Euler angles in degrees
 ) -> RigidTransform:  # (N)
     "Make one pose of each row. Raises a `ValueError` for an empty table, missing columns, or values that are not finite."
     rotation = rotation_columns(parameterization, convention)
@@ -355,7 +360,7 @@ def poses_from_table(
     values = values.to(device=device, dtype=dtype)
     if parameterization == "matrix":
         return RigidTransform(values)
-    return convert(values[:, :-3], values[:, -3:], parameterization=parameterization, convention=convention)
+    return convert(values[:, :-3], values[:, -3:], parameterization=parameterization, convention=convention, degrees=degrees)
 
 # %% ../nbs/api/26_visualization.ipynb #85e0d912
 def draw_frames(
@@ -449,6 +454,7 @@ def animate(
     dtype: torch.dtype = torch.float32,  # precision in which the poses are made
     device: str | torch.device = "cpu",  # where the poses are made; they are rendered where `drr` is
     extension: str | None = None,  # such as ".webp": the format of "<bytes>"
+    degrees: bool = False,  # Euler angles in degrees
     **kwargs,  # for the writer, such as `fps`: see `write_images` and `write_video`
 ) -> bytes | None:  # the content if `out` is "<bytes>"
     """Render every pose of a table, and write a film of it.
@@ -459,7 +465,7 @@ def animate(
     if suffix not in WRITERS:
         given = "extension" if as_bytes else "out"
         raise ValueError(f"{given} must end in one of {', '.join(WRITERS)}, not {extension if as_bytes else str(out)!r}")
-    poses = RigidTransform(poses_from_table(df, parameterization, convention, dtype, device).matrix.to(drr.device, drr.dtype))
+    poses = RigidTransform(poses_from_table(df, parameterization, convention, dtype, device, degrees).matrix.to(drr.device, drr.dtype))
     if ground_truth is not None:
         size = (drr.detector.height, drr.detector.width)
         if len(check_pictures(ground_truth, "ground_truth")) != 1 or ground_truth.shape[-2:] != size:
