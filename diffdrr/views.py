@@ -15,8 +15,9 @@ from .detector import Detector, opencv_camera, pose_from_opencv
 from .pose import RigidTransform, convert
 
 # %% auto #0
-__all__ = ['BASE_VIEWS', 'OBLIQUE_VIEWS', 'TILTS', 'world_from_positioner', 'camera_at_rest', 'pose_from_positioner_angles',
-           'positioner_angles', 'angles_of_view', 'pose_from_view', 'solve_pnp', 'pose_from_landmarks']
+__all__ = ['BASE_VIEWS', 'OBLIQUE_VIEWS', 'TILTS', 'LARGEST_MISS', 'world_from_positioner', 'camera_at_rest',
+           'pose_from_positioner_angles', 'positioner_angles', 'angles_of_view', 'pose_from_view', 'solve_pnp',
+           'check_miss', 'pose_from_landmarks']
 
 # %% ../nbs/api/09_views.ipynb #a26aaac8
 def world_from_positioner(
@@ -114,21 +115,36 @@ def solve_pnp(
     extrinsic[:3, :3], extrinsic[:3, 3] = cv2.Rodrigues(rotation)[0], translation[:, 0]
     return extrinsic
 
+# %% ../nbs/api/09_views.ipynb #2a31d4f4
+LARGEST_MISS = 0.25  # of the extent of the landmarks in the picture, both as root mean squares
+
+
+def check_miss(
+    missed: torch.Tensor,  # (N, 2) from where landmarks were clicked to where the pose shows them, mm on the detector
+    pixels: torch.Tensor,  # (N, 2) where they were clicked, mm on the detector
+) -> None:
+    "Raise a `ValueError` if a pose does not explain the landmarks it was made from."
+    rms = lambda x: x.square().sum(dim=1).mean().sqrt().item()
+    extent = rms(pixels - pixels.mean(dim=0))
+    if rms(missed) > LARGEST_MISS * extent:
+        worst = int(missed.norm(dim=1).argmax())
+        raise ValueError(f"points and pixels fit no pose: the best one misses by {rms(missed):.1f} mm on the detector (landmark {worst} by {missed[worst].norm().item():.1f} mm), of an extent of {extent:.1f} mm; check that both are in the same order, as x and y, and in mm and pixels")
+
 # %% ../nbs/api/09_views.ipynb #070e37ed
 def pose_from_landmarks(
     detector: Detector,  # of the `DRR`
-    points: torch.Tensor,  # (N, 3) landmarks in world coordinates, mm
-    pixels: torch.Tensor,  # (N, 2) their pixel coordinates, in the same order
+    points: torch.Tensor | np.ndarray,  # (N, 3) landmarks in world coordinates, mm
+    pixels: torch.Tensor | np.ndarray,  # (N, 2) their pixel coordinates, in the same order
 ) -> RigidTransform:  # (1)
     """Find the pose of an X-ray from landmarks.
 
-    Raises a `ValueError` for fewer than four landmarks, coordinates that are not finite, landmarks on a line, and a parallel beam."""
+    Raises a `ValueError` for fewer than four landmarks, coordinates that are not finite, landmarks on a line, landmarks that no pose explains, and a parallel beam. Four landmarks in a wrong order may still fit a pose: more of them show it."""
     if detector.beam != "cone":
         raise ValueError(f"pose_from_landmarks needs a detector with a cone beam, not {detector.beam!r}")
+    points, pixels = (torch.as_tensor(x).detach().cpu().double() for x in (points, pixels))
     n = len(points)
     if n < 4 or points.shape != (n, 3) or pixels.shape != (n, 2):
         raise ValueError(f"points must have shape (N, 3) and pixels (N, 2), for N of at least 4, not {tuple(points.shape)} and {tuple(pixels.shape)}")
-    points, pixels = (x.detach().cpu().double() for x in (points, pixels))
     if not (points.isfinite().all() and pixels.isfinite().all()):
         raise ValueError("points and pixels must be finite; leave out the landmarks that are not seen")
     spread = torch.linalg.svdvals(points - points.mean(dim=0))
@@ -138,4 +154,7 @@ def pose_from_landmarks(
     mirror = torch.diag(torch.tensor([torch.linalg.det(extrinsic[0]).sign(), 1.0, 1.0, 1.0], dtype=torch.float64))
     solution = solve_pnp((points @ mirror[:3, :3]).numpy(), pixels.numpy(), K.numpy())
     camera_from_world = torch.tensor(solution) @ mirror
+    projected = (points @ camera_from_world[:3, :3].T + camera_from_world[:3, 3]) @ K.T
+    size = torch.tensor([float(detector.delx), float(detector.dely)], dtype=torch.float64)
+    check_miss((projected[:, :2] / projected[:, 2:] - pixels) * size, pixels * size)
     return RigidTransform(pose_from_opencv(camera_from_world, detector.reorient.matrix[0].cpu(), detector.reverse_x_axis).matrix.float())
