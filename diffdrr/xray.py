@@ -23,9 +23,10 @@ from .pose import RigidTransform
 from .views import pose_from_positioner_angles, positioner_angles
 
 # %% auto #0
-__all__ = ['SATURATED', 'XRay', 'import_pydicom', 'tag_value', 'given_or_read', 'frame_angle', 'meaning_of_values', 'read_xray',
-           'xray_of_rendering', 'quantize', 'make_dataset', 'write_xray', 'exposure_of', 'find_field', 'crop',
-           'crop_to_field', 'resize', 'to_line_integrals', 'prepare', 'equalize', 'invert']
+__all__ = ['SATURATED', 'DARKEST', 'XRay', 'import_pydicom', 'tag_values', 'tag_value', 'given_or_read', 'frame_angle',
+           'meaning_of_values', 'read_xray', 'distance_of_poses', 'xray_of_rendering', 'quantize', 'make_dataset',
+           'write_xray', 'exposure_of', 'find_field', 'crop', 'crop_to_field', 'resize', 'to_line_integrals', 'prepare',
+           'equalize', 'invert']
 
 # %% ../nbs/api/09_xray.ipynb #333750e5
 if TYPE_CHECKING:
@@ -75,16 +76,24 @@ def import_pydicom():
     return pydicom
 
 # %% ../nbs/api/09_xray.ipynb #e8dca10c
+def tag_values(
+    dataset: Dataset,
+    keyword: str,  # of the tag
+) -> list[float]:  # empty if the tag is
+    "Read the numbers of a tag."
+    value = dataset.get(keyword)
+    return [] if value is None or value == "" else [float(x) for x in np.atleast_1d(value)]
+
+# %% ../nbs/api/09_xray.ipynb #6eeecd9a
 def tag_value(
     dataset: Dataset,
     keyword: str,  # of the tag
-    index: int | None = None,  # of several values
-) -> float | None:  # None if the tag is missing or empty
-    "Read a number."
-    value = dataset.get(keyword)
-    if value is None or value == "":
-        return None
-    return float(value if index is None else value[index])
+    index: int = 0,  # of the value
+    count: int = 1,  # how many values the tag should have
+) -> float | None:  # None if it has another number of them
+    "Read a number of a tag."
+    values = tag_values(dataset, keyword)
+    return values[index] if len(values) == count else None
 
 # %% ../nbs/api/09_xray.ipynb #d9da8ff0
 def given_or_read(
@@ -96,7 +105,7 @@ def given_or_read(
     "Prefer an argument to the file. Raises a `ValueError` if neither has a positive value."
     value = read if given is None else given
     if value is None or (given is None and value <= 0):
-        raise ValueError(f"the file has no {tag}; give it as the argument {name}, in mm")
+        raise ValueError(f"the file has no valid {tag}; give it as the argument {name}, in mm")
     check_positive(name, value)
     return value
 
@@ -106,12 +115,14 @@ def frame_angle(
     axis: str,  # "Primary" or "Secondary"
     frame: int,
 ) -> float | None:  # degrees
-    "Read the angle of the C-arm at a frame."
-    first = tag_value(dataset, f"Positioner{axis}Angle")
-    increments = dataset.get(f"Positioner{axis}AngleIncrement")
-    if first is None or increments is None or increments == "":
+    "Read the angle of the C-arm at a frame. Raises a `ValueError` if the number of increments fits neither one frame nor all of them."
+    first, increments = tag_value(dataset, f"Positioner{axis}Angle"), tag_values(dataset, f"Positioner{axis}AngleIncrement")
+    if first is None or not increments:
         return first
-    return first + float(np.atleast_1d(increments)[frame])
+    n_frames = int(dataset.get("NumberOfFrames") or 1)
+    if len(increments) not in (1, n_frames):
+        raise ValueError(f"the tag Positioner{axis}AngleIncrement must have one value or {n_frames}, one for each frame, not {len(increments)}; correct it, or remove it from the file")
+    return first + (increments[frame] if len(increments) == n_frames else frame * increments[0])
 
 # %% ../nbs/api/09_xray.ipynb #5354b706
 def meaning_of_values(
@@ -120,6 +131,8 @@ def meaning_of_values(
     "Find out what pixel values mean."
     white_is_large = dataset.get("PhotometricInterpretation") != "MONOCHROME1"
     fluoroscopy = dataset.get("Modality") in ("XA", "RF")
+    if fluoroscopy and dataset.get("ModalityLUTSequence"):
+        return False, False
     sign = dataset.get("PixelIntensityRelationshipSign")
     relationship = dataset.get("PixelIntensityRelationship") or ("LIN" if fluoroscopy else "LOG")
     bright_bones = int(sign) < 0 if sign else white_is_large != fluoroscopy
@@ -166,14 +179,24 @@ def read_xray(
         image,
         torch.ones_like(image),
         sdd=given_or_read("sdd", sdd, tag_value(dataset, "DistanceSourceToDetector"), "distance from source to detector (0018,1110)"),
-        delx=given_or_read("delx", delx, tag_value(dataset, "ImagerPixelSpacing", 1), spacing),
-        dely=given_or_read("dely", dely, tag_value(dataset, "ImagerPixelSpacing", 0), spacing),
+        delx=given_or_read("delx", delx, tag_value(dataset, "ImagerPixelSpacing", 1, count=2), spacing),
+        dely=given_or_read("dely", dely, tag_value(dataset, "ImagerPixelSpacing", 0, count=2), spacing),
         sod=(stored_sod if stored_sod and stored_sod > 0 else None) if sod is None else sod,
         primary_angle=frame_angle(dataset, "Primary", frame),
         secondary_angle=frame_angle(dataset, "Secondary", frame),
         bright_bones=bright_bones,
         logarithmic=logarithmic,
     )
+
+# %% ../nbs/api/09_xray.ipynb #d6feba27
+def distance_of_poses(
+    a: RigidTransform,  # (1)
+    b: RigidTransform,  # (1)
+) -> tuple[float, float]:  # degrees, and mm between their sources
+    "Measure how far apart two poses are."
+    a, b = (pose.matrix[0].detach().cpu().double() for pose in (a, b))
+    chord = torch.linalg.matrix_norm(a[:3, :3] - b[:3, :3]).item() / 8**0.5  # the sine of half the angle
+    return float(np.rad2deg(2 * np.arcsin(min(chord, 1.0)))), (a[:3, 3] - b[:3, 3]).norm().item()
 
 # %% ../nbs/api/09_xray.ipynb #19dde84b
 def xray_of_rendering(
@@ -182,13 +205,15 @@ def xray_of_rendering(
     pose: RigidTransform,  # (1)
     orientation: str | None = "AP",  # of the subject
 ) -> XRay:
-    "Describe how a picture was rendered as if a C-arm had taken it, with its isocentre in the world's origin. Raises a `ValueError` for pictures that do not fit the detector."
+    """Describe how a picture was rendered as if a C-arm had taken it, with its isocentre in the world's origin.
+
+    A C-arm has two angles and a distance, and always looks at its isocentre. A pose that is rolled about the line of sight, or looks past the origin, is more than that: a `UserWarning` says by how much `initial_pose` of the X-ray misses it. Raises a `ValueError` for pictures that do not fit the detector."""
     if image.shape != (1, 1, detector.height, detector.width):
         raise ValueError(f"image must have shape (1, 1, {detector.height}, {detector.width}) like the detector, not {tuple(image.shape)}")
     source = detector(pose)[0][0, 0]
     primary, secondary = positioner_angles(pose, orientation)
     side = 1 if detector.reverse_x_axis else -1
-    return XRay(
+    xray = XRay(
         image.detach().cpu(),
         torch.ones_like(image, device="cpu"),
         **{name: float(getattr(detector, name)) for name in ("sdd", "delx", "dely", "y0")},
@@ -199,6 +224,10 @@ def xray_of_rendering(
         bright_bones=True,
         logarithmic=True,
     )
+    turned, moved = distance_of_poses(xray.initial_pose(orientation), pose)
+    if turned > 0.1 or moved > 0.1:
+        warnings.warn(f"the angles of a C-arm cannot say all of this pose: initial_pose of the X-ray will be turned by {turned:.1f} degrees, and its source {moved:.1f} mm away; keep the pose beside the X-ray", stacklevel=2)
+    return xray
 
 # %% ../nbs/api/09_xray.ipynb #80d1df6c
 def quantize(
@@ -254,11 +283,16 @@ def write_xray(
     xray: XRay,
     name: str = "DRR",  # of the patient
 ) -> None:
-    "Write an X-ray under a temporary name, and rename it when it is complete. Raises a `ValueError` for a principal point beside the middle, for which the format has no tag."
+    "Write an X-ray under a temporary name, and rename it when it is complete. Raises a `ValueError` for pixels that are not finite and for a principal point beside the middle, for which the format has no tag, and a `FileNotFoundError` for a folder that does not exist."
+    path = Path(path)
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"path {str(path)!r} is in a folder that does not exist; make it first")
+    n_bad = int((~xray.image.isfinite()).sum())
+    if n_bad:
+        raise ValueError(f"xray must have finite pixels, but {n_bad} of {xray.image.numel()} are not; replace them, such as by xray.image.nan_to_num()")
     if abs(xray.x0) > 1e-6 or abs(xray.y0) > 1e-6:
         raise ValueError(f"xray must have its principal point in the middle, not at x0={xray.x0:g}, y0={xray.y0:g}: DICOM files cannot say so; crop or pad the picture around it")
     dataset = make_dataset(xray, name)
-    path = Path(path)
     with tempfile.TemporaryDirectory(dir=path.absolute().parent) as folder:
         temporary = Path(folder) / "xray.dcm"
         dataset.save_as(temporary, enforce_file_format=True)
@@ -280,12 +314,14 @@ def find_field(
     darkness: float = 0.02,  # exposure up to which a pixel counts as dark
     rim: float = 0.01,  # how much of the field's edge is left out, as a part of the longer side of the picture
 ) -> XRay:  # with the field in its mask
-    "Find what the collimator left free. Raises a `ValueError` if everything is dark, and an `ImportError` without scikit-image."
+    "Find what the collimator left free. Raises a `ValueError` if everything is dark or all pixels have the same value, and an `ImportError` without scikit-image."
     try:
         from scipy.ndimage import binary_erosion, median_filter
         from skimage.morphology import convex_hull_image
     except ImportError as error:
         raise ImportError("find_field needs scikit-image: pip install 'diffdrr[xray]'") from error
+    if xray.image.min() == xray.image.max():
+        raise ValueError(f"xray must show something, but its picture is constant: all values are {xray.image.min().item():g}; is it the right file, or the right frame?")
     exposed = median_filter((exposure_of(xray) > darkness)[0, 0].numpy(), size=5)  # single pixels may shine by chance
     if not exposed.any():
         raise ValueError(f"xray must have an exposed field, but no exposure is above darkness={darkness!r}; were its values inverted?")
@@ -338,12 +374,13 @@ def resize(
 
 # %% ../nbs/api/09_xray.ipynb #6dd774b0
 SATURATED = 0.3  # part of the field
+DARKEST = 1e-4  # of the largest intensity: what is darker is noise, or too few counts to tell
 
 
 def to_line_integrals(
     xray: XRay,
 ) -> XRay:  # at least 0; bones are bright
-    "Turn values into line integrals, up to a factor. Warns if much of the field has the largest intensity. Raises a `ValueError` if nothing is in the mask or the field has one value only."
+    "Turn values into line integrals, up to a factor. Warns if much of the field has the largest intensity. Raises a `ValueError` if nothing is in the mask or the field has one value only, and for intensities that are nowhere positive."
     seen = xray.image[xray.mask > 0]
     if not len(seen) or seen.min() == seen.max():
         raise ValueError("xray must have different values in its field; is the mask empty, or the picture clipped?")
@@ -354,7 +391,10 @@ def to_line_integrals(
     if xray.logarithmic or xray.bright_bones:
         image = xray.image - brightest if xray.bright_bones else brightest - xray.image
     else:
-        image = brightest.log() - xray.image.clamp(min=1).log()  # less than one count is noise
+        if brightest <= 0:
+            raise ValueError(f"xray must have positive intensities in its field, not {brightest.item():g} at most; if its values are logarithms, say so with dataclasses.replace(xray, logarithmic=True)")
+        darkest = torch.maximum(seen[seen > 0].min(), DARKEST * brightest)
+        image = brightest.log() - xray.image.clamp(min=darkest.item()).log()
     return replace(xray, image=image.clamp(min=0), bright_bones=True, logarithmic=True)
 
 # %% ../nbs/api/09_xray.ipynb #94034748

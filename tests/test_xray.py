@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from pydicom.uid import ComputedRadiographyImageStorage, generate_uid
 
 from diffdrr.data import read
 from diffdrr.drr import DRR
+from diffdrr.pose import convert
 from diffdrr.views import pose_from_positioner_angles
 from diffdrr.xray import XRay, crop, find_field, make_dataset, prepare, quantize, read_xray, resize, to_line_integrals, write_xray, xray_of_rendering
 
@@ -90,9 +92,34 @@ def test_frames_of_a_rotation(xray: XRay, tmp_path: Path):
     np.testing.assert_array_equal(last.image[0, 0], values[2])
 
 
+def test_one_increment_is_that_from_frame_to_frame(xray: XRay, tmp_path: Path):
+    values = np.stack([VALUES[0, 0].numpy()] * 3)
+    path = frames(xray, tmp_path, values, PositionerPrimaryAngleIncrement=1.5, PositionerSecondaryAngleIncrement=[-2])
+    assert [(one.primary_angle, one.secondary_angle) for one in (read_xray(path, frame=i) for i in range(3))] == [(10, -5), (11.5, -7), (13, -9)]
+    with pytest.raises(ValueError, match="PositionerPrimaryAngleIncrement must have one value or 3, one for each frame, not 2; correct it, or remove it"):
+        read_xray(frames(xray, tmp_path, values, PositionerPrimaryAngleIncrement=[0, 1.5]), frame=1)
+
+
 def test_values_are_rescaled(xray: XRay, tmp_path: Path):
     path = changed(xray, tmp_path, RescaleSlope=2, RescaleIntercept=-50, PixelData=VALUES.numpy().astype(np.uint16).tobytes())
     torch.testing.assert_close(read_xray(path).image, 2 * VALUES - 50, rtol=0, atol=0)
+
+
+def test_windows_are_for_the_eye(xray: XRay, tmp_path: Path):
+    plain, windowed = (read_xray(changed(xray, tmp_path, **tags)).image for tags in ({}, dict(WindowCenter=200, WindowWidth=10)))
+    torch.testing.assert_close(windowed, plain, rtol=0, atol=0)
+
+
+def test_tables_lead_from_logarithms_to_intensities(xray: XRay, tmp_path: Path):
+    table = pydicom.Dataset()
+    entries = np.round(40000 * np.exp(-np.arange(600) / 100)).astype(np.uint16)
+    table.LUTDescriptor, table.ModalityLUTType, table.LUTData = [600, 0, 16], "US", entries.tobytes()
+    table["LUTData"].VR = "OW"
+    stored = VALUES.numpy().astype(np.uint16)
+    found = read_xray(changed(xray, tmp_path, remove=("RescaleSlope", "RescaleIntercept", "RescaleType"), PixelData=stored.tobytes(), PixelIntensityRelationshipSign=-1, PixelIntensityRelationship="LOG", ModalityLUTSequence=[table]))
+    assert (found.bright_bones, found.logarithmic) == (False, False)
+    integrals = to_line_integrals(found).image
+    torch.testing.assert_close(integrals, (VALUES - VALUES.min()) / 100, rtol=0, atol=5e-3)  # entries are rounded
 
 
 @pytest.mark.parametrize(
@@ -121,6 +148,24 @@ def test_missing_geometry_is_asked_for(xray: XRay, tmp_path: Path, tag: str, arg
     assert getattr(found, argument) == 0.7
     if argument == "delx":
         assert found.dely == 0.7
+
+
+def test_one_pixel_spacing_is_not_two(xray: XRay, tmp_path: Path):
+    path = changed(xray, tmp_path, ImagerPixelSpacing=[0.3])
+    with pytest.raises(ValueError, match=r"no valid imager pixel spacing \(0018,1164\); give it as the argument delx, in mm"):
+        read_xray(path)
+    found = read_xray(path, delx=0.3)
+    assert (found.delx, found.dely) == (0.3, 0.3)
+
+
+def test_what_cannot_be_written_is_refused(xray: XRay, tmp_path: Path):
+    image = VALUES.clone()
+    image[..., 0, :2] = torch.tensor([torch.nan, torch.inf])
+    with pytest.raises(ValueError, match="xray must have finite pixels, but 2 of 48 are not"):
+        write_xray(tmp_path / "x.dcm", replace(xray, image=image))
+    with pytest.raises(FileNotFoundError, match="missing/x.dcm' is in a folder that does not exist; make it first"):
+        write_xray(tmp_path / "missing" / "x.dcm", xray)
+    assert not list(tmp_path.iterdir())
 
 
 def test_wrong_arguments_are_refused(xray: XRay, tmp_path: Path):
@@ -155,8 +200,13 @@ def test_saturation_is_reported():
         to_line_integrals(xray)
     with pytest.raises(ValueError, match="must have different values in its field"):
         to_line_integrals(replace(xray, image=torch.ones_like(image)))
+    for constant in (torch.zeros_like(image), torch.ones_like(image)):
+        with pytest.raises(ValueError, match="its picture is constant: all values are [01];"):
+            find_field(replace(xray, image=constant))
+    speck = torch.zeros_like(image)
+    speck[..., 3, 3] = 1
     with pytest.raises(ValueError, match="must have an exposed field"):
-        find_field(replace(xray, image=torch.zeros_like(image)))
+        find_field(replace(xray, image=speck))
 
 
 def test_line_integrals_follow_beer_and_lambert():
@@ -165,6 +215,26 @@ def test_line_integrals_follow_beer_and_lambert():
     torch.testing.assert_close(to_line_integrals(intensity).image, integrals, rtol=0, atol=1e-5)
     for logarithmic in (replace(intensity, image=7 - integrals, logarithmic=True), replace(intensity, image=7 + integrals, logarithmic=True, bright_bones=True)):
         torch.testing.assert_close(to_line_integrals(logarithmic).image, integrals, rtol=0, atol=1e-5)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.floats(-6, 6))
+@example(0.0)  # transmission, which a clamp at one count made all zero
+@example(1.0)  # up to 10, of which it lost the dark half
+def test_the_unit_of_intensities_does_not_matter(exponent: float):
+    integrals = torch.linspace(0, 6, 48).reshape(1, 1, 6, 8)
+    intensity = XRay(10**exponent * torch.exp(-integrals), torch.ones_like(integrals), sdd=1000.0, delx=1.0, dely=1.0)
+    torch.testing.assert_close(to_line_integrals(intensity).image, integrals, rtol=0, atol=1e-5)
+
+
+def test_where_nothing_arrived_line_integrals_are_finite():
+    counts = torch.tensor([[[[0.0, 1.0, 100.0, 4000.0]]]])
+    xray = XRay(counts, torch.ones_like(counts), sdd=1000.0, delx=1.0, dely=1.0)
+    torch.testing.assert_close(to_line_integrals(xray).image, torch.log(4000 / counts.clamp(min=1)))  # no count is like one
+    faint = to_line_integrals(replace(xray, image=torch.tensor([[[[-3.0, 1e-30, 0.5, 1.0]]]]))).image
+    assert faint.max().item() == pytest.approx(np.log(1e4), abs=1e-4)
+    with pytest.raises(ValueError, match="must have positive intensities in its field, not -1 at most"):
+        to_line_integrals(replace(xray, image=-1 - counts))
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +255,18 @@ def test_crops_are_rendered_alike(boxes, cut: tuple[int, int, int, int], reverse
         again = DRR(boxes, **xray.intrinsics)(pose) if reverse else DRR(boxes, **xray.intrinsics | dict(x0=-xray.x0), reverse_x_axis=False)(pose)
     torch.testing.assert_close(again, xray.image, rtol=0, atol=2e-2)  # of some 200 mm; float32 positions
     assert xray.sod == pytest.approx(600, abs=1e-2)
+
+
+def test_poses_that_angles_cannot_say_are_reported(boxes):
+    drr = DRR(boxes, sdd=900.0, height=30, delx=8.0)
+    image = torch.zeros(1, 1, 30, 30)
+    rolled = convert(torch.tensor([[0.2, -0.1, 0.6]]), torch.tensor([[40.0, -850.0, 0.0]]), parameterization="euler_angles", convention="ZXY")
+    with pytest.warns(UserWarning, match=r"turned by 34.\d degrees, and its source 40.\d mm away; keep the pose"):
+        xray_of_rendering(image, drr.detector, rolled, "PA")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for angles in ((0, 0), (-150, 35), (90, 10)):
+            xray_of_rendering(image, drr.detector, pose_from_positioner_angles(*angles, 600, "PA"), "PA")
 
 
 @settings(deadline=None, max_examples=15)
