@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 # %% auto #0
-__all__ = ['WRITERS', 'COMMANDS', 'HELP', 'write_png', 'write_npy', 'write_with_sitk', 'suffix_of', 'save_image',
+__all__ = ['WRITERS', 'COMMANDS', 'HELP', 'write_png', 'write_npy', 'write_with_sitk', 'check_folder', 'suffix_of', 'save_image',
            'describe_geometry', 'numbers', 'render', 'read_case', 'initial_pose', 'draw_registration', 'register',
            'animate', 'view', 'parser_of', 'main']
 
@@ -52,6 +52,15 @@ def write_with_sitk(path: Path, image: np.ndarray, spacing: tuple[float, float])
     picture.SetSpacing(spacing)
     sitk.WriteImage(picture, str(path))
 
+# %% ../nbs/api/30_cli.ipynb #19f7d386
+def check_folder(
+    path: Path,  # to write
+    name: str,  # of the argument
+) -> None:
+    "Raise a `ValueError` if the folder does not exist, before any work."
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"{name} {str(path)!r} is in a folder that does not exist; make it first")
+
 # %% ../nbs/api/30_cli.ipynb #54f0bf23
 WRITERS = {".png": write_png, ".npy": write_npy, ".tif": write_with_sitk, ".tiff": write_with_sitk, ".nii": write_with_sitk, ".nii.gz": write_with_sitk}
 
@@ -63,8 +72,7 @@ def suffix_of(
     found = [suffix for suffix in WRITERS if path.name.lower().endswith(suffix)]
     if not found:
         raise ValueError(f"output must end in {', '.join(WRITERS)}, not {path.name!r}")
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f"output {str(path)!r} is in a folder that does not exist; make it first")
+    check_folder(path, "output")
     return max(found, key=len)
 
 # %% ../nbs/api/30_cli.ipynb #68bdd738
@@ -167,13 +175,15 @@ def read_case(
     delx: float | None,  # mm
     dely: float | None,  # mm
     pixels: int,  # along the longer side
+    inverted: bool = False,  # whether the file says the wrong thing about its values
 ):  # -> DRR, XRay
     "Read a CT and an X-ray, and make a renderer with the geometry of the X-ray."
     from diffdrr.data import read
     from diffdrr.drr import DRR
-    from diffdrr.xray import prepare, read_xray
+    from diffdrr.xray import invert, prepare, read_xray
 
-    picture = prepare(read_xray(xray, frame=frame, sdd=sdd, sod=sod, delx=delx, dely=dely), pixels)
+    taken = read_xray(xray, frame=frame, sdd=sdd, sod=sod, delx=delx, dely=dely)
+    picture = prepare(invert(taken) if inverted else taken, pixels)
     return DRR(read(ct, orientation=orientation), renderer="trilinear", **picture.intrinsics), picture
 
 # %% ../nbs/api/30_cli.ipynb #c7df1b29
@@ -233,6 +243,7 @@ def register(
     spread: str = "15,45",  # how wrong the initial pose may be: standard deviations in degrees and mm
     refine: str = "",  # intrinsics to refine, too: any of sdd, delx, dely, x0, y0, separated by commas
     pixels: int = 256,  # along the longer side of the picture that is registered
+    invert: bool = False,  # swap what large and small values mean, where the X-ray's file says the wrong thing: bones are dark in overlay.png, or the registration says that the negative fits better
     seed: int = 0,  # of the random starts
 ) -> None:
     "Find the pose of an X-ray of a patient of whom there is a CT."
@@ -241,7 +252,8 @@ def register(
     folder = Path(output)
     if folder.exists():
         raise ValueError(f"--output {output!r} exists; choose another name, or remove it")
-    case = dict(ct=str(Path(ct).absolute()), xray=str(Path(xray).absolute()), orientation=orientation, frame=frame, sdd=sdd, sod=sod, delx=delx, dely=dely, pixels=pixels)
+    check_folder(folder, "--output")
+    case = dict(ct=str(Path(ct).absolute()), xray=str(Path(xray).absolute()), orientation=orientation, frame=frame, sdd=sdd, sod=sod, delx=delx, dely=dely, pixels=pixels, inverted=invert)
     deviations, intrinsics = tuple(numbers(spread, 2)), [name.strip() for name in refine.split(",") if name.strip()]
     drr, picture = read_case(**case)
     start = initial_pose(init, picture, orientation)
@@ -270,6 +282,7 @@ def animate(
     if not (folder / "case.json").exists():
         raise ValueError(f"{result!r} is not a folder that diffdrr register wrote: it holds no case.json")
     found = RegistrationResult.load(folder / "result.json")
+    check_folder(Path(output), "--output")
     drr, picture = read_case(**json.loads((folder / "case.json").read_text()))
     animate(output, found.trace, drr, "euler_angles", "ZXY", ground_truth=picture.image)
     print(Path(output).absolute())
