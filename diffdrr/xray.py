@@ -219,8 +219,8 @@ def xray_of_rendering(
         **{name: float(getattr(detector, name)) for name in ("sdd", "delx", "dely", "y0")},
         x0=side * float(detector.x0),
         sod=float(source.norm()),
-        primary_angle=primary.item(),
-        secondary_angle=secondary.item(),
+        primary_angle=primary.item() + 0.0,  # no minus before a zero
+        secondary_angle=secondary.item() + 0.0,
         bright_bones=True,
         logarithmic=True,
     )

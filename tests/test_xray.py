@@ -267,6 +267,8 @@ def test_poses_that_angles_cannot_say_are_reported(boxes):
         warnings.simplefilter("error")
         for angles in ((0, 0), (-150, 35), (90, 10)):
             xray_of_rendering(image, drr.detector, pose_from_positioner_angles(*angles, 600, "PA"), "PA")
+    straight = xray_of_rendering(image, drr.detector, pose_from_positioner_angles(0, 0, 600, "PA"), "PA")
+    assert (str(straight.primary_angle), str(straight.secondary_angle)) == ("0.0", "0.0")  # without a minus
 
 
 @settings(deadline=None, max_examples=15)
