@@ -5,7 +5,6 @@
 # %% ../nbs/api/27_anatomy.ipynb #7899b94f
 from __future__ import annotations
 
-import copy
 import json
 import os
 import tempfile
@@ -86,8 +85,7 @@ def path_lengths(
         raise ValueError("drr must render whole pictures, but it draws pixels at random; leave out p_subsample")
     channel = torch.zeros(max([*structures.values(), int(drr.mask.max())]) + 1, dtype=drr.mask.dtype, device=drr.device)
     channel[list(structures.values())] = torch.arange(1, len(structures) + 1, dtype=channel.dtype, device=drr.device)
-    indicator = copy.copy(drr)
-    indicator._buffers, indicator._modules = dict(drr._buffers), dict(drr._modules)  # which a shallow copy shares
+    indicator = drr.shallow_copy()
     indicator.mask = channel.index_select(0, drr.mask.flatten().int()).view(drr.mask.shape)
     indicator.density = (indicator.mask > 0).to(drr.dtype)
     indicator.renderer = Siddon(drr.renderer.voxel_shift, backend=drr.renderer.backend)

@@ -22,12 +22,20 @@ if TYPE_CHECKING:
     from torchio import Subject
 
 # %% auto #0
-__all__ = ['FRAMES', 'INTRINSICS', 'RENDERERS', 'DRR', 'reshape_subsampled_drr']
+__all__ = ['FRAMES', 'INTRINSICS', 'RENDERERS', 'check_density', 'DRR', 'reshape_subsampled_drr']
 
 # %% ../nbs/api/21_drr.ipynb #2da5e59b
 FRAMES = ("world", "camera")
 INTRINSICS = {"sdd": (2, 2), "delx": (0, 0), "dely": (1, 1), "x0": (0, 3), "y0": (1, 3)}  # where they are in the calibration matrix
 RENDERERS = {"siddon": Siddon, "trilinear": Trilinear}
+
+# %% ../nbs/api/21_drr.ipynb #a971d6b1
+def check_density(
+    density: torch.Tensor | None,  # (X, Y, Z) or (B, X, Y, Z)
+) -> None:
+    "Raise a `ValueError` if there is no volume."
+    if density is None:
+        raise ValueError("density is None, so there is no volume to render; assign drr.density, or give one to render(density, source, target)")
 
 # %% ../nbs/api/21_drr.ipynb #13293fad
 class DRR(nn.Module):
@@ -78,6 +86,7 @@ class DRR(nn.Module):
             buffers["mask"] = as_labels(subject.mask.data[0])
         for name, tensor in buffers.items():
             self.register_buffer(name, tensor, persistent=persistent)
+        self.grid_shape = tuple(self.density.shape)  # voxels along each axis, also where the density is None
 
         self.renderer = RENDERERS[renderer](voxel_shift, **renderer_kwargs)
         if compile_renderer:
@@ -147,6 +156,7 @@ class DRR(nn.Module):
 
         The six parameters are a twist as in `se3`, translation (mm) and then rotation (rad): with $T$ the pose and $\\xi$ the twist, the derivative is that of `pose.compose(exp)` in the frame of the world and of `exp.compose(pose)` in the frame of the camera, at $\\xi = 0$.
         Both move source and detector as a rigid body, so with $g$ the derivative of a pixel with respect to a point $p$ of its ray, $dI = g \\cdot (\\omega \\times p + v) = v \\cdot g + \\omega \\cdot (p \\times g)$, summed over both ends."""
+        check_density(self.density)
         if frame not in FRAMES:
             raise ValueError(f"frame must be one of {', '.join(map(repr, FRAMES))}, not {frame!r}")
         pose = self._pose(args, parameterization, convention, degrees)
@@ -197,8 +207,7 @@ class DRR(nn.Module):
         "Render any volume on the grid of the subject along any rays."
         if mask_to_channels and getattr(self, "mask", None) is None:
             raise ValueError("mask_to_channels needs a label map; give one to read(volume, labelmap)")
-        if density is None:
-            raise ValueError("density is None, so there is no volume to render; assign drr.density, or give one to render(density, source, target)")
+        check_density(density)
         with serial_for_few(target[..., 0].numel(), self.device):
             length = (target - source).norm(dim=-1).unsqueeze(1)
             source, target = self.affine_inverse(source), self.affine_inverse(target)
@@ -246,19 +255,27 @@ class DRR(nn.Module):
             n_subsample = max(1, round(n_subsample * height * width / (self.detector.height * self.detector.width)))
         self.set_intrinsics_(height=height, width=width, delx=self.detector.delx / scale, dely=self.detector.dely / scale, n_subsample=n_subsample)
 
+    def shallow_copy(self) -> DRR:
+        "Return a DRR with the same tensors, where others can take their place. It holds parameters as buffers, which any tensor may replace."
+        twin = copy.copy(self)
+        twin._parameters, twin._buffers, twin._modules = {}, {**self._buffers, **self._parameters}, dict(self._modules)
+        twin._non_persistent_buffers_set = set(self._non_persistent_buffers_set)
+        return twin
+
     def coarsen(
         self,
         pixels: int,  # rows and columns of pixels that become one; what is left over is cut off, the same on both sides, see `detector.binned_size`
         voxels: tuple[int, int, int],  # voxels along each axis that become one
     ) -> DRR:
-        "Return a DRR with larger pixels and larger voxels in the same places, without label map: one level of a coarse-to-fine method."
-        level = copy.copy(self)
-        level._buffers, level._modules = dict(self._buffers), dict(self._modules)  # which a shallow copy shares
-        level._buffers.pop("mask", None)
+        "Return a DRR with larger pixels and larger voxels in the same places, without label map: one level of a coarse-to-fine method. Raises a `ValueError` without a volume."
+        check_density(self.density)
+        level = self.shallow_copy()
+        level.mask = None
         height, width = binned_size(self.detector.height, self.detector.width, pixels)
         level.set_intrinsics_(height=height, width=width, delx=self.detector.delx * pixels, dely=self.detector.dely * pixels)
         affine = self._affine[0].cpu().double() @ voxel_from_block(voxels, self.renderer.voxel_shift)
         level.density = block_mean(self.density, voxels)
+        level.grid_shape = tuple(level.density.shape)
         level._affine, level._affine_inverse = affine.to(self._affine)[None], voxel_from_world(affine).to(self._affine)[None]
         return level
 

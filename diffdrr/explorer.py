@@ -5,7 +5,6 @@
 # %% ../nbs/api/31_explorer.ipynb #297699bf
 from __future__ import annotations
 
-import copy
 import errno
 import io
 import json
@@ -56,8 +55,7 @@ def aim(
     view: CameraView,
 ) -> DRR:
     "Return a DRR with the detector and the renderer of a view, which shares the volume."
-    aimed, detector = copy.copy(drr), drr.detector
-    aimed._modules = dict(drr._modules)  # which a shallow copy shares
+    aimed, detector = drr.shallow_copy(), drr.detector
     aimed.set_intrinsics_(sdd=view.sdd, delx=view.delx, dely=view.delx * detector.dely / detector.delx)
     aimed.renderer = RENDERERS[view.renderer](drr.renderer.voxel_shift)
     return aimed
