@@ -512,7 +512,7 @@ def plot_geometry(
     height, width = drr.detector.height, drr.detector.width
     edges = torch.tensor([[0.0, 0.0], [width, 0.0], [width, height], [0.0, height]], device=drr.device, dtype=drr.dtype)
     detector = flat(drr.inverse_projection(pose, edges[None]))
-    corners = torch.cartesian_prod(*(torch.tensor([-0.5, n - 0.5]) for n in drr.subject.volume.spatial_shape)).to(edges)
+    corners = torch.cartesian_prod(*(torch.tensor([0.0, n]) for n in drr.grid_shape)).to(edges) - drr.renderer.voxel_shift
     volume = flat(drr.affine(corners[None]))
     source = flat(drr.detector(pose)[0].mean(dim=1))
 
@@ -617,8 +617,8 @@ def beam_corners(
         if drr.detector.beam == "cone":
             starts = world_from_camera[:3, 3].expand_as(ends)
         else:
-            depth = (drr.detector.calibration if calibration is None else calibration).matrix[0, 2, 2]
-            starts = ends - depth * world_from_camera[:3, 2]
+            length = (drr.detector.calibration if calibration is None else calibration).matrix[0, 2, 2]  # of the rays, see `Detector.forward`
+            starts = ends - length * world_from_camera[:3, 2]
     return starts.double().cpu().numpy(), ends.double().cpu().numpy()
 
 # %% ../nbs/api/26_visualization.ipynb #65ebc012

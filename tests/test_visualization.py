@@ -367,6 +367,14 @@ def test_parallel_rays_start_on_the_side_of_the_source():
     assert np.allclose(parallel[0] - parallel[0][4], parallel[1] - parallel[1][4], atol=1e-2)
 
 
+def test_parallel_rays_start_at_the_source_of_any_calibration():
+    drr, there = renderer(ball(), beam="parallel"), pose(0.3, -0.2)
+    calibration = drr.detector.calibration.matrix.clone()
+    calibration[:, 2, 3] += 50.0  # the detector is farther away, and so are the sources
+    sources = drr.detector(there, RigidTransform(calibration))[0]
+    assert np.allclose(viz.beam_corners(drr, there, RigidTransform(calibration))[0][4], sources.mean(dim=1), atol=1e-2)
+
+
 def test_meshes_are_where_the_ball_is():
     needs_pyvista()
     subject = ball(radius=20.0)
