@@ -27,7 +27,7 @@ __all__ = ['FRAMES', 'INTRINSICS', 'RENDERERS', 'check_density', 'DRR', 'reshape
 # %% ../nbs/api/21_drr.ipynb #2da5e59b
 FRAMES = ("world", "camera")
 INTRINSICS = {"sdd": (2, 2), "delx": (0, 0), "dely": (1, 1), "x0": (0, 3), "y0": (1, 3)}  # where they are in the calibration matrix
-RENDERERS = {"siddon": Siddon, "trilinear": Trilinear}
+RENDERERS = {kind.name: kind for kind in (Siddon, Trilinear)}
 
 # %% ../nbs/api/21_drr.ipynb #a971d6b1
 def check_density(

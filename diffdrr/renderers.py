@@ -33,6 +33,9 @@ def to_centres(
 class Renderer(nn.Module):
     "The choices that all renderers offer."
 
+    name: str  # what `DRR` calls it
+    exact: dict  # arguments of `forward` that ask for the exact integral
+
     def __init__(
         self,
         voxel_shift: float,  # 0.5 if whole numbers are centres of voxels, 0 if they are lower corners
@@ -55,6 +58,8 @@ class Renderer(nn.Module):
 # %% ../nbs/api/20_renderers.ipynb #a5b5e43a
 class Siddon(Renderer):
     "Integrate a volume of constant voxels exactly (Siddon, Medical Physics 12(2), 1985)."
+
+    name, exact = "siddon", {}
 
     def __init__(
         self,
@@ -90,6 +95,8 @@ class Siddon(Renderer):
 # %% ../nbs/api/20_renderers.ipynb #5e91ea38
 class Trilinear(Renderer):
     "Integrate a volume interpolated between voxel centres, exactly or from samples."
+
+    name, exact = "trilinear", {"n_points": None}
 
     def __init__(
         self,

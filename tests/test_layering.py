@@ -41,7 +41,7 @@ ARROWS: dict[str, set[str] | None] = {
     "registration": {"se3", "pose", "xray", "threads", "drr", "alignment"},
     "datasets": {"pose", "camera", "detector", "data"},
     "utils": {"pose", "camera", "detector", "drr"},
-    "reconstruction": {"se3", "pose", "views", "threads", "renderers", "drr"},
+    "reconstruction": {"se3", "pose", "views", "threads", "drr"},
     "physics": {"data"},
     "anatomy": {"pose", "renderers", "drr"},
     "scene_page": set(),

@@ -66,6 +66,21 @@ def test_views_are_those_of_the_drr():
     torch.testing.assert_close(projector[torch.tensor([3, 0])](volume), drr(pose)[[3, 0]], rtol=1e-6, atol=1e-6)
 
 
+def test_a_coarse_grid_has_a_shape_of_its_own():
+    coarse = make_drr().coarsen(1, (2, 2, 2))
+    projector = Projector(coarse, oblique(2))
+    assert torch.equal(projector(coarse.density), coarse(oblique(2)))
+    with pytest.raises(ValueError, match=r"shape of the DRR's grid, \(6, 5, 5\), not \(12, 10, 9\)"):
+        projector(make_drr().density)
+
+
+def test_a_compiled_renderer_integrates_exactly():
+    plain, compiled = (make_drr(renderer="trilinear", compile_renderer=compile) for compile in (False, True))
+    exact = Projector(plain, oblique(2))(plain.density)
+    with torch.compiler.set_stance("force_eager"):
+        assert torch.equal(Projector(compiled, oblique(2))(plain.density), exact)
+
+
 def test_gradients_pass_through_both():
     projector = Projector(make_drr(shape=(4, 3, 5), height=3, width=4).double(), oblique(2, torch.float64), views_at_once=1)
     volume = torch.rand(projector.volume_shape, dtype=torch.float64, requires_grad=True)
