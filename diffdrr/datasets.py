@@ -5,6 +5,7 @@
 # %% ../nbs/api/29_datasets.ipynb #2be19952
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -210,17 +211,21 @@ class RegistrationDataset(Sequence):
         return find_entry(file, f"{self.specimen}/{name}")[()]
 
     @staticmethod
+    @abstractmethod
     def _find_specimens(file: h5py.File) -> list[str]:
-        raise NotImplementedError
+        "List whose X-rays the file holds."
 
+    @abstractmethod
     def _find_names(self, file: h5py.File) -> list[str]:
-        raise NotImplementedError
+        "List the X-rays of the specimen."
 
+    @abstractmethod
     def _read_subject(self, file: h5py.File) -> Subject:
-        raise NotImplementedError
+        "Read the CT of the specimen."
 
+    @abstractmethod
     def _read_sample(self, file: h5py.File, name: str, subject: Subject) -> Sample:
-        raise NotImplementedError
+        "Read an X-ray."
 
 # %% ../nbs/api/29_datasets.ipynb #de153b5c
 BODIES = ("pelvis", "left-femur", "right-femur")
