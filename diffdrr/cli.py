@@ -9,8 +9,8 @@ import os
 
 # %% auto #0
 __all__ = ['WRITERS', 'COMMANDS', 'HELP', 'write_png', 'write_npy', 'write_with_sitk', 'check_folder', 'suffix_of', 'save_image',
-           'describe_geometry', 'numbers', 'render', 'read_case', 'initial_pose', 'draw_registration', 'register',
-           'animate', 'view', 'parser_of', 'main']
+           'describe_geometry', 'numbers', 'render', 'read_case', 'initial_pose', 'register', 'animate', 'view',
+           'parser_of', 'main']
 
 # %% ../nbs/api/30_cli.ipynb #a1a6117c
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -206,28 +206,6 @@ def initial_pose(
         return picture.initial_pose(orientation)
     return pose_from_positioner_angles(*(numbers(init, 2) if "," in init else angles_of_view(init)), picture.sod, orientation)
 
-# %% ../nbs/api/30_cli.ipynb #627d7c76
-def draw_registration(
-    path: Path,  # to write
-    drr,  # DRR
-    picture,  # XRay
-    poses,  # two of them, of one pose each: initial and found
-) -> None:
-    "Draw the X-ray, and what is seen from the initial pose and the one that was found, laid over it."
-    from matplotlib.figure import Figure
-
-    from diffdrr.visualization import plot_drr, plot_overlay
-
-    figure = Figure(figsize=(14, 4), layout="constrained")
-    axs = figure.subplots(1, 4)
-    with torch.no_grad():
-        before, after = (drr(pose, n_points=None) * picture.mask for pose in poses)
-    xray = picture.image * picture.mask
-    plot_drr(xray, title="X-ray", ticks=False, axs=axs[0])
-    for ax, moving, kind, title in zip(axs[1:], (before, after, after), ("checkerboard", "checkerboard", "edges"), ("initial pose", "found", "edges of the DRR")):
-        plot_overlay(xray, moving, kind, title=title, axs=ax)
-    figure.savefig(path, dpi=150)
-
 # %% ../nbs/api/30_cli.ipynb #2d2c099b
 def register(
     ct: str,  # CT of the patient: a file (NIfTI, NRRD, MetaImage ...) or a folder with a DICOM series
@@ -247,7 +225,10 @@ def register(
     seed: int = 0,  # of the random starts
 ) -> None:
     "Find the pose of an X-ray of a patient of whom there is a CT."
+    from matplotlib.figure import Figure
+
     from diffdrr import registration
+    from diffdrr.visualization import plot_registration
 
     folder = Path(output)
     if folder.exists():
@@ -262,7 +243,9 @@ def register(
         temporary = Path(scratch) / "result"
         temporary.mkdir()
         result.save(temporary / "result.json")
-        draw_registration(temporary / "overlay.png", drr, picture, (start, result.pose))
+        figure = Figure(figsize=(14, 4), layout="constrained")
+        plot_registration(drr, picture.image, start, result.pose, picture.mask, figure.subplots(1, 4))
+        figure.savefig(temporary / "overlay.png", dpi=150)
         (temporary / "case.json").write_text(json.dumps(case, indent=1))
         os.replace(temporary, folder)
     print(f"{result}\n{folder.absolute()}")

@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 __all__ = ['LOOKS', 'MASK_COLORS', 'OVERLAYS', 'TRANSLATION_COLUMNS', 'WRITERS', 'SCORES', 'VIEWS', 'AXIS_NAMES', 'MESH_METHODS',
            'BONE_COLOR', 'SIDES', 'check_pictures', 'check_axes', 'one_or_all', 'plot_drr', 'parse_color', 'oklab',
            'distinct_colors', 'structure_names', 'plot_mask', 'plot_img_and_mask', 'stretch', 'checkerboard',
-           'find_edges', 'edges', 'difference', 'two_colors', 'overlay', 'plot_overlay', 'rotation_columns',
-           'poses_from_table', 'draw_frames', 'write_images', 'write_video', 'animate', 'plot_geometry', 'to_grid',
-           'to_world', 'drr_to_mesh', 'labelmap_to_mesh', 'beam_corners', 'img_to_mesh', 'add_image', 'body_parts',
-           'add_anatomy', 'add_box', 'fit_camera', 'visualize_scene', 'save_scene']
+           'find_edges', 'edges', 'difference', 'two_colors', 'overlay', 'plot_overlay', 'plot_registration',
+           'rotation_columns', 'poses_from_table', 'draw_frames', 'write_images', 'write_video', 'animate',
+           'plot_geometry', 'to_grid', 'to_world', 'drr_to_mesh', 'labelmap_to_mesh', 'beam_corners', 'img_to_mesh',
+           'add_image', 'body_parts', 'add_anatomy', 'add_box', 'fit_camera', 'visualize_scene', 'save_scene']
 
 # %% ../nbs/api/26_visualization.ipynb #8086276e
 _all_ = ["save_scene"]
@@ -319,6 +319,26 @@ def plot_overlay(
     for picture, ax in zip(pictures, np.ravel(shown)):
         ax.images[-1].set_data(picture)
     return shown
+
+# %% ../nbs/api/26_visualization.ipynb #b941bfbb
+def plot_registration(
+    drr: DRR,  # with the geometry of the X-ray
+    xray: torch.Tensor,  # (1, 1, H, W) line integrals
+    init: RigidTransform,  # (1) where the registration began
+    pose: RigidTransform,  # (1) what it found
+    mask: torch.Tensor | None = None,  # (1, 1, H, W) 0 where the X-ray does not count
+    axs: Sequence[Axes] | None = None,  # four axes to draw into
+) -> np.ndarray:  # (4,) axes
+    "Plot an X-ray, and what is seen from the initial pose and from the one that was found, laid over it."
+    axs = check_axes(axs, 4)
+    mask = torch.ones_like(xray) if mask is None else mask
+    with torch.no_grad():
+        before, after = (drr(p, **drr.renderer.exact).cpu() * mask.cpu() for p in (init, pose))
+    fixed = torch.where(mask > 0, xray, 0).detach().cpu()
+    plot_drr(fixed, title="X-ray", ticks=False, axs=axs[0])
+    for ax, moving, kind, title in zip(axs[1:], (before, after, after), ("checkerboard", "checkerboard", "edges"), ("initial pose", "found", "edges of the DRR")):
+        plot_overlay(fixed, moving, kind, title=title, axs=ax)
+    return axs
 
 # %% ../nbs/api/26_visualization.ipynb #93db2a21
 TRANSLATION_COLUMNS = ("bx", "by", "bz")
