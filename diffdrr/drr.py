@@ -87,11 +87,26 @@ class DRR(nn.Module):
         for name, tensor in buffers.items():
             self.register_buffer(name, tensor, persistent=persistent)
         self.grid_shape = tuple(self.density.shape)  # voxels along each axis, also where the density is None
+        self._count_labels()
 
         self.renderer = RENDERERS[renderer](voxel_shift, **renderer_kwargs)
         if compile_renderer:
             self.renderer = torch.compile(self.renderer)
         self.reshape, self.patch_size, self.checkpoint_gradients = reshape, patch_size, checkpoint_gradients
+
+    def __setattr__(self, name: str, value) -> None:
+        super().__setattr__(name, value)
+        if name == "mask":
+            self._count_labels()
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._count_labels()
+
+    def _count_labels(self) -> None:
+        "Count the labels for a compiled graph, which must know the number of channels beforehand."
+        mask = getattr(self, "mask", None)
+        self._n_labels = None if mask is None else int(mask.max()) + 1
 
     @property
     def affine(self) -> AffineTransform:
@@ -213,7 +228,11 @@ class DRR(nn.Module):
             source, target = self.affine_inverse(source), self.affine_inverse(target)
         if self.patch_size is not None:
             kwargs["rays_per_chunk"] = self.patch_size**2
-        return self.renderer(density, source, target, length, mask=self.mask if mask_to_channels else None, **kwargs)
+        if mask_to_channels:
+            kwargs["mask"] = self.mask
+            if torch.compiler.is_compiling():
+                kwargs["n_labels"] = self._n_labels
+        return self.renderer(density, source, target, length, **kwargs)
 
     def reshape_transform(
         self,

@@ -84,11 +84,12 @@ class Siddon(Renderer):
         align_corners: bool = False,  # the outer centres lie on the outer faces
         mask: torch.Tensor | None = None,  # label map of the shape of the volume, for one channel per label
         rays_per_chunk: int | None = None,  # rays of each image to render at once, with the torch backend
+        n_labels: int | None = None,  # number of channels (default: one more than the largest label)
     ) -> torch.Tensor:  # (B, C, N)
         "Render one pixel per ray."
         source, target = (to_centres(x, volume.shape, self.voxel_shift, align_corners) for x in (source, target))
         return siddon(
-            volume, source, target, img[:, 0], mask, mode=self.mode, reducefn=self.reducefn, detach_values=self.stop_gradients_through_grid_sample,
+            volume, source, target, img[:, 0], mask, n_labels, mode=self.mode, reducefn=self.reducefn, detach_values=self.stop_gradients_through_grid_sample,
             rays_per_chunk=rays_per_chunk, backend=self.backend,
         )
 
@@ -120,6 +121,7 @@ class Trilinear(Renderer):
         alphamin: float | torch.Tensor | None = None,  # where to begin sampling, instead of where each ray enters
         alphamax: float | torch.Tensor | None = None,  # where to end sampling, instead of where each ray leaves
         rays_per_chunk: int | None = None,  # rays of each image to render at once, with the torch backend
+        n_labels: int | None = None,  # number of channels (default: one more than the largest label)
     ) -> torch.Tensor:  # (B, C, N)
         "Render one pixel per ray. Raises a `ValueError` for options that need samples when there are none."
         if n_points is not None and (n_points < 1 or n_points != int(n_points)):
@@ -128,7 +130,7 @@ class Trilinear(Renderer):
             raise ValueError("n_points=None integrates the interpolated volume exactly; reducefn='max', mode='nearest', alphamin and alphamax need a number of samples")
         source, target = (to_centres(x, volume.shape, self.voxel_shift, align_corners) for x in (source, target))
         return trilinear(
-            volume, source, target, img[:, 0], mask,
+            volume, source, target, img[:, 0], mask, n_labels,
             n_points=n_points, mode=self.mode, reducefn=self.reducefn, alphamin=alphamin, alphamax=alphamax,
             rays_per_chunk=rays_per_chunk, backend=self.backend,
         )

@@ -11,7 +11,8 @@ import torch
 
 from diffdrr.data import load_example_ct
 from diffdrr.drr import DRR
-from diffdrr.pose import convert
+from diffdrr.kernels.dispatch import as_classes
+from diffdrr.pose import RigidTransform, convert
 
 GRID = dict(shape=(65, 64, 33), spacing=(5.6, 5.6, 10.0))
 # Of the largest value. Both compute the same integral; the reference does it in the precision of the rays, at voxel coordinates of some hundred.
@@ -65,18 +66,46 @@ def test_named_backend_that_cannot_serve_says_why(options, reason):
         drr(frontal())
 
 
+@pytest.mark.parametrize("labels", [False, True], ids=["sum", "labels"])
 @pytest.mark.parametrize("renderer", RENDERERS)
-def test_torch_compiles_the_whole_render(renderer):
+def test_torch_compiles_the_whole_render(renderer, labels):
     "`fullgraph=True` raises where the graph would break."
     choices, arguments = RENDERERS[renderer]
     drr = DRR(load_example_ct(**GRID), sdd=1020.0, height=8, delx=40.0, backend="numba", **choices)
     rotation, translation = torch.full((1, 3), 0.1, requires_grad=True), torch.tensor([[0.0, 850, 0]], requires_grad=True)
-    loss = lambda r, t: drr(r, t, **FRONTAL, **arguments).square().mean()
+    loss = lambda r, t: drr(r, t, mask_to_channels=labels, **FRONTAL, **arguments).square().mean()
     plain = loss(rotation, translation)
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")(rotation, translation)
     assert torch.allclose(plain, compiled, rtol=1e-5)
     for a, b in zip(*(torch.autograd.grad(x, (rotation, translation)) for x in (plain, compiled))):
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-5 * a.abs().max().item())
+
+
+@pytest.mark.parametrize("n_labels, nearest", [(3, [0, 2]), (300, [0, 5])])
+def test_a_graph_gives_labels_to_the_nearest_channel(n_labels, nearest):
+    compiled = torch.compile(as_classes, fullgraph=True, backend="eager")
+    assert compiled(torch.tensor([0, 5], dtype=torch.uint8), n_labels, (2,))[0].tolist() == nearest
+
+
+def test_a_compiled_render_follows_the_label_map():
+    drr = DRR(load_example_ct(**GRID), sdd=1020.0, height=8, delx=40.0, backend="numba")
+    render = lambda matrix: drr(RigidTransform(matrix), mask_to_channels=True)
+    pose, compiled = frontal().matrix, torch.compile(render, fullgraph=True, backend="aot_eager")
+    n = compiled(pose).shape[1]
+
+    drr.mask = torch.where(drr.mask > 0, n + 2, 0).to(drr.mask.dtype)
+    assert compiled(pose).shape[1] == n + 3 and torch.equal(compiled(pose), render(pose))
+    other = DRR(load_example_ct(**GRID), sdd=1020.0, height=8, delx=40.0)
+    drr.load_state_dict(other.state_dict())
+    assert compiled(pose).shape[1] == n and torch.equal(compiled(pose), render(pose))
+
+    whole = render(pose).sum(dim=1)
+    drr.mask[:] = 255  # a graph does not notice that; it must not write to other memory
+    assert compiled(pose).shape[1] == n and torch.allclose(compiled(pose)[:, -1], whole)
+    assert render(pose).shape[1] == 256
+    drr.mask = None
+    with pytest.raises(Exception, match="mask_to_channels needs a label map"):
+        compiled(pose)
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)

@@ -134,10 +134,13 @@ def as_classes(
     n_labels: int | None,  # number of label classes, if the caller knows it
     shape: torch.Size,  # of the volume
 ) -> tuple[torch.Tensor | None, int]:  # the same in an integer dtype and of the shape of the volume, and the number of classes
-    "Prepare labels for rendering. Raises a `ValueError` for labels without a channel."
+    "Prepare labels for rendering. Raises a `ValueError` for labels without a channel; a compiled graph cannot stop to look, and gives them to the nearest one."
     if labels is None:
         return None, 1
     labels = labels.to(torch.uint8) if labels.dtype == torch.bool else labels
+    if torch.compiler.is_compiling() and n_labels is not None:
+        labels = labels.to(torch.int32) if labels.is_floating_point() else labels
+        return labels.clamp(0, min(n_labels - 1, torch.iinfo(labels.dtype).max)).expand(shape), n_labels
     low, high = (x.item() for x in labels.aminmax())
     n_labels = int(high) + 1 if n_labels is None else n_labels
     if low < 0 or high >= n_labels:
