@@ -61,6 +61,13 @@ def test_an_xray_brings_its_geometry_its_mask_and_its_pose(subject: Subject, xra
     assert error(register(subject, hidden, schedule=QUICK, n_starts=1, verbose=False), true) < 0.5
 
 
+def test_a_volume_that_is_optimised_can_be_registered(subject: Subject, drr: DRR, xray: XRay):
+    learned = DRR(subject, sdd=1020.0, height=64, delx=6.0, renderer="trilinear")
+    learned.density = torch.nn.Parameter(learned.density)
+    plain, found = (register(each, xray, schedule=QUICK, n_starts=1, verbose=False).pose.matrix for each in (drr, learned))
+    assert torch.equal(found, plain) and not found.requires_grad
+
+
 def test_a_drr_with_another_geometry_is_refused(subject: Subject, xray: XRay, true: RigidTransform):
     other = DRR(subject, sdd=1060.0, height=64, delx=6.6)
     with pytest.raises(ValueError, match=r"but has sdd=1060 instead of 1020, delx=6.6 instead of 6, dely=6.6 instead of 6"):
