@@ -127,7 +127,7 @@ def isocentre(
     drr: DRR,
 ) -> torch.Tensor:  # (3,) world coordinates, mm
     "Find the centre of the volume."
-    middle = [(size - 2 * drr.renderer.voxel_shift) / 2 for size in drr.density.shape]
+    middle = [(size - 2 * drr.renderer.voxel_shift) / 2 for size in drr.grid_shape]
     return drr.affine(torch.tensor([[middle]]).to(drr._affine))[0, 0]
 
 # %% ../nbs/api/23_alignment.ipynb #2f405d17
@@ -135,7 +135,7 @@ def mean_radius(
     drr: DRR,
 ) -> float:  # mm
     "Compute the root mean square distance of the points of the volume from its centre: the lever that turns rotation into movement."
-    edges = torch.linalg.vector_norm(drr.affine.matrix[0, :3, :3], dim=0).cpu() * torch.tensor(drr.density.shape)
+    edges = torch.linalg.vector_norm(drr.affine.matrix[0, :3, :3], dim=0).cpu() * torch.tensor(drr.grid_shape)
     return float(torch.linalg.vector_norm(edges) / 12**0.5)
 
 # %% ../nbs/api/23_alignment.ipynb #0f58c191

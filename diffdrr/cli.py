@@ -160,7 +160,7 @@ def render(
     if show_geometry:
         print(describe_geometry(drr, pose))
     with torch.no_grad():
-        image = drr(pose, **(dict(n_points=None) if renderer == "trilinear" else {}))[0, 0]
+        image = drr(pose, **drr.renderer.exact)[0, 0]
     save_image(path, image.numpy(), (drr.detector.delx, drr.detector.dely))
     print(f"{height} x {width or height} pixels, values from {image.min():.4g} to {image.max():.4g}: {path.absolute()}")
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 from urllib.parse import urlsplit
 
 import matplotlib
@@ -44,7 +45,7 @@ def example(**kwargs):
 
 def plotted(code: str, **names) -> np.ndarray:
     "Run a program, and return the grey values that it plots."
-    with torch.no_grad():
+    with torch.no_grad(), mock.patch("matplotlib.pyplot.show"):  # a notebook that ran before would close the figure
         exec(code, names)
     image = plt.gca().images[0]
     return np.asarray(image.norm(image.get_array())).clip(0, 1) * 255
