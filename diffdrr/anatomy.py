@@ -6,10 +6,7 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +14,15 @@ import torch
 from tqdm.auto import tqdm
 
 from .drr import DRR
+from .files import whole_folder
 from .pose import RigidTransform
 from .renderers import Siddon
 
 # %% auto #0
 __all__ = ['VOXELS_AT_ONCE', 'known_structures', 'present_labels', 'select_structures', 'path_lengths', 'structure_masks',
            'surface_faces', 'between_source_and_detector', 'project_surface', 'fill_faces', 'check_masks',
-           'bounding_boxes', 'contours', 'visible_fraction', 'new_folder', 'check_file_names', 'save_png',
-           'save_masks_png', 'save_masks_nifti', 'run_lengths', 'coco_annotations', 'save_coco']
+           'bounding_boxes', 'contours', 'visible_fraction', 'check_file_names', 'save_png', 'save_masks_png',
+           'save_masks_nifti', 'run_lengths', 'coco_annotations', 'save_coco']
 
 # %% ../nbs/api/27_anatomy.ipynb #9ed0e589
 def known_structures(
@@ -233,22 +231,6 @@ def visible_fraction(
     total = torch.bincount(label, minlength=n_labels).cpu()
     return (seen / total)[:, list(structures.values())].to(drr.device, drr.dtype), list(structures)
 
-# %% ../nbs/api/27_anatomy.ipynb #ce5a5cfe
-@contextmanager
-def new_folder(
-    path: str | Path,  # must not exist
-) -> Iterator[Path]:  # a temporary folder beside it
-    "Give a temporary folder its name when everything is in it, or remove it after an error. Raises a `FileExistsError` if the name is taken."
-    path = Path(path).resolve()
-    if path.exists():
-        raise FileExistsError(f"path {str(path)!r} exists already; choose another name, or remove it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        complete = Path(folder) / path.name
-        complete.mkdir()
-        yield complete
-        os.replace(complete, path)
-
 # %% ../nbs/api/27_anatomy.ipynb #d4a228a5
 def check_file_names(
     names: Sequence[str],
@@ -277,7 +259,7 @@ def save_masks_png(
     "Write each mask as a PNG, 255 inside and 0 outside: `heart/000001.png` for the first picture. Raises a `ValueError` if masks and names do not fit, and a `FileExistsError` if the folder exists."
     check_masks(masks, names)
     check_file_names(names)
-    with new_folder(path) as folder:
+    with whole_folder(path) as folder:
         for name, stack in zip(names, masks.transpose(0, 1)):
             (folder / name).mkdir()
             for number, mask in enumerate(stack, 1):
@@ -295,7 +277,7 @@ def save_masks_nifti(
     check_file_names(names)
     import SimpleITK as sitk
 
-    with new_folder(path) as folder:
+    with whole_folder(path) as folder:
         for name, stack in zip(names, masks.transpose(0, 1)):
             image = sitk.GetImageFromArray(stack.byte().cpu().numpy())
             image.SetSpacing((*map(float, spacing), 1.0))
@@ -339,7 +321,7 @@ def save_coco(
 
     Raises a `ValueError` if pictures, masks and names do not fit together, or there is no picture, and a `FileExistsError` if the folder exists."""
     images, annotations = [], []
-    with new_folder(path) as folder:
+    with whole_folder(path) as folder:
         (folder / "images").mkdir()
         for pictures, masks in tqdm(batches, desc="Writing pictures", disable=not verbose):
             check_masks(masks, names)

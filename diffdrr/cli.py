@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 # %% auto #0
-__all__ = ['WRITERS', 'COMMANDS', 'HELP', 'write_png', 'write_npy', 'write_with_sitk', 'check_folder', 'suffix_of', 'save_image',
+__all__ = ['WRITERS', 'COMMANDS', 'HELP', 'write_png', 'write_npy', 'write_with_sitk', 'suffix_of', 'save_image',
            'describe_geometry', 'numbers', 'render', 'read_case', 'initial_pose', 'register', 'animate', 'view',
            'parser_of', 'main']
 
@@ -19,7 +19,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Callable
 from inspect import Parameter, signature
 from pathlib import Path
@@ -30,6 +29,7 @@ import torch
 from fastcore.docments import docments
 
 from . import __version__
+from .files import check_folder, whole_file, whole_folder
 
 # %% ../nbs/api/30_cli.ipynb #56ceaa3f
 def write_png(path: Path, image: np.ndarray, spacing: tuple[float, float]) -> None:
@@ -52,15 +52,6 @@ def write_with_sitk(path: Path, image: np.ndarray, spacing: tuple[float, float])
     picture.SetSpacing(spacing)
     sitk.WriteImage(picture, str(path))
 
-# %% ../nbs/api/30_cli.ipynb #19f7d386
-def check_folder(
-    path: Path,  # to write
-    name: str,  # of the argument
-) -> None:
-    "Raise a `ValueError` if the folder does not exist, before any work."
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f"{name} {str(path)!r} is in a folder that does not exist; make it first")
-
 # %% ../nbs/api/30_cli.ipynb #54f0bf23
 WRITERS = {".png": write_png, ".npy": write_npy, ".tif": write_with_sitk, ".tiff": write_with_sitk, ".nii": write_with_sitk, ".nii.gz": write_with_sitk}
 
@@ -68,11 +59,11 @@ WRITERS = {".png": write_png, ".npy": write_npy, ".tif": write_with_sitk, ".tiff
 def suffix_of(
     path: Path,  # file to write
 ) -> str:  # a key of `WRITERS`
-    "Find the format in the name of a file. Raises a `ValueError` for an unknown one, or if the folder does not exist."
+    "Find the format in the name of a file. Raises a `ValueError` for an unknown one, and a `FileNotFoundError` if the folder does not exist."
     found = [suffix for suffix in WRITERS if path.name.lower().endswith(suffix)]
     if not found:
         raise ValueError(f"output must end in {', '.join(WRITERS)}, not {path.name!r}")
-    check_folder(path, "output")
+    check_folder(path)
     return max(found, key=len)
 
 # %% ../nbs/api/30_cli.ipynb #68bdd738
@@ -83,10 +74,8 @@ def save_image(
 ) -> None:
     "Write a picture under a temporary name, and rename it when it is complete."
     suffix = suffix_of(path)
-    with tempfile.TemporaryDirectory(dir=path.absolute().parent) as folder:
-        temporary = Path(folder) / f"picture{suffix}"
+    with whole_file(path, f"picture{suffix}") as temporary:
         WRITERS[suffix](temporary, image.astype(np.float32), spacing)
-        os.replace(temporary, path)
 
 # %% ../nbs/api/30_cli.ipynb #177c154c
 def describe_geometry(
@@ -233,21 +222,18 @@ def register(
     folder = Path(output)
     if folder.exists():
         raise ValueError(f"--output {output!r} exists; choose another name, or remove it")
-    check_folder(folder, "--output")
+    check_folder(folder)
     case = dict(ct=str(Path(ct).absolute()), xray=str(Path(xray).absolute()), orientation=orientation, frame=frame, sdd=sdd, sod=sod, delx=delx, dely=dely, pixels=pixels, inverted=invert)
     deviations, intrinsics = tuple(numbers(spread, 2)), [name.strip() for name in refine.split(",") if name.strip()]
     drr, picture = read_case(**case)
     start = initial_pose(init, picture, orientation)
     result = registration.register(drr, picture.image, start, picture.mask, spread=deviations, refine=intrinsics, seed=seed)
-    with tempfile.TemporaryDirectory(dir=folder.absolute().parent) as scratch:
-        temporary = Path(scratch) / "result"
-        temporary.mkdir()
+    with whole_folder(folder) as temporary:
         result.save(temporary / "result.json")
         figure = Figure(figsize=(14, 4), layout="constrained")
         plot_registration(drr, picture.image, start, result.pose, picture.mask, figure.subplots(1, 4))
         figure.savefig(temporary / "overlay.png", dpi=150)
         (temporary / "case.json").write_text(json.dumps(case, indent=1))
-        os.replace(temporary, folder)
     print(f"{result}\n{folder.absolute()}")
     if result.failed:
         raise ValueError(f"the pose in {output!r} should not be trusted: {result.reason}")
@@ -265,7 +251,7 @@ def animate(
     if not (folder / "case.json").exists():
         raise ValueError(f"{result!r} is not a folder that diffdrr register wrote: it holds no case.json")
     found = RegistrationResult.load(folder / "result.json")
-    check_folder(Path(output), "--output")
+    check_folder(output)
     drr, picture = read_case(**json.loads((folder / "case.json").read_text()))
     animate(output, found.trace, drr, "euler_angles", "ZXY", ground_truth=picture.image)
     print(Path(output).absolute())

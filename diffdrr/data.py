@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import warnings
 from numbers import Integral
 from pathlib import Path
@@ -20,6 +19,7 @@ from torchio import LabelMap, ScalarImage, Subject
 
 from . import __version__
 from .camera import orientation_matrix
+from .files import whole_file
 from .pose import AffineTransform, RigidTransform
 from .volume import as_labels, check_affine, check_volume, select_labels
 
@@ -275,10 +275,8 @@ def save_arrays(
 ) -> None:
     "Write arrays to a temporary name and rename it, so that nobody ever reads half a file."
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        temporary = Path(folder) / path.name
+    with whole_file(path) as temporary:
         np.savez(temporary, **arrays)
-        os.replace(temporary, path)
 
 # %% ../nbs/api/07_data.ipynb #6b6d2611
 def example_arrays(

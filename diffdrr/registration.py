@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from tqdm.auto import tqdm
 
 from .alignment import Iterate, Objective, Placement, View, covariance, levenberg_marquardt
 from .drr import DRR, INTRINSICS
+from .files import whole_file
 from .pose import PARAMETERIZATIONS, RigidTransform, convert, parameterization_of
 from .se3 import matrix_to_twist
 from .threads import serial_torch
@@ -348,9 +348,8 @@ class RegistrationResult:
         poses = {name: getattr(self, name).matrix.tolist() for name in ("pose", "pose_in_scanner")}
         plain = {name: getattr(self, name) for name in ("similarity", "intrinsics", "reason", "seconds")}
         content = {"dtype": str(self.pose.matrix.dtype).removeprefix("torch."), **poses, **plain, "covariance": self.covariance.tolist(), "trace": self.trace.to_dict("list")}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(content, indent=1))
-        os.replace(temporary, path)
+        with whole_file(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=1))
 
     @classmethod
     def load(

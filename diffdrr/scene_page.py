@@ -13,13 +13,14 @@ import io
 import json
 import os
 import sys
-import tempfile
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm.auto import tqdm
+
+from .files import whole_file
 
 if TYPE_CHECKING:
     import pyvista
@@ -347,10 +348,8 @@ def save_scene(
         raise ValueError(f"path must end in .html or .png, not {str(path)!r}")
     if path.suffix == ".png":
         check_drawing()
-    with tempfile.TemporaryDirectory(dir=path.resolve().parent) as folder:
-        temporary = Path(folder) / f"scene{path.suffix}"
+    with whole_file(path) as temporary:
         if path.suffix == ".png":
             pl.screenshot(temporary)
         else:
             temporary.write_text(make_page(pl, max_triangles, title, verbose), encoding="utf-8")
-        os.replace(temporary, path)

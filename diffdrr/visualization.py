@@ -5,7 +5,6 @@
 # %% ../nbs/api/26_visualization.ipynb #a6596287
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from numbers import Real
@@ -23,6 +22,7 @@ from matplotlib.patches import Patch
 from tqdm.auto import tqdm
 
 from .drr import DRR
+from .files import check_folder, whole_file
 from .pose import RigidTransform, convert, parameterization_of
 from .scene_page import import_pyvista, save_scene, scene_meshes
 
@@ -485,6 +485,8 @@ def animate(
     if suffix not in WRITERS:
         given = "extension" if as_bytes else "out"
         raise ValueError(f"{given} must end in one of {', '.join(WRITERS)}, not {extension if as_bytes else str(out)!r}")
+    if not as_bytes:
+        check_folder(out)
     poses = RigidTransform(poses_from_table(df, parameterization, convention, dtype, device, degrees).matrix.to(drr.device, drr.dtype))
     if ground_truth is not None:
         size = (drr.detector.height, drr.detector.width)
@@ -504,12 +506,13 @@ def animate(
                 yield drr(RigidTransform(matrix))
 
     frames = draw_frames(render(), steps, ground_truth, scores, score)
-    with tempfile.TemporaryDirectory(dir=None if as_bytes else Path(out).resolve().parent) as folder:
-        temporary = Path(folder) / f"film{suffix}"
-        WRITERS[suffix](temporary, frames, **kwargs)
-        if as_bytes:
-            return temporary.read_bytes()
-        os.replace(temporary, out)
+    if as_bytes:
+        with tempfile.TemporaryDirectory() as folder:
+            film = Path(folder) / f"film{suffix}"
+            WRITERS[suffix](film, frames, **kwargs)
+            return film.read_bytes()
+    with whole_file(out, f"film{suffix}") as film:
+        WRITERS[suffix](film, frames, **kwargs)
 
 # %% ../nbs/api/26_visualization.ipynb #efcb7bdf
 VIEWS = {"side": (1, 2), "front": (0, 2), "top": (0, 1)}  # the world axes to the right and up

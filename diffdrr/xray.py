@@ -5,8 +5,6 @@
 # %% ../nbs/api/09_xray.ipynb #3ace772b
 from __future__ import annotations
 
-import os
-import tempfile
 import warnings
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -19,6 +17,7 @@ import torch.nn.functional as F
 
 from .camera import check_positive
 from .detector import Detector
+from .files import whole_file
 from .pose import RigidTransform
 from .views import pose_from_positioner_angles, positioner_angles
 
@@ -284,19 +283,14 @@ def write_xray(
     name: str = "DRR",  # of the patient
 ) -> None:
     "Write an X-ray under a temporary name, and rename it when it is complete. Raises a `ValueError` for pixels that are not finite and for a principal point beside the middle, for which the format has no tag, and a `FileNotFoundError` for a folder that does not exist."
-    path = Path(path)
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"path {str(path)!r} is in a folder that does not exist; make it first")
     n_bad = int((~xray.image.isfinite()).sum())
     if n_bad:
         raise ValueError(f"xray must have finite pixels, but {n_bad} of {xray.image.numel()} are not; replace them, such as by xray.image.nan_to_num()")
     if abs(xray.x0) > 1e-6 or abs(xray.y0) > 1e-6:
         raise ValueError(f"xray must have its principal point in the middle, not at x0={xray.x0:g}, y0={xray.y0:g}: DICOM files cannot say so; crop or pad the picture around it")
     dataset = make_dataset(xray, name)
-    with tempfile.TemporaryDirectory(dir=path.absolute().parent) as folder:
-        temporary = Path(folder) / "xray.dcm"
+    with whole_file(path) as temporary:
         dataset.save_as(temporary, enforce_file_format=True)
-        os.replace(temporary, path)
 
 # %% ../nbs/api/09_xray.ipynb #836d7fca
 def exposure_of(
