@@ -55,6 +55,7 @@ class NotebookItem(pytest.Item):
         config = get_config(path=ROOT)
         wanted = self.config.getoption("--nb-flags").split()
         errors, before = io.StringIO(), locale.setlocale(locale.LC_ALL)
+        torch.manual_seed(0)
         with contextlib.redirect_stderr(errors):
             passed, _ = run_notebook(self.path, skip_flags=config.tst_flags.split(), force_flags=wanted, basepath=ROOT)
         close_figures()

@@ -1,4 +1,4 @@
-"""A browser for the tests of pages: Debian's Chromium, driven by Playwright."""
+"""Random numbers that are the same in each run, and a browser for the tests of pages: Chromium, driven by Playwright."""
 
 from __future__ import annotations
 
@@ -6,9 +6,16 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    "Begin each test with the same random numbers."
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

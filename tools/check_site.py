@@ -47,7 +47,7 @@ class Formula(NamedTuple):
 
 
 class Page(HTMLParser):
-    "What a page holds: anchors, links, what it loads, pictures without an alternative text, prose, formulas, all its text."
+    "What a page holds: anchors, links, what it loads, prose, formulas, all its text."
 
     def __init__(self, html: str):
         super().__init__()
@@ -160,18 +160,23 @@ def formula_problems(formulas: list[Formula], katex: Path) -> list[str]:
     return [f"{message} in the formula {formula.tex!r}" for formula, message in zip(formulas, json.loads(answer.stdout)) if message]
 
 
+def katex_of(root: Path) -> Path | None:
+    "Find the KaTeX of a website; None where there is none, or no Node.js to run it."
+    katex = root / "site_libs" / "katex" / "katex.min.js"
+    return katex if katex.exists() and shutil.which("node") else None
+
+
 def problems_of(root: Path) -> list[str]:
     "List everything that is wrong with the website in a folder."
     root = root.resolve()
     pages = read_pages(root)
     if not pages:
         return [f"{root} holds no pages"]
-    katex = root / "site_libs" / "katex" / "katex.min.js"
-    can_check_formulas = katex.exists() and shutil.which("node")
+    katex = katex_of(root)
     found = style_problems(root) + [f"search.json: {problem}" for problem in search_problems(root, pages)]
     for path, page in pages.items():
         problems = link_problems(page.links, path, pages, root) + content_problems(page)
-        if can_check_formulas and page.formulas:
+        if katex and page.formulas:
             problems += formula_problems(page.formulas, katex)
         found += [f"{path.relative_to(root)}: {problem}" for problem in problems]
     return found
@@ -184,7 +189,8 @@ def main() -> None:
     problems = problems_of(folder)
     if problems:
         sys.exit("\n".join([*problems, f"{len(problems)} problems in the website"]))
-    print(f"{len(list(folder.rglob('*.html')))} pages: no dead link or anchor, no missing picture, nothing left unrendered")
+    formulas = "no formula that KaTeX cannot show" if katex_of(folder.resolve()) else "formulas not checked (that needs Node.js and KaTeX)"
+    print(f"{len(list(folder.rglob('*.html')))} pages: no dead link or anchor, no missing picture, nothing left unrendered, {formulas}")
 
 
 if __name__ == "__main__":
