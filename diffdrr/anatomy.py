@@ -20,9 +20,9 @@ from .renderers import Siddon
 
 # %% auto #0
 __all__ = ['VOXELS_AT_ONCE', 'known_structures', 'present_labels', 'select_structures', 'path_lengths', 'structure_masks',
-           'surface_faces', 'between_source_and_detector', 'project_surface', 'fill_faces', 'check_masks',
-           'bounding_boxes', 'contours', 'visible_fraction', 'check_file_names', 'save_png', 'save_masks_png',
-           'save_masks_nifti', 'run_lengths', 'coco_annotations', 'save_coco']
+           'surface_faces', 'between_source_and_detector', 'project_surface', 'fill_faces', 'projected_masks',
+           'check_masks', 'bounding_boxes', 'contours', 'visible_fraction', 'check_file_names', 'save_png',
+           'save_masks_png', 'save_masks_nifti', 'run_lengths', 'coco_annotations', 'save_coco']
 
 # %% ../nbs/api/27_anatomy.ipynb #9ed0e589
 def known_structures(
@@ -168,6 +168,17 @@ def fill_faces(
         column, row = pixel[(side >= 0).all(dim=1) | (side <= 0).all(dim=1)].unbind(dim=1)
         filled[row, column] = True
     return filled
+
+# %% ../nbs/api/27_anatomy.ipynb #4ca156e6
+def projected_masks(
+    drr: DRR,
+    pose: RigidTransform,  # (B) world from camera
+    names: Sequence[str],  # of structures
+) -> torch.Tensor:  # (B, C, H, W) bool
+    "Project the surfaces of structures, and fill them: the silhouettes of `structure_masks` by geometry, without rendering. Raises the errors of `project_surface`."
+    height, width = drr.detector.height, drr.detector.width
+    silhouettes = [torch.stack([fill_faces(faces, height, width) for faces in project_surface(drr, pose, name)]) for name in names]
+    return torch.stack(silhouettes, dim=1)
 
 # %% ../nbs/api/27_anatomy.ipynb #9d41d961
 def check_masks(
