@@ -11,7 +11,6 @@ import argparse
 import datetime
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 import diffdrr
-from diffdrr.reconstruction import SIRT, Projector, circular_orbit, fdk
+from diffdrr.reconstruction import SIRT, Projector, circular_orbit
 
 from . import machine
 from .reconstruction import RESULTS, SDD, SOD, WATER, camera, grid, head_integrals, head_values
@@ -54,18 +53,16 @@ def measure(chosen: argparse.Namespace) -> list[dict]:
     pictures = photograph(projector)
     rows = []
 
-    def run(what: str, task: Callable[[], torch.Tensor]) -> None:
-        begin = time.perf_counter()
-        volume = task()
+    def note(what: str, begin: float, volume: torch.Tensor) -> None:
         rows.append({"what": what, "seconds": time.perf_counter() - begin, "error, % of water": 100 * error(volume) / WATER, "memory, GB": most_memory() / 1024})
         print(rows[-1], flush=True)
 
-    run("FDK", lambda: fdk(projector, pictures))
     begin = time.perf_counter()
     solver = SIRT(projector, pictures, subsets=chosen.subsets)
-    print(f"SIRT is ready after {time.perf_counter() - begin:.0f} s", flush=True)
+    note("preparation", begin, solver.volume)
     for i in range(chosen.iterations):
-        run(f"SIRT, iteration {i + 1}", lambda: solver.run(1, verbose=False))
+        begin = time.perf_counter()
+        note(f"iteration {i + 1}", begin, solver.run(1, verbose=False))
     return rows
 
 
