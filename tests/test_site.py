@@ -202,6 +202,7 @@ class Holder:
         angle: float,  # how far
         *,
         degrees: bool = False,  # instead of radians
+        **options,  # of the motor
     ) -> None:
         """Turn it.
 
@@ -217,8 +218,8 @@ def test_documented_class():
     assert "\n\n::: {.methods}\n| Methods and properties | Details |" in shown
     assert "| `subject` | `Subject` | " in shown
     assert '| <a id="holder.width"></a>`width` | Tell the width. |' in shown
-    assert '| <a id="holder.turn"></a>`turn(angle, *, degrees=False)` | Turn it. |' in shown
-    assert shown.endswith("\n\n**`Holder.turn`**\n\nTwice.\n\n::: {.parameters}\n| Parameter | Type | Default | Details |\n| --- | --- | --- | --- |\n| `angle` | `float` |  | how far |\n| `degrees` | `bool` | `False` | instead of radians |\n:::")
+    assert '| <a id="holder.turn"></a>`turn(angle, *, degrees=False, **options)` | Turn it. |' in shown
+    assert shown.endswith("\n\n**`Holder.turn`**\n\nTwice.\n\n::: {.parameters}\n| Parameter | Type | Default | Details |\n| --- | --- | --- | --- |\n| `angle` | `float` |  | how far |\n| `degrees` | `bool` | `False` | instead of radians |\n| `options` |  |  | of the motor |\n:::")
     assert "hidden" not in shown
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
 from inspect import Parameter, Signature
 
@@ -76,12 +77,26 @@ def code(text: str) -> str:
     return f"`{cell(text)}`" if text else ""
 
 
+def comments_of(symbol: object) -> dict[str, str | None]:
+    "Read the comments beside the parameters of a function or class; fastcore's docments overlooks the one beside `**kwargs`, or takes it for that of the result."
+    comments = docments(symbol)
+    try:
+        keywords = re.search(r"^\s*\*\*(\w+)[^#\n]*#\s*(.+)$", inspect.getsource(symbol), re.MULTILINE)
+    except (OSError, TypeError):  # made without a file
+        keywords = None
+    if keywords and keywords[1] in comments:
+        comments[keywords[1]] = keywords[2]
+        if comments.get("return") == keywords[2]:
+            comments["return"] = None
+    return comments
+
+
 def parameter_rows(
     symbol: object,  # function or class
     signature: Signature | None,  # its signature, None if Python cannot tell
 ) -> list[list[str]]:
     "List the parameters of a symbol and what it returns as rows of a table; none if no parameter has a comment."
-    comments = docments(symbol)
+    comments = comments_of(symbol)
     if signature is None or not any(comments.values()):
         return []
     rows = [
