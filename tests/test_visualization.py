@@ -507,6 +507,7 @@ def test_page_holds_the_scene(tmp_path: Path):
         outside = np.clip(label["at"], low, high) - label["at"]
         assert np.argmax(abs(outside)) == axis and np.sign(-outside[axis]) == side
     assert len(content["labels"]) == 6
+    assert content["view"]["aspect"] == scene.window_size[0] / scene.window_size[1]  # a narrower frame shows all of it, smaller
     points = np.cumsum(np.array(parts["ball"]["points"]).reshape(-1, 3), axis=0) * parts["ball"]["size"] / 65535 + parts["ball"]["origin"]
     assert np.linalg.norm((points.min(axis=0) + points.max(axis=0)) / 2 - (40, 10, 60)) < 1
     picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(parts["detector 1"]["picture"].split(",")[1]))))[..., 0]
