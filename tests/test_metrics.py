@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import uniform_filter
+from scipy.spatial.transform import Rotation
+from scipy.stats import pearsonr
 from torch.autograd import gradcheck
 
 from diffdrr import metrics
@@ -601,3 +604,36 @@ def test_points_that_do_not_fit():
         reprojection_distance(pose_1, pose_2, torch.zeros(1, 4, 3).double(), detector(torch.float32))
     with pytest.raises(ValueError, match="sdd must be a positive number of mm, not -1.0"):
         DoubleGeodesicSE3(-1.0)
+
+
+# Against other libraries
+
+
+def test_correlation_is_that_of_scipy():
+    x1, x2 = pictures()
+    expected = [[pearsonr(a.flatten(), b.flatten()).statistic for a, b in zip(*pair)] for pair in zip(x1, x2)]
+    found = NormalizedCrossCorrelation2d(eps=0.0)(x1, x2)
+    assert found.numpy() == pytest.approx(np.mean(expected, axis=1), abs=FLOAT64)
+
+
+def test_correlation_in_patches_is_made_of_scipy_s_windows():
+    x1, x2 = (x[:1, :1] for x in pictures())
+    size, inside = 5, (slice(2, -2), slice(2, -2))  # windows that lie in the picture
+    mean = lambda x: uniform_filter(x, size)[inside]
+    a, b = (x[0, 0].numpy() for x in (x1, x2))
+    expected = (mean(a * b) - mean(a) * mean(b)) / np.sqrt((mean(a * a) - mean(a) ** 2) * (mean(b * b) - mean(b) ** 2))
+    assert NormalizedCrossCorrelation2d(patch_size=size, eps=0.0)(x1, x2).item() == pytest.approx(expected.mean(), abs=1e-9)  # cancellation in the variances
+
+
+def test_gradients_are_those_of_scikit_image():
+    filters = pytest.importorskip("skimage.filters", reason="scikit-image comes with the extra [xray]")
+    image = pictures()[0][:1, :1]
+    found = Sobel(sigma=0)(image)[0].numpy()
+    for gradient, axis in zip(found, (1, 0)):
+        np.testing.assert_allclose(-gradient, 4 * filters.sobel(image[0, 0].numpy(), axis=axis, mode="nearest"), atol=1e-12)  # scikit-image divides by 4
+
+
+def test_rotation_errors_are_those_of_scipy():
+    pose_1, pose_2 = poses()
+    expected = (Rotation.from_matrix(pose_1.rotation.numpy()).inv() * Rotation.from_matrix(pose_2.rotation.numpy())).magnitude()
+    np.testing.assert_allclose(rotation_error(pose_1, pose_2).numpy(), expected, atol=1e-6)
