@@ -21,7 +21,8 @@ from ..threads import kernel_threads
 
 # %% auto #0
 __all__ = ['OPTIONS', 'INLINE', 'Ray', 'can_write_cache', 'point', 'clip', 'nothing', 'dominant', 'set_up', 'cut', 'read',
-           'widen', 'as_array', 'row_length', 'plan', 'in_order', 'pool', 'share', 'as_rays', 'as_volume']
+           'widen', 'as_array', 'row_length', 'plan', 'in_order', 'pool', 'share', 'as_rays', 'as_volume', 'as_classes',
+           'differentiate_with', 'backproject_with']
 
 # %% ../../nbs/api/11_kernels_numba_march.ipynb #dc7f5a1f
 def can_write_cache() -> bool:
@@ -304,3 +305,58 @@ def as_volume(
     shape = tuple(volume.shape[1:])
     whole = np.int32 if volume[0].numel() < 2**31 else np.int64
     return as_array(volume.flatten(1)), shape, (shape[1] * shape[2], shape[2], 1), whole
+
+
+def as_classes(
+    labels: torch.Tensor | None,  # (V, X, Y, Z)
+) -> np.ndarray | None:  # (V, X Y Z)
+    "View labels as rows of voxels."
+    return None if labels is None else as_array(labels.flatten(1))
+
+# %% ../../nbs/api/11_kernels_numba_march.ipynb #ce50ace3
+def differentiate_with(
+    differentiate_rays: Callable[..., None],  # compiled, of a kernel
+    options: tuple,  # what this kernel takes besides
+    least: int,  # rays that are worth a piece
+    gradient: torch.Tensor | None,  # (B, C, N) of a loss with respect to the image; None for one, without labels
+    volume: torch.Tensor,  # (V, X, Y, Z)
+    source: torch.Tensor,  # (B, N, 3)
+    target: torch.Tensor,  # (B, N, 3)
+    length: torch.Tensor,  # (B, N)
+    labels: torch.Tensor | None,  # (V, X, Y, Z)
+) -> tuple[torch.Tensor, torch.Tensor]:  # (B, N, 6) and (B, N)
+    "Compute the gradient of a loss with respect to source and target, and with respect to length."
+    voxels, shape, strides, whole = as_volume(volume)
+    rays = as_rays(source, target, length)
+    real = rays[1].dtype.type
+    slopes, totals = np.empty((*length.shape, 6), dtype=real), np.empty(length.shape, dtype=real)
+    classes = as_classes(labels)
+    weights = None if labels is None else as_array(gradient.transpose(1, 2).to(target.dtype))
+    task = lambda start, stop: differentiate_rays(real, whole, voxels, classes, weights, shape, strides, *options, *rays, totals, slopes, start, stop)
+    share(task, length.numel(), pieces_per_thread=4, least=least)
+    slopes, totals = torch.from_numpy(slopes), torch.from_numpy(totals)
+    if gradient is not None and labels is None:
+        slopes, totals = slopes * gradient[:, 0, :, None], totals * gradient[:, 0]
+    return slopes, totals
+
+# %% ../../nbs/api/11_kernels_numba_march.ipynb #debedb5a
+def backproject_with(
+    backproject_rays: Callable[..., None],  # compiled, of a kernel
+    options: tuple,  # what this kernel takes besides
+    gradient: torch.Tensor,  # (B, C, N) of a loss with respect to the image
+    volume: torch.Tensor,  # (V, X, Y, Z), for its shape
+    source: torch.Tensor,  # (B, N, 3)
+    target: torch.Tensor,  # (B, N, 3)
+    length: torch.Tensor,  # (B, N)
+    labels: torch.Tensor | None,  # (V, X, Y, Z)
+) -> torch.Tensor:  # (V, X, Y, Z), in float64 for a volume in float64, in float32 for others
+    "Compute the gradient of a loss with respect to the voxels: the adjoint of the projection."
+    _, shape, strides, whole = as_volume(volume[:1])
+    rays = as_rays(source, target, length)
+    real = rays[1].dtype.type
+    adjoint = np.zeros((len(volume), volume[0].numel()), dtype=np.float64 if volume.dtype == torch.float64 else np.float32)
+    classes, weights = as_classes(labels), as_array(gradient.to(target.dtype))
+    for axis in range(3):
+        task = lambda first, last: backproject_rays(real, whole, adjoint, classes, weights, shape, strides, *options, *rays, axis, first, last)
+        share(task, shape[axis])
+    return torch.from_numpy(adjoint).view(volume.shape)

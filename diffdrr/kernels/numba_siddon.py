@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numba import njit
 
-from .numba_march import INLINE, OPTIONS, Ray, as_array, as_rays, as_volume, cut, dominant, in_order, nothing, plan, point, read, set_up, share
+from .numba_march import INLINE, OPTIONS, Ray, as_classes, as_rays, as_volume, backproject_with, cut, differentiate_with, dominant, in_order, nothing, plan, point, read, set_up, share
 
 # %% auto #0
 __all__ = ['RAYS_PER_PIECE', 'value', 'integrate', 'integrate_with_jumps', 'differentiate', 'render_rays', 'differentiate_rays',
@@ -293,7 +293,7 @@ def render(
     if labels is None:
         task = lambda start, stop: render_rays(real, whole, voxels, shape, strides, *rays, image, start, stop)
     else:
-        classes = as_array(labels.flatten(1))
+        classes = as_classes(labels)
         task = lambda start, stop: render_channels(real, whole, voxels, classes, shape, strides, *rays, image, start, stop)
     share(task, length.numel(), pieces_per_thread=4, least=RAYS_PER_PIECE)
     return torch.from_numpy(image)
@@ -308,19 +308,7 @@ def ray_gradient(
     labels: torch.Tensor | None = None,  # (V, X, Y, Z)
 ) -> tuple[torch.Tensor, torch.Tensor]:  # (B, N, 6) and (B, N)
     "Compute the gradient of a loss with respect to source and target, and with respect to length."
-    voxels, shape, strides, whole = as_volume(volume)
-    rays = as_rays(source, target, length)
-    real = rays[1].dtype.type
-    slopes, totals = np.empty((*length.shape, 6), dtype=real), np.empty(length.shape, dtype=real)
-    classes = weights = None
-    if labels is not None:
-        classes, weights = as_array(labels.flatten(1)), as_array(gradient.transpose(1, 2).to(target.dtype))
-    task = lambda start, stop: differentiate_rays(real, whole, voxels, classes, weights, shape, strides, *rays, totals, slopes, start, stop)
-    share(task, length.numel(), pieces_per_thread=4, least=RAYS_PER_PIECE)
-    slopes, totals = torch.from_numpy(slopes), torch.from_numpy(totals)
-    if gradient is not None and labels is None:
-        slopes, totals = slopes * gradient[:, 0, :, None], totals * gradient[:, 0]
-    return slopes, totals
+    return differentiate_with(differentiate_rays, (), RAYS_PER_PIECE, gradient, volume, source, target, length, labels)
 
 # %% ../../nbs/api/12_kernels_numba_siddon.ipynb #404f5820
 def render_with_slopes(
@@ -343,13 +331,4 @@ def volume_gradient(
     labels: torch.Tensor | None = None,  # (V, X, Y, Z)
 ) -> torch.Tensor:  # (V, X, Y, Z), in float64 for a volume in float64, in float32 for others
     "Compute the gradient of a loss with respect to the voxels: the adjoint of the projection."
-    _, shape, strides, whole = as_volume(volume[:1])
-    rays = as_rays(source, target, length)
-    real = rays[1].dtype.type
-    adjoint = np.zeros((len(volume), volume[0].numel()), dtype=np.float64 if volume.dtype == torch.float64 else np.float32)
-    classes = None if labels is None else as_array(labels.flatten(1))
-    weights = as_array(gradient.to(target.dtype))
-    for axis in range(3):
-        task = lambda first, last: backproject_rays(real, whole, adjoint, classes, weights, shape, strides, *rays, axis, first, last)
-        share(task, shape[axis])
-    return torch.from_numpy(adjoint).view(volume.shape)
+    return backproject_with(backproject_rays, (), gradient, volume, source, target, length, labels)

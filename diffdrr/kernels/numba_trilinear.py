@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from numba import njit
 
-from .numba_march import INLINE, OPTIONS, as_array, as_rays, as_volume, clip, cut, dominant, in_order, nothing, plan, point, read, set_up, share
+from .numba_march import INLINE, OPTIONS, as_array, as_classes, as_rays, as_volume, backproject_with, clip, cut, differentiate_with, dominant, in_order, nothing, plan, point, read, set_up, share
 
 # %% auto #0
 __all__ = ['Line', 'GAUSS', 'Rule', 'RAYS_PER_PIECE', 'set_up_line', 'to_cells', 'count_cells', 'cut_exactly', 'cut_evenly',
            'corner', 'weights_at', 'weights_on', 'corner_indices', 'interpolate', 'nearest_index', 'evaluate',
            'integrate', 'integrate_with_gradient', 'chain', 'face_at', 'add_label_jumps', 'sampling_interval',
-           'cut_ray', 'most_pieces', 'render_rays', 'differentiate_rays', 'fill_corners', 'backproject_rays', 'as_rule',
-           'render', 'ray_gradient', 'render_with_slopes', 'volume_gradient']
+           'cut_ray', 'most_pieces', 'render_rays', 'differentiate_rays', 'fill_corners', 'backproject_rays',
+           'as_options', 'render', 'ray_gradient', 'render_with_slopes', 'volume_gradient']
 
 # %% ../../nbs/api/13_kernels_numba_trilinear.ipynb #a417e8df
 Line = namedtuple("Line", (
@@ -612,12 +612,13 @@ def backproject_rays(
 RAYS_PER_PIECE = 32  # below that, handing work to another thread takes longer than doing it
 
 
-def as_rule(
+def as_options(
     n_points: int | None,  # samples per ray; None integrates exactly
     mode: str,  # "bilinear" or "nearest"
-) -> Rule:
+    alphas: torch.Tensor | None,  # (B, N, 2)
+) -> tuple[Rule, np.ndarray | None]:
     "Put the choices into the form that compiled code takes."
-    return Rule(n_points or 0, mode == "nearest")
+    return Rule(n_points or 0, mode == "nearest"), as_array(alphas)
 
 
 def render(
@@ -636,8 +637,7 @@ def render(
     rays = as_rays(source, target, length)
     real = rays[1].dtype.type
     image = np.empty((len(target), n_labels, target.shape[1]), dtype=real)
-    classes = None if labels is None else as_array(labels.flatten(1))
-    options = as_rule(n_points, mode), as_array(alphas)
+    classes, options = as_classes(labels), as_options(n_points, mode, alphas)
     task = lambda start, stop: render_rays(real, whole, voxels, classes, shape, strides, *options, *rays, image, start, stop)
     share(task, length.numel(), pieces_per_thread=4, least=RAYS_PER_PIECE)
     return torch.from_numpy(image)
@@ -655,20 +655,7 @@ def ray_gradient(
     alphas: torch.Tensor | None = None,  # (B, N, 2)
 ) -> tuple[torch.Tensor, torch.Tensor]:  # (B, N, 6) and (B, N)
     "Compute the gradient of a loss with respect to source and target, and with respect to length."
-    voxels, shape, strides, whole = as_volume(volume)
-    rays = as_rays(source, target, length)
-    real = rays[1].dtype.type
-    slopes, totals = np.empty((*length.shape, 6), dtype=real), np.empty(length.shape, dtype=real)
-    classes = weights = None
-    if labels is not None:
-        classes, weights = as_array(labels.flatten(1)), as_array(gradient.transpose(1, 2).to(target.dtype))
-    options = as_rule(n_points, mode), as_array(alphas)
-    task = lambda start, stop: differentiate_rays(real, whole, voxels, classes, weights, shape, strides, *options, *rays, totals, slopes, start, stop)
-    share(task, length.numel(), pieces_per_thread=4, least=RAYS_PER_PIECE)
-    slopes, totals = torch.from_numpy(slopes), torch.from_numpy(totals)
-    if gradient is not None and labels is None:
-        slopes, totals = slopes * gradient[:, 0, :, None], totals * gradient[:, 0]
-    return slopes, totals
+    return differentiate_with(differentiate_rays, as_options(n_points, mode, alphas), RAYS_PER_PIECE, gradient, volume, source, target, length, labels)
 
 # %% ../../nbs/api/13_kernels_numba_trilinear.ipynb #64aad682
 def render_with_slopes(
@@ -697,13 +684,4 @@ def volume_gradient(
     alphas: torch.Tensor | None = None,  # (B, N, 2)
 ) -> torch.Tensor:  # (V, X, Y, Z), in float64 for a volume in float64, in float32 for others
     "Compute the gradient of a loss with respect to the voxels: the adjoint of the projection."
-    _, shape, strides, whole = as_volume(volume[:1])
-    rays = as_rays(source, target, length)
-    real = rays[1].dtype.type
-    adjoint = np.zeros((len(volume), volume[0].numel()), dtype=np.float64 if volume.dtype == torch.float64 else np.float32)
-    classes = None if labels is None else as_array(labels.flatten(1))
-    weights, options = as_array(gradient.to(target.dtype)), (as_rule(n_points, mode), as_array(alphas))
-    for axis in range(3):
-        task = lambda first, last: backproject_rays(real, whole, adjoint, classes, weights, shape, strides, *options, *rays, axis, first, last)
-        share(task, shape[axis])
-    return torch.from_numpy(adjoint).view(volume.shape)
+    return backproject_with(backproject_rays, as_options(n_points, mode, alphas), gradient, volume, source, target, length, labels)
