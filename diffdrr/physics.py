@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import nn
 
+from .camera import check_positive
+
 if TYPE_CHECKING:
     from torchio import Subject
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['WINDOWS', 'LOOKS', 'BLOOD', 'MATERIALS', 'TISSUES', 'TUNGSTEN', 'K_EDGE', 'K_YIELD', 'K_LINES', 'AIR_ABSORPTION',
-           'SAMPLINGS', 'SIDES', 'check_positive', 'check_intensities', 'Transmission', 'Log', 'Window', 'look',
+           'SAMPLINGS', 'SIDES', 'check_all_positive', 'check_intensities', 'Transmission', 'Log', 'Window', 'look',
            'Material', 'find_material', 'attenuation', 'tissue_labels', 'label_materials', 'MaterialChannels',
            'edge_crossings', 'voxelize', 'Spectrum', 'check_spectrum', 'production_depth', 'anode_escape', 'line_yield',
            'add_filters', 'tube_spectrum', 'air_kerma', 'half_value_layer', 'csi_response', 'PolyenergeticBeam',
@@ -27,14 +29,14 @@ __all__ = ['WINDOWS', 'LOOKS', 'BLOOD', 'MATERIALS', 'TISSUES', 'TUNGSTEN', 'K_E
            'Blur', 'QuantumNoise', 'ElectronicNoise', 'InverseSquare', 'HeelEffect', 'Collimator']
 
 # %% ../nbs/api/25_physics.ipynb #428d06ad
-def check_positive(
+def check_all_positive(
     name: str,  # of the argument
     value: float | torch.Tensor,  # a number, or a picture of them
-    unit: str,
 ) -> None:
-    "Raise a `ValueError` unless a number, or each of a tensor, is above zero."
-    if not (torch.as_tensor(value) > 0).all():
-        raise ValueError(f"{name} must be above 0 {unit}, not {torch.as_tensor(value).min().item():g}")
+    "Raise a `ValueError` unless a number, or each of a tensor, is positive and finite."
+    values = torch.as_tensor(value)
+    for extreme in (values.min(), values.max()):
+        check_positive(name, extreme.item())
 
 # %% ../nbs/api/25_physics.ipynb #336ee3f3
 def check_intensities(
@@ -55,8 +57,8 @@ class Transmission(nn.Module):
         air: float | torch.Tensor = 1.0,  # signal without matter in the beam
     ):
         super().__init__()
-        check_positive("scale", scale, "(1 for optical depths, 1/mm for path lengths)")
-        check_positive("air", air, "units of the detector")
+        check_all_positive("scale", scale)
+        check_all_positive("air", air)
         self.scale, self.air = scale, air
 
     def extra_repr(self) -> str:
@@ -79,9 +81,9 @@ class Log(nn.Module):
         minimum: float | None = None,  # signals below count as this one; a pixel without a photon has no logarithm
     ):
         super().__init__()
-        check_positive("air", air, "units of the detector")
+        check_all_positive("air", air)
         if minimum is not None:
-            check_positive("minimum", minimum, "units of the detector")
+            check_positive("minimum", minimum)
         self.air, self.minimum = air, minimum
 
     def extra_repr(self) -> str:
@@ -113,7 +115,7 @@ class Window(nn.Module):
         invert: bool = False,  # show large values black
     ):
         super().__init__()
-        check_positive("width", width, "in the unit of the picture")
+        check_positive("width", width)
         self.level, self.width, self.invert = level, width, invert
 
     def extra_repr(self) -> str:
@@ -178,7 +180,7 @@ def find_material(
     if name not in MATERIALS:
         raise ValueError(f"material must be one of {', '.join(map(repr, MATERIALS))}, not {name!r}; add it: MATERIALS[{name!r}] = Material(composition, density)")
     composition, density = MATERIALS[name]
-    check_positive(f"density of {name!r}", density, "g/cm^3")
+    check_positive(f"density of {name!r}", density)
     if abs(sum(composition.values()) - 1) > 0.01 or min(composition.values()) < 0:
         raise ValueError(f"composition of {name!r} must hold mass fractions that add up to 1, not to {sum(composition.values()):.4g}: {composition}")
     return MATERIALS[name]
@@ -377,7 +379,7 @@ def tube_spectrum(
     Raises a `ValueError` for a voltage, an angle or a step that makes no sense."""
     if not 30 <= kvp <= 150:
         raise ValueError(f"kvp must be between 30 and 150 kV, not {float(kvp):g}")
-    check_positive("step", step, "keV")
+    check_positive("step", step)
     kvp, angle = (torch.as_tensor(x, dtype=torch.float64) for x in (kvp, anode_angle))
     if not ((angle > 0) & (angle <= 90)).all():
         raise ValueError(f"anode_angle must be above 0 and at most 90 degrees, but runs from {angle.min().item():g} to {angle.max().item():g}; the rest lies in the shadow of the anode")
@@ -436,7 +438,7 @@ def csi_response(
     thickness: float = 0.5,  # of the scintillator without its gaps, mm
 ) -> torch.Tensor:  # (E,) energy absorbed per photon, keV
     "Compute the signal of an energy-integrating detector with a scintillator of caesium iodide. Raises a `ValueError` unless the thickness is positive."
-    check_positive("thickness", thickness, "mm")
+    check_positive("thickness", thickness)
     return energies * -torch.expm1(-attenuation("caesium iodide", energies) * thickness)
 
 # %% ../nbs/api/25_physics.ipynb #8c3d924e
@@ -528,8 +530,8 @@ class Scatter(nn.Module):
     ):
         super().__init__()
         dely = delx if dely is None else dely
-        for name, value, unit in (("delx", delx, "mm"), ("dely", dely, "mm"), ("sigma", sigma, "mm"), ("amplitude", amplitude, "photons per primary photon")):
-            check_positive(name, value, unit)
+        for name, value in (("delx", delx), ("dely", dely), ("sigma", sigma), ("amplitude", amplitude)):
+            check_all_positive(name, value)
         if not exponent >= 1:
             raise ValueError(f"exponent must be at least 1, not {exponent!r}")
         if len(grid) != 2 or not all(0 <= part <= 1 for part in grid):
@@ -563,7 +565,7 @@ def sigma_of_focal_spot(
     magnification: float,  # source-to-detector over source-to-patient distance
 ) -> float:  # mm, on the detector
     "Find the standard deviation of the shadow of a focal spot. Raises a `ValueError` for sizes that make no sense."
-    check_positive("width", width, "mm")
+    check_positive("width", width)
     if not magnification > 1:
         raise ValueError(f"magnification must be above 1, not {magnification!r}")
     return width * (magnification - 1) / math.sqrt(12)
@@ -574,7 +576,7 @@ def sigma_of_mtf(
     frequency: float,  # line pairs per mm
 ) -> float:  # mm
     "Find the standard deviation of the Gaussian with a given modulation transfer. Raises a `ValueError` for a modulation outside of (0, 1)."
-    check_positive("frequency", frequency, "line pairs per mm")
+    check_positive("frequency", frequency)
     if not 0 < mtf < 1:
         raise ValueError(f"mtf must be between 0 and 1, not {mtf!r}")
     return math.sqrt(-math.log(mtf) / 2) / (math.pi * frequency)
@@ -592,7 +594,7 @@ class Blur(nn.Module):
         super().__init__()
         self.sigma, self.delx, self.dely = sigma, delx, delx if dely is None else dely
         for name in ("sigma", "delx", "dely"):
-            check_positive(name, getattr(self, name), "mm")
+            check_all_positive(name, getattr(self, name))
 
     def extra_repr(self) -> str:
         return f"sigma={self.sigma}, delx={self.delx}, dely={self.dely}"
@@ -619,7 +621,7 @@ class QuantumNoise(nn.Module):
         generator: torch.Generator | None = None,  # of random numbers, on the device of the pictures: `torch.Generator().manual_seed(0)`
     ):
         super().__init__()
-        check_positive("photons", photons, "per pixel")
+        check_all_positive("photons", photons)
         if sampling not in SAMPLINGS:
             raise ValueError(f"sampling must be one of {', '.join(map(repr, SAMPLINGS))}, not {sampling!r}")
         self.photons, self.sampling, self.generator = photons, sampling, generator
@@ -652,7 +654,7 @@ class ElectronicNoise(nn.Module):
         generator: torch.Generator | None = None,  # of random numbers, on the device of the pictures
     ):
         super().__init__()
-        check_positive("sigma", sigma, "of the signal in air")
+        check_all_positive("sigma", sigma)
         self.sigma, self.generator = sigma, generator
 
     def extra_repr(self) -> str:
@@ -678,7 +680,7 @@ class InverseSquare(nn.Module):
         super().__init__()
         self.sdd, self.delx, self.dely = sdd, delx, delx if dely is None else dely
         for name in ("sdd", "delx", "dely"):
-            check_positive(name, getattr(self, name), "mm")
+            check_all_positive(name, getattr(self, name))
 
     def extra_repr(self) -> str:
         return f"sdd={self.sdd}, delx={self.delx}, dely={self.dely}"
@@ -711,8 +713,8 @@ class HeelEffect(nn.Module):
         anode: str = "left",  # side of the picture on which the anode is: "top", "bottom", "left" or "right"
     ):
         super().__init__()
-        check_positive("size", size, "mm")
-        check_positive("sdd", sdd, "mm")
+        check_positive("size", size)
+        check_positive("sdd", sdd)
         if anode not in SIDES:
             raise ValueError(f"anode must be one of {', '.join(map(repr, SIDES))}, not {anode!r}")
         offsets = pixel_offsets(pixels, size, torch.zeros(1, dtype=torch.float64))
@@ -754,7 +756,7 @@ class Collimator(nn.Module):
         self.height, self.width, self.delx, self.dely = height, width, delx, delx if dely is None else dely
         self.penumbra, self.leakage = penumbra, leakage
         for name in ("height", "width", "delx", "dely", "penumbra"):
-            check_positive(name, getattr(self, name), "mm")
+            check_all_positive(name, getattr(self, name))
         if not 0 <= leakage < 1:
             raise ValueError(f"leakage must be at least 0 and below 1, not {leakage!r}")
 

@@ -43,7 +43,7 @@ ARROWS: dict[str, set[str] | None] = {
     "datasets": {"pose", "camera", "detector", "data"},
     "utils": {"pose", "camera", "detector", "drr"},
     "reconstruction": {"se3", "pose", "views", "threads", "drr"},
-    "physics": {"data"},
+    "physics": {"camera", "data"},
     "anatomy": {"files", "pose", "renderers", "drr"},
     "scene_page": {"files"},
     "visualization": ANYTHING,
