@@ -217,7 +217,7 @@ def label_materials(
     inserts: Mapping[str, torch.Tensor] | None = None,  # material: (X, Y, Z) where it is; the last one counts where they overlap
     energy: float = 70.0,  # reference energy, keV; 70 keV is where the CT measured
 ) -> Subject:
-    """Return a subject whose label map tells materials, listed in `materials`, and whose density is the attenuation at `energy` in 1/mm.
+    """Return a subject whose label map tells materials, listed in `materials`, and whose density is the attenuation in 1/mm at `energy`, which it keeps.
 
     Raises a `ValueError` for unknown materials, and for masks that are empty or of another shape."""
     from diffdrr.data import read
@@ -235,7 +235,7 @@ def label_materials(
         again.density.data[0][labels == label] = attenuation(material, energy).item()
     present, channels = labels.unique(return_inverse=True)
     again.mask.set_data(channels[None].to(torch.uint8))
-    return type(subject)({**dict(subject), "mask": again.mask, "density": again.density, "materials": [materials[label] for label in present]})
+    return type(subject)({**dict(subject), "mask": again.mask, "density": again.density, "materials": [materials[label] for label in present], "energy": energy})
 
 # %% ../nbs/api/25_physics.ipynb #64c8dd84
 class MaterialChannels(nn.Module):
@@ -449,7 +449,7 @@ class PolyenergeticBeam(nn.Module):
 
     def __init__(
         self,
-        spectrum: Spectrum,  # of the beam that meets the patient
+        spectrum: Spectrum,  # of the beam that meets the patient; the fluence may be an `nn.Parameter`
         materials: Sequence[str],  # M of them, one for each channel
         response: torch.Tensor | None = None,  # (E,) signal per photon, see `csi_response`; None counts photons
         energy: float | None = 70.0,  # at which the channels are optical depths, keV; None if they are path lengths in mm
@@ -461,16 +461,30 @@ class PolyenergeticBeam(nn.Module):
         response = torch.ones_like(spectrum.fluence) if response is None else response
         signal = spectrum.fluence * response
         check_spectrum(Spectrum(spectrum.energies, signal))
-        present = signal > 0
+        present = signal.detach().nonzero().squeeze(1)
         coefficients = torch.stack([attenuation(material, spectrum.energies[present]) for material in materials], dim=1)
         if energy is not None:
             coefficients = coefficients / torch.stack([attenuation(material, energy) for material in materials]).to(coefficients.device)
         self.materials, self.energy = tuple(materials), energy
-        self.register_buffer("log_weights", torch.log(signal[present] / signal.sum()))
+        for name, value in (("fluence", spectrum.fluence), ("response", response)):
+            (self.register_parameter if isinstance(value, nn.Parameter) else self.register_buffer)(name, value)
+        self.register_buffer("present", present)
         self.register_buffer("coefficients", coefficients)
 
+    @classmethod
+    def of(
+        cls,
+        subject: Subject,  # from `label_materials`, which names the materials and the energy
+        spectrum: Spectrum,  # of the beam that meets the patient
+        response: torch.Tensor | None = None,  # (E,) signal per photon, see `csi_response`; None counts photons
+    ) -> PolyenergeticBeam:
+        "Make the beam for the channels of a subject. Raises a `ValueError` for a subject without materials."
+        if "materials" not in subject:
+            raise ValueError("subject must name its materials; it comes from label_materials(subject)")
+        return cls(spectrum, subject.materials, response, subject.energy)
+
     def extra_repr(self) -> str:
-        return f"{len(self.log_weights)} energies, {len(self.materials)} materials, energy={self.energy}"
+        return f"{len(self.present)} energies, {len(self.materials)} materials, energy={self.energy}"
 
     def forward(
         self,
@@ -479,9 +493,11 @@ class PolyenergeticBeam(nn.Module):
         "Measure. Raises a `ValueError` unless there is one channel for each material."
         if channels.dim() < 3 or channels.shape[1] != len(self.materials):
             raise ValueError(f"channels must have shape (B, {len(self.materials)}, ...), one for each material, not {tuple(channels.shape)}; render with MaterialChannels(drr)")
+        signal = (self.fluence * self.response)[self.present]
+        log_weights = torch.log(signal / signal.sum())
         with torch.autocast(channels.device.type, enabled=False):  # half precision has too few digits for an exponent
             depths = channels.movedim(1, -1) @ self.coefficients.to(channels).mT
-        return -torch.logsumexp(self.log_weights.to(channels) - depths, dim=-1).unsqueeze(1)
+        return -torch.logsumexp(log_weights.to(channels) - depths, dim=-1).unsqueeze(1)
 
 # %% ../nbs/api/25_physics.ipynb #f38b59e0
 def pixel_offsets(
@@ -698,7 +714,7 @@ SIDES = ("top", "bottom", "left", "right")
 
 # %% ../nbs/api/25_physics.ipynb #dbcfa51c
 class HeelEffect(nn.Module):
-    """Weaken the beam towards the anode, where it leaves the target at a smaller angle (`tube_spectrum`).
+    """Weaken the beam towards the anode, where it leaves the target at a smaller angle (`tube_spectrum`). Voltage, filtration and angle can be learned.
 
     Raises a `ValueError` for an unknown side, a detector that reaches into the shadow of the anode, and whatever `tube_spectrum` does not take."""
 
@@ -717,16 +733,23 @@ class HeelEffect(nn.Module):
         check_positive("sdd", sdd)
         if anode not in SIDES:
             raise ValueError(f"anode must be one of {', '.join(map(repr, SIDES))}, not {anode!r}")
-        offsets = pixel_offsets(pixels, size, torch.zeros(1, dtype=torch.float64))
-        outwards = offsets if anode in ("top", "left") else -offsets  # the anode's side comes first, with negative offsets
-        angles = anode_angle + torch.rad2deg(torch.atan(outwards / sdd))
-        energies, fluence = tube_spectrum(kvp, filtration, angles)
-        signal, central = ((f * csi_response(energies)).sum(dim=-1) for f in (fluence, tube_spectrum(kvp, filtration, anode_angle).fluence))
-        self.anode = anode
-        self.register_buffer("profile", signal / central)
+        self.pixels, self.size, self.sdd, self.anode = pixels, size, sdd, anode
+        self.kvp, self.filtration, self.anode_angle = kvp, filtration, anode_angle
+        profile = self.measure()
+        learned = any(isinstance(value, torch.Tensor) for value in (kvp, anode_angle, *filtration.values()))
+        self.register_buffer("profile", None if learned else profile)  # that of numbers stays the same
 
     def extra_repr(self) -> str:
-        return f"anode={self.anode!r}, {len(self.profile)} pixels"
+        return f"anode={self.anode!r}, {self.pixels} pixels"
+
+    def measure(self) -> torch.Tensor:  # (N,) float64, from the left or the top
+        "Compute the signal of each pixel along the axis of the tube, 1 on the central ray."
+        offsets = pixel_offsets(self.pixels, self.size, torch.zeros(1, dtype=torch.float64))
+        outwards = offsets if self.anode in ("top", "left") else -offsets  # the anode's side comes first, with negative offsets
+        angles = self.anode_angle + torch.rad2deg(torch.atan(outwards / self.sdd))
+        (energies, fluence), central = (tube_spectrum(self.kvp, self.filtration, angle) for angle in (angles, self.anode_angle))
+        response = csi_response(energies)
+        return (fluence * response).sum(dim=-1) / (central.fluence * response).sum(dim=-1)
 
     def forward(
         self,
@@ -734,9 +757,9 @@ class HeelEffect(nn.Module):
     ) -> torch.Tensor:  # (B, C, H, W), the same on the central ray
         "Multiply by the profile. Raises a `ValueError` for a picture of another size."
         dim = -1 if self.anode in ("left", "right") else -2
-        if x.shape[dim] != len(self.profile):
-            raise ValueError(f"x must have {len(self.profile)} pixels from the anode's side to the other, not {x.shape[dim]}; make the HeelEffect for this size")
-        profile = self.profile.to(x)
+        if x.shape[dim] != self.pixels:
+            raise ValueError(f"x must have {self.pixels} pixels from the anode's side to the other, not {x.shape[dim]}; make the HeelEffect for this size")
+        profile = (self.measure() if self.profile is None else self.profile).to(x)
         return x * (profile if dim == -1 else profile[:, None])
 
 # %% ../nbs/api/25_physics.ipynb #2eeaa07b
