@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['WINDOWS', 'LOOKS', 'BLOOD', 'MATERIALS', 'TISSUES', 'TUNGSTEN', 'K_EDGE', 'K_YIELD', 'K_LINES', 'AIR_ABSORPTION',
-           'SAMPLINGS', 'SIDES', 'check_all_positive', 'check_intensities', 'Transmission', 'Log', 'Window', 'look',
-           'Material', 'find_material', 'attenuation', 'tissue_labels', 'label_materials', 'MaterialChannels',
-           'edge_crossings', 'voxelize', 'Spectrum', 'check_spectrum', 'production_depth', 'anode_escape', 'line_yield',
-           'add_filters', 'tube_spectrum', 'air_kerma', 'half_value_layer', 'csi_response', 'PolyenergeticBeam',
-           'pixel_offsets', 'gaussian_weights', 'apply_weights', 'Scatter', 'sigma_of_focal_spot', 'sigma_of_mtf',
-           'Blur', 'QuantumNoise', 'ElectronicNoise', 'InverseSquare', 'HeelEffect', 'Collimator']
+           'SAMPLINGS', 'SIDES', 'check_all_positive', 'check_intensities', 'check_logarithm', 'check_air',
+           'Transmission', 'Log', 'Window', 'look', 'Material', 'find_material', 'attenuation', 'tissue_labels',
+           'label_materials', 'MaterialChannels', 'edge_crossings', 'voxelize', 'Spectrum', 'as_spectrum',
+           'check_spectrum', 'production_depth', 'anode_escape', 'line_yield', 'add_filters', 'tube_spectrum',
+           'air_kerma', 'half_value_layer', 'csi_response', 'PolyenergeticBeam', 'pixel_offsets', 'gaussian_weights',
+           'apply_weights', 'Scatter', 'sigma_of_focal_spot', 'sigma_of_mtf', 'Blur', 'check_generator', 'QuantumNoise',
+           'ElectronicNoise', 'InverseSquare', 'HeelEffect', 'Collimator']
 
 # %% ../nbs/api/25_physics.ipynb #428d06ad
 def check_all_positive(
@@ -43,9 +44,36 @@ def check_intensities(
     x: torch.Tensor,  # pictures
     name: str,  # of the argument
 ) -> None:
-    "Raise a `ValueError` for negative or NaN intensities."
+    "Raise a `ValueError` for negative or NaN intensities, and those not relative to air. Under `torch.compile`, which reads no values, nothing is checked."
+    if torch.compiler.is_compiling():
+        return
     if not (x >= 0).all():
         raise ValueError(f"{name} must be at least 0, but holds {x.min().item():.3g}; intensities come from Transmission, not from line integrals or Log")
+    if (x >= 1.5).any():  # scatter and the heel effect add less than half
+        raise ValueError(f"{name} must be relative to air, 1 in air, but holds {x.max().item():.3g}; divide by the signal in air, or turn line integrals into intensities by Transmission")
+
+# %% ../nbs/api/25_physics.ipynb #bdb4dc72
+def check_logarithm(
+    x: torch.Tensor,  # intensities
+) -> None:
+    "Raise a `ValueError` for intensities without a logarithm. Under `torch.compile`, which reads no values, nothing is checked."
+    if torch.compiler.is_compiling():
+        return
+    bad = ~(x > 0)
+    if not bad.any():
+        return
+    if x.isnan().any():
+        raise ValueError(f"x must hold numbers, but {x.isnan().sum().item()} of {x.numel()} pixels are NaN; repair them, as by x.nan_to_num()")
+    raise ValueError(f"x must be above 0 for a logarithm, but {bad.sum().item()} of {x.numel()} pixels are not, down to {x.min().item():.3g}; give Log(minimum=...), such as half a quantum")
+
+# %% ../nbs/api/25_physics.ipynb #ee2fdc64
+def check_air(
+    air: float | torch.Tensor,  # signal without matter in the beam
+    x: torch.Tensor,  # pictures
+) -> None:
+    "Raise a `ValueError` unless the signal in air is a number or fits the pictures."
+    if isinstance(air, torch.Tensor) and any(a != n and 1 not in (a, n) for a, n in zip(air.shape[::-1], x.shape[::-1])):
+        raise ValueError(f"air must be a number or have the shape of the picture, {tuple(x.shape)}, not {tuple(air.shape)}")
 
 # %% ../nbs/api/25_physics.ipynb #9c822fd5
 class Transmission(nn.Module):
@@ -54,7 +82,7 @@ class Transmission(nn.Module):
     def __init__(
         self,
         scale: float | torch.Tensor = 1.0,  # 1 for optical depths; for line integrals of another density, the attenuation (1/mm) where it is 1
-        air: float | torch.Tensor = 1.0,  # signal without matter in the beam
+        air: float | torch.Tensor = 1.0,  # signal without matter in the beam, a number or (H, W)
     ):
         super().__init__()
         check_all_positive("scale", scale)
@@ -68,7 +96,8 @@ class Transmission(nn.Module):
         self,
         x: torch.Tensor,  # line integrals
     ) -> torch.Tensor:  # intensities
-        "Weaken the beam."
+        "Weaken the beam. Raises a `ValueError` for an `air` that does not fit."
+        check_air(self.air, x)
         return self.air * torch.exp(-self.scale * x)
 
 # %% ../nbs/api/25_physics.ipynb #3307d6a4
@@ -91,14 +120,14 @@ class Log(nn.Module):
 
     def forward(
         self,
-        x: torch.Tensor,  # intensities
+        x: torch.Tensor,  # intensities, or counts of any integer type
     ) -> torch.Tensor:  # optical depths
-        "Take the logarithm. Raises a `ValueError` for intensities that have none."
+        "Take the logarithm. Raises a `ValueError` for intensities that have none, and an `air` that does not fit."
+        check_air(self.air, x)
+        x = x if x.is_floating_point() else x.float()
         if self.minimum is not None:
             x = x.clamp(min=self.minimum)
-        bad = ~(x > 0)
-        if bad.any():
-            raise ValueError(f"x must be above 0 for a logarithm, but {bad.sum().item()} of {x.numel()} pixels are not, down to {x.min().item():.3g}; give Log(minimum=...), such as half a quantum")
+        check_logarithm(x)
         return -torch.log(x / self.air)
 
 # %% ../nbs/api/25_physics.ipynb #60d2b976
@@ -301,6 +330,14 @@ class Spectrum(NamedTuple):
     energies: torch.Tensor  # (E,) middles of the bins, keV
     fluence: torch.Tensor  # (E,) photons in each bin (not per keV), on any scale
 
+# %% ../nbs/api/25_physics.ipynb #1aac41e1
+def as_spectrum(
+    spectrum: Spectrum,  # of tensors, arrays or lists
+) -> Spectrum:  # of floating-point tensors
+    "Turn the numbers of a spectrum into tensors."
+    energies, fluence = (x if x.is_floating_point() else x.double() for x in map(torch.as_tensor, spectrum))
+    return Spectrum(energies, fluence)
+
 # %% ../nbs/api/25_physics.ipynb #f10c4a79
 def check_spectrum(
     spectrum: Spectrum,
@@ -359,7 +396,10 @@ def add_filters(
     spectrum: Spectrum,
     filtration: Mapping[str, float | torch.Tensor],  # thickness of each material, mm
 ) -> Spectrum:
-    "Send a beam through filters. Raises a `ValueError` for negative thicknesses and unknown materials."
+    "Send a beam through filters. Raises a `ValueError` for negative thicknesses and unknown materials, and a `TypeError` for thicknesses without materials."
+    if not isinstance(filtration, Mapping):
+        raise TypeError(f"filtration must tell the thickness of each material in mm, such as {{'aluminium': 2.5}}, not {filtration!r}")
+    spectrum = as_spectrum(spectrum)
     depth = torch.zeros_like(spectrum.energies)
     for material, thickness in filtration.items():
         if not thickness >= 0:
@@ -403,7 +443,7 @@ def air_kerma(
     spectrum: Spectrum,
 ) -> torch.Tensor:  # (E,) contribution of each bin, on any scale
     "Weigh photons by the energy that they leave in air. Raises a `ValueError` for energies outside of the table."
-    energies, fluence = spectrum
+    energies, fluence = as_spectrum(spectrum)
     known, coefficients = torch.tensor([list(AIR_ABSORPTION), list(AIR_ABSORPTION.values())], dtype=energies.dtype, device=energies.device).log()
     x = energies.log()
     if x.min() < known[0] or x.max() > known[-1]:
@@ -421,6 +461,7 @@ def half_value_layer(
     "Find the thickness that reduces the air kerma of a beam to a fraction, by bisection. Raises a `ValueError` for a fraction outside of (0, 1)."
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must be between 0 and 1, not {fraction!r}")
+    spectrum = as_spectrum(spectrum)
     check_spectrum(spectrum)
     kerma, mu = air_kerma(spectrum), attenuation(material, spectrum.energies)
     low, high = 0.0, -math.log(fraction) / mu[spectrum.fluence > 0].min().item()
@@ -455,10 +496,13 @@ class PolyenergeticBeam(nn.Module):
         energy: float | None = 70.0,  # at which the channels are optical depths, keV; None if they are path lengths in mm
     ):
         super().__init__()
+        spectrum = as_spectrum(spectrum)
         check_spectrum(spectrum)
         if isinstance(materials, str) or not len(materials):
             raise ValueError(f"materials must be a list with one material for each channel, not {materials!r}")
-        response = torch.ones_like(spectrum.fluence) if response is None else response
+        response = torch.ones_like(spectrum.fluence) if response is None else torch.as_tensor(response)
+        if response.shape != spectrum.fluence.shape or not (response >= 0).all():
+            raise ValueError(f"response must hold a signal of at least 0 for each of {len(spectrum.energies)} energies, but has shape {tuple(response.shape)} and a minimum of {response.min().item():.3g}; csi_response(spectrum.energies) fits")
         signal = spectrum.fluence * response
         check_spectrum(Spectrum(spectrum.energies, signal))
         present = signal.detach().nonzero().squeeze(1)
@@ -561,7 +605,7 @@ class Scatter(nn.Module):
         self,
         x: torch.Tensor,  # (B, C, H, W) primary intensities, 1 in air
     ) -> torch.Tensor:  # (B, C, H, W)
-        "Estimate the scattered photons that reach the detector without a grid. Raises a `ValueError` for negative intensities."
+        "Estimate the scattered photons that reach the detector without a grid. Raises a `ValueError` for negative intensities, and those not relative to air."
         check_intensities(x, "x")
         x = x.clamp(torch.finfo(x.dtype).tiny, 1)  # nothing has no logarithm, and what is brighter than air does not scatter
         source = self.amplitude * x * (-torch.log(x)) ** self.exponent * self.delx * self.dely / (2 * math.pi * self.sigma**2)
@@ -626,9 +670,17 @@ class Blur(nn.Module):
 # %% ../nbs/api/25_physics.ipynb #0aafa9be
 SAMPLINGS = ("gaussian", "poisson")
 
+# %% ../nbs/api/25_physics.ipynb #eaaf1a7c
+def check_generator(
+    generator: torch.Generator | None,  # what the caller gave
+) -> None:
+    "Raise a `TypeError` unless random numbers come from a generator, or from that of torch."
+    if not isinstance(generator, torch.Generator | None):
+        raise TypeError(f"generator must be a torch.Generator, such as torch.Generator().manual_seed(0), not {generator!r}")
+
 # %% ../nbs/api/25_physics.ipynb #2959e9f2
 class QuantumNoise(nn.Module):
-    "Add the noise of counting photons. Raises a `ValueError` for an unknown sampling, and unless there are photons."
+    "Add the noise of counting photons. Raises a `ValueError` for an unknown sampling, and unless there are photons, and a `TypeError` for a wrong generator."
 
     def __init__(
         self,
@@ -640,6 +692,7 @@ class QuantumNoise(nn.Module):
         check_all_positive("photons", photons)
         if sampling not in SAMPLINGS:
             raise ValueError(f"sampling must be one of {', '.join(map(repr, SAMPLINGS))}, not {sampling!r}")
+        check_generator(generator)
         self.photons, self.sampling, self.generator = photons, sampling, generator
 
     def extra_repr(self) -> str:
@@ -649,7 +702,7 @@ class QuantumNoise(nn.Module):
         self,
         x: torch.Tensor,  # intensities, 1 in air
     ) -> torch.Tensor:  # noisy intensities, 1 in air on average
-        "Draw a noisy picture. Raises a `ValueError` for negative intensities."
+        "Draw a noisy picture. Raises a `ValueError` for negative intensities, and those not relative to air."
         check_intensities(x, "x")
         expected = self.photons * x
         if self.sampling == "poisson":
@@ -662,7 +715,7 @@ class QuantumNoise(nn.Module):
 
 # %% ../nbs/api/25_physics.ipynb #b511535d
 class ElectronicNoise(nn.Module):
-    "Add the noise of amplifiers, the same everywhere. Raises a `ValueError` unless the deviation is positive."
+    "Add the noise of amplifiers, the same everywhere. Raises a `ValueError` unless the deviation is positive, and a `TypeError` for a wrong generator."
 
     def __init__(
         self,
@@ -671,6 +724,7 @@ class ElectronicNoise(nn.Module):
     ):
         super().__init__()
         check_all_positive("sigma", sigma)
+        check_generator(generator)
         self.sigma, self.generator = sigma, generator
 
     def extra_repr(self) -> str:
