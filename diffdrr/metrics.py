@@ -60,11 +60,11 @@ def pixel_weights(
     mask: torch.Tensor,  # (B or 1, 1, H, W) weights of the pixels, not negative
     x: torch.Tensor,  # (B, C, H, W) pictures
 ) -> torch.Tensor:  # (B or 1, 1, H, W) in the dtype of computation
-    "Check a mask. Raises a `ValueError` for a shape that does not fit, or negative weights."
+    "Check a mask. Raises a `ValueError` for a shape that does not fit, or negative weights (not under `torch.compile`, which reads no values)."
     batch, _, height, width = x.shape
     if mask.dim() != 4 or mask.shape[0] not in (1, batch) or mask.shape[1:] != (1, height, width):
         raise ValueError(f"mask must have shape (B, 1, H, W) or (1, 1, H, W), here ({batch}, 1, {height}, {width}), not {tuple(mask.shape)}")
-    if mask.dtype != torch.bool and not (mask >= 0).all():
+    if mask.dtype != torch.bool and not torch.compiler.is_compiling() and not (mask >= 0).all():
         raise ValueError("mask must hold weights of at least 0, but some are negative or NaN")
     return mask.to(at_least_single(x))
 
