@@ -548,9 +548,10 @@ def pixel_offsets(
     n: int,  # pixels in a row
     size: float,  # of a pixel, mm
     like: torch.Tensor,  # of the dtype and device wanted
+    shift: float | torch.Tensor = 0.0,  # position of the origin, from the middle of the row, mm
 ) -> torch.Tensor:  # (N,) mm
-    "Measure where the middles of pixels are, from the middle of the row."
-    return (torch.arange(n, dtype=like.dtype, device=like.device) - (n - 1) / 2) * size
+    "Measure where the middles of pixels are, from the middle of the row or from a point beside it."
+    return (torch.arange(n, dtype=like.dtype, device=like.device) - (n - 1) / 2) * size - shift
 
 # %% ../nbs/api/25_physics.ipynb #b04406d4
 def gaussian_weights(
@@ -746,21 +747,23 @@ class InverseSquare(nn.Module):
         sdd: float,  # source-to-detector distance, mm
         delx: float,  # width of a pixel, mm
         dely: float | None = None,  # height of a pixel, mm (default: `delx`)
+        x0: float | torch.Tensor = 0.0,  # shift of the detector along its rows, mm, as of the `DRR`; with `reverse_x_axis=False` the negative of it
+        y0: float | torch.Tensor = 0.0,  # shift of the detector along its columns, mm, as of the `DRR`
     ):
         super().__init__()
-        self.sdd, self.delx, self.dely = sdd, delx, delx if dely is None else dely
+        self.sdd, self.delx, self.dely, self.x0, self.y0 = sdd, delx, delx if dely is None else dely, x0, y0
         for name in ("sdd", "delx", "dely"):
             check_all_positive(name, getattr(self, name))
 
     def extra_repr(self) -> str:
-        return f"sdd={self.sdd}, delx={self.delx}, dely={self.dely}"
+        return f"sdd={self.sdd}, delx={self.delx}, dely={self.dely}, x0={self.x0}, y0={self.y0}"
 
     def forward(
         self,
         x: torch.Tensor,  # (B, C, H, W) intensities
     ) -> torch.Tensor:  # (B, C, H, W), the same on the central ray
         "Multiply by the cube of the cosine."
-        rows, columns = pixel_offsets(x.shape[-2], self.dely, x), pixel_offsets(x.shape[-1], self.delx, x)
+        rows, columns = pixel_offsets(x.shape[-2], self.dely, x, self.y0), pixel_offsets(x.shape[-1], self.delx, x, self.x0)
         return x * (1 + (rows[:, None] ** 2 + columns**2) / self.sdd**2) ** -1.5
 
 # %% ../nbs/api/25_physics.ipynb #17856f29
@@ -781,6 +784,8 @@ class HeelEffect(nn.Module):
         filtration: Mapping[str, float | torch.Tensor],  # thickness of each material, mm
         anode_angle: float | torch.Tensor = 12.0,  # between the central ray and the face of the anode, degrees
         anode: str = "left",  # side of the picture on which the anode is: "top", "bottom", "left" or "right"
+        x0: float | torch.Tensor = 0.0,  # shift of the detector along its rows, mm, as of the `DRR`; with `reverse_x_axis=False` the negative of it
+        y0: float | torch.Tensor = 0.0,  # shift of the detector along its columns, mm, as of the `DRR`
     ):
         super().__init__()
         check_positive("size", size)
@@ -788,17 +793,18 @@ class HeelEffect(nn.Module):
         if anode not in SIDES:
             raise ValueError(f"anode must be one of {', '.join(map(repr, SIDES))}, not {anode!r}")
         self.pixels, self.size, self.sdd, self.anode = pixels, size, sdd, anode
-        self.kvp, self.filtration, self.anode_angle = kvp, filtration, anode_angle
+        self.kvp, self.filtration, self.anode_angle, self.x0, self.y0 = kvp, filtration, anode_angle, x0, y0
         profile = self.measure()
-        learned = any(isinstance(value, torch.Tensor) for value in (kvp, anode_angle, *filtration.values()))
+        learned = any(isinstance(value, torch.Tensor) for value in (kvp, anode_angle, x0, y0, *filtration.values()))
         self.register_buffer("profile", None if learned else profile)  # that of numbers stays the same
 
     def extra_repr(self) -> str:
-        return f"anode={self.anode!r}, {self.pixels} pixels"
+        return f"anode={self.anode!r}, {self.pixels} pixels, x0={self.x0}, y0={self.y0}"
 
     def measure(self) -> torch.Tensor:  # (N,) float64, from the left or the top
         "Compute the signal of each pixel along the axis of the tube, 1 on the central ray."
-        offsets = pixel_offsets(self.pixels, self.size, torch.zeros(1, dtype=torch.float64))
+        shift = self.x0 if self.anode in ("left", "right") else self.y0
+        offsets = pixel_offsets(self.pixels, self.size, torch.zeros(1, dtype=torch.float64), shift)
         outwards = offsets if self.anode in ("top", "left") else -offsets  # the anode's side comes first, with negative offsets
         angles = self.anode_angle + torch.rad2deg(torch.atan(outwards / self.sdd))
         (energies, fluence), central = (tube_spectrum(self.kvp, self.filtration, angle) for angle in (angles, self.anode_angle))
@@ -818,7 +824,7 @@ class HeelEffect(nn.Module):
 
 # %% ../nbs/api/25_physics.ipynb #2eeaa07b
 class Collimator(nn.Module):
-    "Limit the beam to a rectangle in the middle of the picture. Raises a `ValueError` for sizes that make no sense."
+    "Limit the beam to a rectangle around the central ray. Raises a `ValueError` for sizes that make no sense."
 
     def __init__(
         self,
@@ -828,24 +834,26 @@ class Collimator(nn.Module):
         dely: float | None = None,  # height of a pixel, mm (default: `delx`)
         penumbra: float = 1.0,  # standard deviation of the soft edge, mm
         leakage: float = 0.0,  # proportion that the blades let through
+        x0: float | torch.Tensor = 0.0,  # shift of the detector along its rows, mm, as of the `DRR`; with `reverse_x_axis=False` the negative of it
+        y0: float | torch.Tensor = 0.0,  # shift of the detector along its columns, mm, as of the `DRR`
     ):
         super().__init__()
         self.height, self.width, self.delx, self.dely = height, width, delx, delx if dely is None else dely
-        self.penumbra, self.leakage = penumbra, leakage
+        self.penumbra, self.leakage, self.x0, self.y0 = penumbra, leakage, x0, y0
         for name in ("height", "width", "delx", "dely", "penumbra"):
             check_all_positive(name, getattr(self, name))
         if not 0 <= leakage < 1:
             raise ValueError(f"leakage must be at least 0 and below 1, not {leakage!r}")
 
     def extra_repr(self) -> str:
-        return f"height={self.height}, width={self.width}, penumbra={self.penumbra}, leakage={self.leakage}"
+        return f"height={self.height}, width={self.width}, penumbra={self.penumbra}, leakage={self.leakage}, x0={self.x0}, y0={self.y0}"
 
     def forward(
         self,
         x: torch.Tensor,  # (B, C, H, W) intensities
     ) -> torch.Tensor:  # (B, C, H, W)
         "Cast the shadow of the blades."
-        rows, columns = pixel_offsets(x.shape[-2], self.dely, x), pixel_offsets(x.shape[-1], self.delx, x)
+        rows, columns = pixel_offsets(x.shape[-2], self.dely, x, self.y0), pixel_offsets(x.shape[-1], self.delx, x, self.x0)
         inside = lambda offsets, size: 0.5 * (1 + torch.erf((size / 2 - offsets.abs()) / (math.sqrt(2) * self.penumbra)))
         opened = inside(rows, self.height)[:, None] * inside(columns, self.width)
         return x * (self.leakage + (1 - self.leakage) * opened)

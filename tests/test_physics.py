@@ -112,7 +112,9 @@ def test_gradients_of_parameters(intensities):
     assert gradcheck(lambda scale, air: Transmission(scale, air)(x), double(0.5, 2.0))
     assert gradcheck(lambda amplitude, exponent, sigma: Scatter(40.0, amplitude=amplitude, exponent=exponent, sigma=sigma)(x), double(0.3, 1.3, 90.0))
     assert gradcheck(lambda sigma: Blur(sigma, 1.0)(x), double(0.8))
-    assert gradcheck(lambda height, width: Collimator(height, width, 1.0)(x), double(3.3, 4.1))
+    assert gradcheck(lambda height, width, x0, y0: Collimator(height, width, 1.0, x0=x0, y0=y0)(x), double(3.3, 4.1, 0.3, -0.6))
+    assert gradcheck(lambda x0, y0: InverseSquare(50.0, 1.0, x0=x0, y0=y0)(x), double(0.3, -0.6))
+    assert gradcheck(lambda kvp, x0: HeelEffect(6, 1.0, 100.0, kvp, ALUMINIUM, x0=x0)(x), double(80.3, 0.3))
 
 
 def test_gradients_of_a_beam(beam):
