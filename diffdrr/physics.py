@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['WINDOWS', 'LOOKS', 'BLOOD', 'MATERIALS', 'TISSUES', 'TUNGSTEN', 'K_EDGE', 'K_YIELD', 'K_LINES', 'AIR_ABSORPTION',
            'SAMPLINGS', 'SIDES', 'check_all_positive', 'check_intensities', 'check_logarithm', 'check_air',
-           'Transmission', 'Log', 'Window', 'look', 'Material', 'find_material', 'attenuation', 'tissue_labels',
-           'label_materials', 'MaterialChannels', 'edge_crossings', 'voxelize', 'Spectrum', 'as_spectrum',
-           'check_spectrum', 'production_depth', 'anode_escape', 'line_yield', 'add_filters', 'tube_spectrum',
-           'air_kerma', 'half_value_layer', 'csi_response', 'PolyenergeticBeam', 'pixel_offsets', 'gaussian_weights',
-           'apply_weights', 'Scatter', 'sigma_of_focal_spot', 'sigma_of_mtf', 'Blur', 'check_generator', 'QuantumNoise',
-           'ElectronicNoise', 'InverseSquare', 'HeelEffect', 'Collimator']
+           'Transmission', 'Log', 'Window', 'OpticalDepths', 'look', 'Material', 'find_material', 'attenuation',
+           'tissue_labels', 'label_materials', 'MaterialChannels', 'edge_crossings', 'voxelize', 'Spectrum',
+           'as_spectrum', 'check_spectrum', 'production_depth', 'anode_escape', 'line_yield', 'add_filters',
+           'tube_spectrum', 'air_kerma', 'half_value_layer', 'csi_response', 'PolyenergeticBeam', 'pixel_offsets',
+           'gaussian_weights', 'apply_weights', 'Scatter', 'sigma_of_focal_spot', 'sigma_of_mtf', 'Blur',
+           'check_generator', 'QuantumNoise', 'ElectronicNoise', 'InverseSquare', 'HeelEffect', 'Collimator']
 
 # %% ../nbs/api/25_physics.ipynb #428d06ad
 def check_all_positive(
@@ -161,6 +162,19 @@ class Window(nn.Module):
 # %% ../nbs/api/25_physics.ipynb #76813e81
 LOOKS = ("transmission", "radiograph", "fluoroscopy")
 
+# %% ../nbs/api/25_physics.ipynb #4be4f4f4
+class OpticalDepths(nn.Module):
+    "Pass optical depths on, and warn of line integrals that cannot be any."
+
+    def forward(
+        self,
+        x: torch.Tensor,  # line integrals
+    ) -> torch.Tensor:  # the same
+        "Warn where the mean is far above that of a body, about 10 at most."
+        if not torch.compiler.is_compiling() and x.mean() > 20:
+            warnings.warn(f"line integrals with a mean of {x.mean().item():.0f} are no optical depths; read the volume with energy=70 (keV) for attenuation in 1/mm")
+        return x
+
 # %% ../nbs/api/25_physics.ipynb #31a1c3fb
 def look(
     name: str,  # a member of `LOOKS`
@@ -171,7 +185,7 @@ def look(
         raise ValueError(f"name must be one of {', '.join(map(repr, LOOKS))}, not {name!r}")
     if window not in WINDOWS:
         raise ValueError(f"window must be one of {', '.join(map(repr, WINDOWS))}, not {window!r}; others are made by Window(level, width)")
-    return Transmission() if name == "transmission" else Window(*WINDOWS[window], invert=name == "fluoroscopy")
+    return nn.Sequential(OpticalDepths(), Transmission() if name == "transmission" else Window(*WINDOWS[window], invert=name == "fluoroscopy"))
 
 # %% ../nbs/api/25_physics.ipynb #603b8ce8
 class Material(NamedTuple):
@@ -248,10 +262,13 @@ def label_materials(
 ) -> Subject:
     """Return a subject whose label map tells materials, listed in `materials`, and whose density is the attenuation in 1/mm at `energy`, which it keeps.
 
-    Raises a `ValueError` for unknown materials, and for masks that are empty or of another shape."""
+    Raises a `ValueError` for unknown materials, and for masks that are empty or of another shape. Warns of a volume of one tissue."""
     from diffdrr.data import read
 
     labels, materials = tissue_labels(subject.volume.data[0]), list(TISSUES)
+    if labels.min() == labels.max():
+        low, high = subject.volume.data.aminmax()
+        warnings.warn(f"volume holds nothing but {materials[labels.min()]}, with values from {low:g} to {high:g}; label_materials takes Hounsfield units, about -1000 in air and 1000 in bone", stacklevel=2)
     for material, mask in (inserts or {}).items():
         find_material(material)
         mask = torch.as_tensor(mask).bool()
@@ -299,12 +316,22 @@ def edge_crossings(
 
 # %% ../nbs/api/25_physics.ipynb #3e477e55
 def voxelize(
-    vertices: torch.Tensor,  # (V, 3) in voxel coordinates, whole numbers at the middles of voxels
+    vertices: torch.Tensor,  # (V, 3) in voxel coordinates, whole numbers at the middles of voxels; in world coordinates (mm) with `voxel_from_world`
     faces: torch.Tensor,  # (F, 3) positions of vertices, turning the same way all around
     shape: tuple[int, int, int],  # of the volume
+    voxel_from_world: torch.Tensor | None = None,  # (4, 4) applied to the vertices, from `volume.voxel_from_world`
 ) -> torch.Tensor:  # (X, Y, Z) bool, on the CPU
-    "Fill a closed mesh. Raises a `ValueError` for a mesh that is not closed."
+    "Fill a closed mesh. Raises a `ValueError` for a mesh that is empty, not closed, or not of finite vertices."
     vertices, faces = vertices.detach().cpu().double(), faces.cpu().long()
+    if not len(faces):
+        raise ValueError("faces must hold at least one triangle, but the mesh is empty")
+    if faces.min() < 0 or faces.max() >= len(vertices):
+        raise ValueError(f"faces must hold positions from 0 to {len(vertices) - 1}, but they run from {faces.min()} to {faces.max()}; do they count from 1?")
+    if not vertices.isfinite().all():
+        raise ValueError(f"vertices must be finite, but {(~vertices.isfinite().all(dim=1)).sum()} of {len(vertices)} are not; take them out of the mesh, and fill the holes")
+    if voxel_from_world is not None:
+        affine = voxel_from_world.detach().cpu().double()
+        vertices = vertices @ affine[:3, :3].T + affine[:3, 3]
     edges = torch.cat([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
     if not torch.equal(edges.unique(dim=0), edges.flip(1).unique(dim=0)):
         raise ValueError("faces must make a closed surface whose triangles turn the same way, but some edges have no second triangle; merge vertices in the same place, and fill holes")

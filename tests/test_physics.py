@@ -17,7 +17,7 @@ from torch import nn
 from torch.autograd import gradcheck
 
 from diffdrr import physics
-from diffdrr.data import load_example_ct
+from diffdrr.data import load_example_ct, read
 from diffdrr.drr import DRR
 from diffdrr.physics import (
     MATERIALS,
@@ -365,6 +365,18 @@ def test_materials_that_make_no_sense(material, monkeypatch):
     monkeypatch.setitem(MATERIALS, "nonsense", material)
     with pytest.raises(ValueError, match="'nonsense'"):
         attenuation("nonsense", 60.0)
+
+
+def test_warnings_name_the_remedy():
+    with pytest.warns(UserWarning, match="line integrals with a mean of 60 are no optical depths; read the volume with energy=70"):
+        look("radiograph")(torch.full((1, 1, 4, 4), 60.0))
+    with pytest.warns(UserWarning, match="volume holds nothing but soft tissue, with values from 0 to 1; label_materials takes Hounsfield units"):
+        label_materials(read(torch.linspace(0, 1, 27).view(3, 3, 3), affine=torch.eye(4), energy=70.0))
+
+
+def test_looks_do_not_warn_of_a_thick_body(recwarn):
+    look("radiograph")(torch.full((1, 1, 4, 4), 10.0))
+    assert not recwarn
 
 
 def test_without_xraydb(monkeypatch):
