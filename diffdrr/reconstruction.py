@@ -5,6 +5,7 @@
 # %% ../nbs/api/24_reconstruction.ipynb #44d2e178
 from __future__ import annotations
 
+import copy
 import math
 import os
 from abc import ABC, abstractmethod
@@ -25,8 +26,8 @@ from .views import pose_from_positioner_angles
 
 # %% auto #0
 __all__ = ['VOXELS_AT_ONCE', 'CACHED_BYTES', 'Projector', 'Backprojection', 'circular_orbit', 'ramp_filter', 'check_circle',
-           'fdk', 'check_pictures', 'Solver', 'reciprocal', 'SIRT', 'CGLS', 'differences', 'differences_transposed',
-           'TotalVariation', 'FreeGeometry', 'Descent']
+           'single_calibration', 'voxel_centres', 'redundancy', 'fdk', 'check_pictures', 'Solver', 'reciprocal', 'SIRT',
+           'CGLS', 'differences', 'differences_transposed', 'TotalVariation', 'FreeGeometry', 'Descent']
 
 # %% ../nbs/api/24_reconstruction.ipynb #ccee6571
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 class Projector:
     """Line integrals of any volume on the grid of a DRR, seen from many views: a linear operator. Volumes are (X, Y, Z), such as attenuation in 1/mm; pictures are (V, 1, H, W).
 
-    Calling it is differentiable in the volume, in poses and in calibrations. Raises a `ValueError` for views that do not fit together and DRRs that draw pixels at random."""
+    Calling it is differentiable in the volume, in poses and in calibrations. Raises a `ValueError` for views that do not fit together, and for DRRs that draw pixels at random or do not integrate."""
 
     def __init__(
         self,
@@ -49,6 +50,10 @@ class Projector:
             raise ValueError(f"there must be one pose and one calibration for each view, or one calibration for all, not {len(pose)} poses and {0 if calibration is None else len(calibration)} calibrations")
         if drr.detector.n_subsample is not None or not drr.reshape:
             raise ValueError("drr must render whole pictures: make it without p_subsample and with reshape=True")
+        if drr.renderer.reducefn != "sum":
+            raise ValueError(f"drr must integrate, which is linear: make it with reducefn='sum', not {drr.renderer.reducefn!r}")
+        if getattr(drr.renderer, "stop_gradients_through_grid_sample", False):
+            raise ValueError("drr must be differentiable in the volume, for the transpose: make it without stop_gradients_through_grid_sample")
         self.drr, self.pose, self.calibration, self.views_at_once = drr, pose, calibration, views_at_once
 
     def __len__(self) -> int:
@@ -76,6 +81,11 @@ class Projector:
     def zeros(self) -> torch.Tensor:  # (X, Y, Z)
         "Make an empty volume."
         return torch.zeros(self.volume_shape, dtype=self.drr.dtype, device=self.drr.device)
+
+    def detach(self) -> Projector:
+        "Return the same without gradients of poses and calibrations."
+        fixed = lambda transform: None if transform is None else RigidTransform(transform.matrix.detach())
+        return Projector(self.drr, fixed(self.pose), fixed(self.calibration), self.views_at_once)
 
     def blocks(self) -> Iterator[tuple[slice, Projector]]:
         "Split the views into groups small enough to be rendered at once."
@@ -177,21 +187,65 @@ def ramp_filter(
 def check_circle(
     projector: Projector,
 ) -> float:  # distance from the source to the axis, mm
-    "Raise a `ValueError` unless the views of a projector are spread evenly over a full circle, around an axis parallel to the columns of the detector."
-    world_from_camera = projector.drr.detector.reorient.compose(projector.pose).matrix.double()
-    axis, source = world_from_camera[:, :3, 1], world_from_camera[:, :3, 3]
+    "Raise a `ValueError` unless the views of a projector, in any order, are spread evenly over a full circle, around an axis parallel to the columns of the detector."
+    world_from_camera = projector.drr.detector.reorient.compose(projector.pose).matrix.detach().double()
+    across, axis, forward, source = world_from_camera[:, :3].unbind(dim=2)
     if len(projector) < 3 or not torch.allclose(axis, axis[:1].expand_as(axis), atol=1e-3):
         raise ValueError(f"projector must have at least 3 views on a circle around an axis parallel to the columns of the detector, not {len(projector)} on another path; use an iterative method")
+    turned, order = torch.rad2deg(torch.atan2(forward @ across[0], forward @ forward[0])).sort()
+    gaps, even = turned.diff(append=turned[:1] + 360), 360 / len(projector)
+    worst = int((gaps - even).abs().argmax())
+    if abs(gaps[worst] - even) > 0.01 * even:
+        first, second = int(order[worst]), int(order[(worst + 1) % len(projector)])
+        raise ValueError(f"projector must have its views spread evenly over a full circle, {even:.4g} degrees apart, but from view {first} to view {second} it is {gaps[worst]:.4g}; leave out views that repeat others, or use an iterative method")
     arm = source - source.mean(dim=0)
-    radius, step = arm.norm(dim=1), (arm - arm.roll(1, dims=0)).norm(dim=1)
-    expected = 2 * radius.mean() * math.sin(math.pi / len(projector))
-    central = (F.cosine_similarity(world_from_camera[:, :3, 2], -arm) > 1 - 1e-4).all()
-    if not (torch.allclose(radius, radius.mean(), rtol=1e-3) and torch.allclose(step, expected, rtol=1e-2) and central):
-        raise ValueError("projector must have its views spread evenly over a full circle, and look at its middle; use an iterative method")
+    radius = arm.norm(dim=1)
+    if not (torch.allclose(radius, radius.mean(), rtol=1e-3) and (F.cosine_similarity(forward, -arm) > 1 - 1e-4).all()):
+        raise ValueError("projector must have its sources at the same distance from the middle of the circle, and look at it; use an iterative method")
     return radius.mean().item()
 
+# %% ../nbs/api/24_reconstruction.ipynb #3fbe0545
+def single_calibration(
+    projector: Projector,
+) -> RigidTransform:  # (1)
+    "Return the intrinsics that all views share. Raises a `ValueError` where they differ."
+    matrix = (projector.drr.detector if projector.calibration is None else projector).calibration.matrix.detach()
+    if not torch.allclose(matrix, matrix[:1].expand_as(matrix), rtol=1e-5, atol=1e-5):
+        raise ValueError("projector must have the same calibration for all views; use an iterative method")
+    return RigidTransform(matrix[:1])
+
+# %% ../nbs/api/24_reconstruction.ipynb #b41ed6d4
+def voxel_centres(
+    projector: Projector,
+    first: int,  # voxel, counted in the order of memory
+    number: int,  # of voxels
+) -> torch.Tensor:  # (1, number, 3) voxel coordinates, as the affine takes them
+    "List the centres of some voxels."
+    drr = projector.drr
+    index = torch.arange(first, first + number, device=drr.device)
+    return torch.stack(torch.unravel_index(index, projector.volume_shape), dim=-1).to(drr.dtype)[None] + (0.5 - drr.renderer.voxel_shift)
+
+# %% ../nbs/api/24_reconstruction.ipynb #ca13e365
+def redundancy(
+    projector: Projector,
+    slope: torch.Tensor,  # (W) tangents of the angles of columns to the central ray
+) -> tuple[torch.Tensor, int]:  # (W); how many columns its shorter side lacks
+    "Weight the columns of a displaced detector that cuts off the volume (Wang, 2002); others by 1, with no column lacking. Raises a `ValueError` if the axis is not seen."
+    drr, detector = projector.drr, projector.drr.detector
+    corners = torch.cartesian_prod(*[slope.new_tensor([-0.5, n - 0.5]) for n in projector.volume_shape])[None] + (0.5 - drr.renderer.voxel_shift)
+    columns = detector.project(projector.pose, drr.affine(corners), single_calibration(projector))[..., 0]
+    half = (slope[-1] - slope[0]).abs() / (len(slope) - 1) / 2
+    sides = slope.max() + half, half - slope.min()  # up to the edges of the detector
+    if abs(sides[0] - sides[1]) < half or (columns.min() >= 0 and columns.max() <= detector.width):
+        return torch.ones_like(slope), 0
+    if min(sides) <= 0:
+        raise ValueError("projector must have a detector that sees the axis: x0 displaces it too far; use an iterative method, such as SIRT")
+    longer = 1.0 if sides[0] > sides[1] else -1.0
+    weights = 1 + longer * torch.sin(math.pi / 2 * (slope.atan() / min(sides).atan()).clamp(-1, 1))
+    return weights, math.ceil((max(sides) - min(sides)) / (2 * half))
+
 # %% ../nbs/api/24_reconstruction.ipynb #2f9cef05
-VOXELS_AT_ONCE = 2**22
+VOXELS_AT_ONCE = 2**18
 
 
 def fdk(
@@ -200,27 +254,30 @@ def fdk(
     hann: bool = False,  # damp high frequencies, against noise
     verbose: bool = True,  # show a progress bar
 ) -> torch.Tensor:  # (X, Y, Z) 1/mm
-    "Reconstruct from a full circle by filtered backprojection (Feldkamp, Davis and Kress, 1984). Raises the errors of `check_pictures` and `check_circle`, and a `ValueError` for other beams."
+    "Reconstruct from a full circle by filtered backprojection (Feldkamp, Davis and Kress, 1984). Raises the errors of `check_pictures` and `check_circle`, and a `ValueError` for other beams and for detectors that change."
     check_pictures(projector, pictures)
-    drr, detector = projector.drr, projector.drr.detector
-    if detector.beam != "cone" or projector.calibration is not None:
-        raise ValueError(f"projector must have a cone beam and one detector for all views, not {detector.beam!r}; use an iterative method")
+    drr, detector, calibration = projector.drr, projector.drr.detector, single_calibration(projector)
+    if detector.beam != "cone":
+        raise ValueError(f"projector must have a cone beam, not {detector.beam!r}; use an iterative method")
     radius = check_circle(projector)
-    rays = detector.target[0] * detector.calibration.matrix.diagonal(dim1=1, dim2=2)[:, :3] + detector.calibration.matrix[0, :3, 3]
-    cosine = (detector.sdd / rays.norm(dim=-1)).view(1, 1, detector.height, detector.width)
-    filtered = ramp_filter(pictures * cosine, detector.delx * radius / detector.sdd, hann)
-    points = drr.affine(torch.cartesian_prod(*[torch.arange(n, device=drr.device, dtype=drr.dtype) for n in projector.volume_shape])[None] + (0.5 - drr.renderer.voxel_shift))
-    size = points.new_tensor([detector.width, detector.height])
-    volume = torch.zeros(points.shape[1], dtype=drr.dtype, device=drr.device)
-    for picture, matrix in zip(tqdm(filtered, desc="FDK", disable=not verbose), projector.pose.matrix):
-        pose = RigidTransform(matrix)
-        camera_from_world = detector.reorient.compose(pose).inverse()
-        for which in torch.arange(points.shape[1]).split(VOXELS_AT_ONCE):
-            some = points[:, which[0] : which[-1] + 1]
-            place = 2 * detector.project(pose, some) / size - 1
+    delx, sdd = calibration.matrix[0, 0, 0], calibration.matrix[0, 2, 2]
+    rays = calibration(detector.target)[0]
+    cosine = (sdd / rays.norm(dim=-1)).view(1, 1, detector.height, detector.width)
+    weights, lacking = redundancy(projector, rays[: detector.width, 0] / sdd)
+    whole = lambda some: F.pad(some * cosine * weights, (lacking, lacking))
+    filtered = [picture for some in pictures.split(projector.views_at_once) for picture in ramp_filter(whole(some), delx * radius / sdd, hann)]
+    size = weights.new_tensor([detector.width + 2 * lacking, detector.height])
+    volume = projector.zeros()
+    for start in tqdm(range(0, volume.numel(), VOXELS_AT_ONCE), desc="FDK", disable=not verbose):
+        part = volume.view(-1)[start : start + VOXELS_AT_ONCE]
+        points = drr.affine(voxel_centres(projector, start, len(part)))
+        for picture, matrix in zip(filtered, projector.pose.matrix):
+            pose = RigidTransform(matrix)
+            place = 2 * (detector.project(pose, points, calibration) + size.new_tensor([lacking, 0])) / size - 1
             read = F.grid_sample(picture[None], place[:, None], mode="bilinear", align_corners=False)[0, 0, 0]
-            volume[which[0] : which[-1] + 1] += read * (radius / camera_from_world(some)[0, :, 2]) ** 2
-    return (volume * math.pi / len(projector)).view(projector.volume_shape)
+            depth = detector.reorient.compose(pose).inverse()(points)[0, :, 2]
+            part += read * (radius / depth) ** 2
+    return volume * (math.pi / len(projector))
 
 # %% ../nbs/api/24_reconstruction.ipynb #668fa7b0
 def check_pictures(
@@ -244,7 +301,7 @@ class Solver(ABC):
         volume: torch.Tensor | None = None,  # (X, Y, Z) first guess (default: zero)
     ):
         check_pictures(projector, pictures)
-        self.projector, self.pictures = projector, pictures
+        self.projector, self.pictures = projector.detach(), pictures.detach()
         self.residuals: list[float] = []  # of the guess before each step
         self.state = {"volume": projector.zeros() if volume is None else volume.detach().clone()}
 
@@ -260,6 +317,14 @@ class Solver(ABC):
     ) -> tuple[dict[str, torch.Tensor], float]:  # the next state; the norm of $Ax - b$ before
         "Improve a guess."
 
+    def restore(self) -> None:
+        "Put back what a step changes beside the state it is given, from `state`: nothing, for most methods."
+
+    @property
+    def about(self) -> dict[str, object]:
+        "What a file must agree on to go on from it."
+        return {"method": type(self).__name__, "grid": self.projector.volume_shape, "shape of pictures": self.projector.picture_shape, "norm of pictures": self.pictures.norm().item()}
+
     @serial_torch()  # many small pictures
     def run(
         self,
@@ -269,14 +334,18 @@ class Solver(ABC):
         checkpoint: str | Path | None = None,  # file to write after each step
         verbose: bool = True,  # show a progress bar
     ) -> torch.Tensor:  # (X, Y, Z)
-        "Take steps. Raises a `FloatingPointError` if the guess is not finite any more; the last good one is kept."
+        "Take steps. Raises a `FloatingPointError` if the guess is not finite any more. After any error, and any interrupt, the state is that after the last whole step."
         scale = self.pictures.norm().clamp(min=torch.finfo(self.pictures.dtype).tiny)
         with tqdm(range(iterations), desc=type(self).__name__, disable=not verbose) as bar:
             for _ in bar:
-                state, residual = self.step(self.state)
-                residual = float(residual / scale)
-                if not (math.isfinite(residual) and state["volume"].isfinite().all()):
-                    raise FloatingPointError(f"{type(self).__name__} diverges after {len(self.residuals)} steps; take smaller ones")
+                try:
+                    state, residual = self.step(self.state)
+                    residual = float(residual / scale)
+                    if not (math.isfinite(residual) and state["volume"].isfinite().all()):
+                        raise FloatingPointError(f"{type(self).__name__} diverges after {len(self.residuals)} steps; take smaller ones")
+                except BaseException:
+                    self.restore()
+                    raise
                 self.state = state
                 self.residuals.append(residual)
                 bar.set_postfix(residual=f"{residual:.3g}")
@@ -293,20 +362,27 @@ class Solver(ABC):
         "Write the state to a temporary file, and rename it."
         path = Path(path)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        torch.save({"solver": type(self).__name__, "state": self.state, "residuals": self.residuals}, temporary)
+        torch.save({"about": self.about, "state": self.state, "residuals": self.residuals}, temporary)
         os.replace(temporary, path)
 
     def load(
         self,
         path: str | Path,  # file that `save` wrote
     ) -> None:
-        "Go on from a file. Raises a `ValueError` for the state of another method or grid."
-        content = torch.load(path, map_location=self.projector.drr.device)
-        found = content["solver"], tuple(content["state"]["volume"].shape)
-        expected = type(self).__name__, self.projector.volume_shape
-        if found != expected:
-            raise ValueError(f"path {str(path)!r} holds the state of {found[0]} on a grid of {found[1]}, not of {expected[0]} on {expected[1]}")
-        self.state, self.residuals = content["state"], content["residuals"]
+        "Go on from a file. Raises a `ValueError` for other files, and for the state of another method, grid or set of pictures."
+        try:
+            content = torch.load(path, map_location=self.projector.drr.device)
+            about, state, residuals = content["about"], content["state"], content["residuals"]
+        except OSError:
+            raise
+        except Exception as error:
+            raise ValueError(f"path {str(path)!r} does not hold the state of a solver, as `save` writes it") from error
+        for what, ours in self.about.items():
+            same = math.isclose(about[what], ours, rel_tol=1e-4) if isinstance(ours, float) else about.get(what) == ours
+            if not same:
+                raise ValueError(f"path {str(path)!r} holds another run, with {what} {about.get(what)}, not {ours}")
+        self.state, self.residuals = state, residuals
+        self.restore()
 
 # %% ../nbs/api/24_reconstruction.ipynb #e7b6f23f
 def reciprocal(
@@ -338,7 +414,7 @@ class SIRT(Solver):
             raise ValueError(f"relaxation must be between 0 and 2, not {relaxation!r}")
         self.relaxation, self.nonnegative = relaxation, nonnegative
         self.groups = [slice(first, None, subsets) for first in range(subsets)]
-        self.rows = reciprocal(projector(torch.ones_like(self.volume)))
+        self.rows = reciprocal(self.projector(torch.ones_like(self.volume)))
         fits = subsets * self.volume.nbytes <= CACHED_BYTES
         self.columns = [self.column(which) for which in self.groups] if fits else None
 
@@ -411,7 +487,7 @@ class TotalVariation(Solver):
         if not 0 < weight < math.inf:
             raise ValueError(f"weight must be a positive number, not {weight!r}")
         self.weight = weight
-        columns, rows = projector.there_and_back(torch.ones_like(self.volume), lambda seen, _: torch.ones_like(seen))
+        columns, rows = self.projector.there_and_back(torch.ones_like(self.volume), lambda seen, _: torch.ones_like(seen))
         self.row_steps = reciprocal(rows)
         self.scale = columns.mean() / 6  # makes differences as heavy as rays
         self.voxel_steps = 1 / (columns + 6 * self.scale)
@@ -467,7 +543,7 @@ class FreeGeometry(nn.Module):
 
 # %% ../nbs/api/24_reconstruction.ipynb #2ffee255
 class Descent(Solver):
-    "Minimise the squared difference of pictures, and whatever else, with an optimiser of torch. Raises a `ValueError` for a number of views that is not there."
+    "Minimise the squared difference of pictures, and whatever else, with an optimiser of torch. Raises a `ValueError` for a number of views that is not there, and for optimisers that do not fit."
 
     def __init__(
         self,
@@ -495,6 +571,27 @@ class Descent(Solver):
         if self.geometry:
             groups.append({"params": list(self.geometry.parameters()), "lr": geometry_rate})
         self.optimizer = optimizer(groups if len(groups) > 1 else groups[0]["params"], lr=rate)
+        if nonnegative and isinstance(self.optimizer, torch.optim.LBFGS):
+            raise ValueError("nonnegative must be False for LBFGS, which diverges when values are clamped; a regularizer can penalise negative ones: lambda volume: 1e4 * volume.clamp(max=0).square().mean()")
+        self.state = self.remember()
+
+    def remember(self) -> dict:
+        "Copy all that a step changes."
+        geometry = {"geometry": self.geometry.state_dict()} if self.geometry else {}
+        return copy.deepcopy({"volume": self.parameter.detach(), "optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state(), **geometry})
+
+    def restore(self):
+        state = copy.deepcopy(self.state)  # an optimiser keeps the tensors that it is given
+        self.parameter.data.copy_(state["volume"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"].cpu())
+        if self.geometry:
+            self.geometry.load_state_dict(state["geometry"])
+
+    @property
+    def about(self):
+        intrinsics = {"intrinsics to refine": self.geometry.names} if self.geometry else {}
+        return {**super().about, "optimiser": type(self.optimizer).__name__, "geometry": bool(self.geometry), **intrinsics}
 
     def step(self, state):
         which = torch.randperm(len(self.projector), generator=self.generator)[: self.views].sort().values
@@ -515,18 +612,4 @@ class Descent(Solver):
         with torch.no_grad():
             if self.nonnegative:
                 self.parameter.clamp_(min=0)
-        return {**state, "volume": self.parameter.detach().clone()}, residual
-
-    def save(self, path):
-        self.state = {**self.state, "optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state()}
-        if self.geometry:
-            self.state["geometry"] = self.geometry.state_dict()
-        super().save(path)
-
-    def load(self, path):
-        super().load(path)
-        self.parameter.data.copy_(self.volume)
-        self.optimizer.load_state_dict(self.state["optimizer"])
-        self.generator.set_state(self.state["generator"].cpu())
-        if self.geometry:
-            self.geometry.load_state_dict(self.state["geometry"])
+        return self.remember(), residual

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.sparse.linalg import lsqr
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffdrr import reconstruction
 from diffdrr.data import read
@@ -57,6 +58,12 @@ def test_transpose_is_matched(renderer, beam, orientation, dtype, tolerance):
     assert mismatch(Projector(drr, pose, RigidTransform(calibration), views_at_once=2)) < tolerance
 
 
+@pytest.mark.parametrize(("options", "message"), [(dict(reducefn="max"), "drr must integrate.*not 'max'"), (dict(reducefn=torch.amax), "drr must integrate"), (dict(stop_gradients_through_grid_sample=True), "drr must be differentiable in the volume")])
+def test_renderers_that_are_not_linear_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Projector(make_drr(**options), oblique(2))
+
+
 def test_views_are_those_of_the_drr():
     drr, pose = make_drr(), oblique(5)
     projector = Projector(drr, pose, views_at_once=2)
@@ -100,11 +107,13 @@ def test_scipy_finds_the_same_as_cgls():
     torch.testing.assert_close(ours, true, rtol=0, atol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def ball() -> tuple[Projector, torch.Tensor, torch.Tensor, torch.Tensor]:
+Ball = tuple[Projector, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def make_ball(n_views: int = 72, orientation: str = "AP", **camera) -> Ball:
     "Exact line integrals of a ball of water, of radius 50 mm, seen from a circle; where its inside and its outside are."
-    drr = make_drr(shape=(33, 35, 21), spacing=(4.0, 4.0, 5.0), sdd=1000.0, height=50, width=70, delx=4.0, dely=4.0)
-    projector = Projector(drr, circular_orbit(72, 600.0))
+    drr = make_drr(shape=(33, 35, 21), spacing=(4.0, 4.0, 5.0), orientation=orientation, **dict(sdd=1000.0, height=50, width=70, delx=4.0, dely=4.0) | camera)
+    projector = Projector(drr, circular_orbit(n_views, 600.0, orientation=orientation))
     solid = Ellipsoid(np.array([3.0, -5.0, 2.0]), np.diag([50.0, 50.0, 50.0]))
     source, target = (x.double().numpy() for x in drr.detector(projector.pose))
     enter, leave = solid.interval(np.broadcast_to(source, target.shape), target)
@@ -115,6 +124,11 @@ def ball() -> tuple[Projector, torch.Tensor, torch.Tensor, torch.Tensor]:
     return projector, pictures, distance < 40, (distance > 60) & (distance < 65)
 
 
+@pytest.fixture(scope="module")
+def ball() -> Ball:
+    return make_ball()
+
+
 def test_fdk_finds_the_attenuation_of_water(ball):
     projector, pictures, inside, outside = ball
     for hann in (False, True):
@@ -122,6 +136,59 @@ def test_fdk_finds_the_attenuation_of_water(ball):
         assert volume[inside].mean().item() == pytest.approx(WATER, rel=0.02)  # cone artefacts grow with the angle
         assert volume[outside].mean().abs().item() < 0.05 * WATER
     assert volume[inside].std() < 0.05 * WATER
+
+
+@pytest.mark.parametrize(("x0", "width"), [(10.0, 70), (30.0, 50), (60.0, 40), (-60.0, 40)])
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("reverse_x_axis", [True, False])
+def test_fdk_takes_displaced_detectors(x0, width, orientation, reverse_x_axis):
+    projector, pictures, inside, outside = make_ball(orientation=orientation, x0=x0, width=width, reverse_x_axis=reverse_x_axis)
+    volume = fdk(projector, pictures, verbose=False)
+    assert volume[inside].mean().item() == pytest.approx(WATER, rel=0.02)
+    assert volume[inside].std() < 0.05 * WATER
+    assert volume[outside].mean().abs().item() < 0.05 * WATER
+
+
+def test_fdk_wants_to_see_the_axis():
+    projector, pictures, *_ = make_ball(x0=100.0, width=40)
+    with pytest.raises(ValueError, match="sees the axis: x0 displaces it too far"):
+        fdk(projector, pictures)
+
+
+def test_fdk_takes_views_in_any_order_and_equal_calibrations(ball):
+    projector, pictures, *_ = ball
+    expected = fdk(projector, pictures, verbose=False)
+    order = torch.randperm(len(projector), generator=torch.Generator().manual_seed(0))
+    calibration = projector.drr.detector.calibration.matrix
+    same = Projector(projector.drr, RigidTransform(projector.pose.matrix[order]), RigidTransform(calibration.repeat(len(projector), 1, 1)))
+    torch.testing.assert_close(fdk(same, pictures[order], verbose=False), expected, rtol=0, atol=1e-3 * WATER)
+    wide = calibration.clone()
+    wide[:, :2, :2] *= 2  # pixels twice as large
+    projector, pictures, inside, _ = make_ball(delx=8.0, dely=8.0)
+    calibrated = Projector(ball[0].drr, projector.pose, RigidTransform(wide))
+    assert torch.equal(fdk(calibrated, pictures, verbose=False), fdk(projector, pictures, verbose=False))
+
+
+class Largest(TorchDispatchMode):
+    "Remember how many numbers the largest tensor has that was made."
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **kwargs or {})
+        if isinstance(result, torch.Tensor):
+            self.numbers = max(self.numbers, result.numel())
+        return result
+
+
+def test_fdk_goes_through_voxels_some_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    projector = Projector(make_drr(shape=(40, 41, 42), height=6, width=5), circular_orbit(4, 450.0))
+    pictures = torch.rand(projector.picture_shape)
+    expected = fdk(projector, pictures, verbose=False)
+    monkeypatch.setattr(reconstruction, "VOXELS_AT_ONCE", 1000)
+    with Largest() as largest:
+        torch.testing.assert_close(fdk(projector, pictures, verbose=False), expected, rtol=1e-4, atol=1e-6)
+    assert largest.numbers <= expected.numel()
 
 
 @pytest.mark.parametrize(("method", "options", "steps"), [(SIRT, dict(subsets=6), 10), (CGLS, {}, 8), (TotalVariation, dict(weight=0.01), 80), (Descent, dict(optimizer=torch.optim.Adam, rate=1e-3), 150)])
@@ -149,12 +216,20 @@ def test_total_variation_minimises_its_objective_and_helps_against_few_views(bal
     assert smooth.volume.min() >= 0
 
 
+def lbfgs(parameters, lr):
+    return torch.optim.LBFGS(parameters, lr=1.0, max_iter=12, line_search_fn="strong_wolfe")
+
+
 def test_lbfgs_works_too(ball):
-    projector, pictures, inside, _ = ball
-    lbfgs = lambda parameters, lr: torch.optim.LBFGS(parameters, lr=1.0, max_iter=12, line_search_fn="strong_wolfe")
-    solver = Descent(projector[::4], pictures[::4], lbfgs, rate=1.0, nonnegative=False)
-    solver.run(5, verbose=False)
-    assert solver.residuals[-1] < 0.06
+    projector, pictures = (x[::4] for x in ball[:2])
+    penalty = lambda volume: 1e4 * volume.clamp(max=0).square().mean()
+    plain, penalised = (Descent(projector, pictures, lbfgs, rate=1.0, nonnegative=False, regularizer=regularizer) for regularizer in (None, penalty))
+    for solver in (plain, penalised):
+        solver.run(8, verbose=False)
+        assert solver.residuals[-1] < 0.05
+    assert penalised.volume.min() > 0.05 * plain.volume.min()
+    with pytest.raises(ValueError, match="nonnegative must be False for LBFGS"):
+        Descent(projector, pictures, lbfgs, rate=1.0)
 
 
 def solvers(projector, pictures):
@@ -189,6 +264,61 @@ def test_resumed_is_uninterrupted(ball, tmp_path: Path, name: str):
     assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
 
 
+@pytest.mark.parametrize(("optimizer", "refine"), [(torch.optim.Adam, False), (torch.optim.Adam, True), (lbfgs, False)])
+def test_a_step_that_is_interrupted_leaves_nothing_behind(ball, optimizer, refine):
+    projector, pictures = (x[::9] for x in ball[:2])
+    calls, stop = 0, None
+
+    def regularizer(volume):
+        nonlocal calls
+        calls += 1
+        if calls == stop:
+            raise KeyboardInterrupt
+        return 1e-3 * volume.square().mean()
+
+    make = lambda: Descent(FreeGeometry(projector) if refine else projector, pictures, optimizer, rate=1e-3, regularizer=regularizer, views=4, nonnegative=False)
+    whole = make()
+    whole.run(2, verbose=False)
+    interrupted = make()
+    interrupted.run(1, verbose=False)
+    stop = calls + (3 if optimizer is lbfgs else 1)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.run(1, verbose=False)
+    interrupted.run(1, verbose=False)
+    torch.testing.assert_close(interrupted.volume, whole.volume, rtol=0, atol=0)
+    assert interrupted.residuals == whole.residuals
+
+
+@pytest.mark.parametrize("method", [SIRT, CGLS])
+def test_solvers_keep_no_graph(ball, method):
+    projector, pictures = (x[::9] for x in ball[:2])
+    solver = method(FreeGeometry(projector, ["x0"])(), pictures.clone().requires_grad_())
+    solver.run(2, verbose=False)
+    assert not any(x.requires_grad for x in solver.state.values())
+
+
+def test_files_of_other_runs_are_refused(ball, tmp_path: Path):
+    projector, pictures = (x[::9] for x in ball[:2])
+    CGLS(projector, pictures).run(1, checkpoint=tmp_path / "cgls.pt", verbose=False)
+    Descent(projector, pictures, torch.optim.Adam, rate=1e-3).run(1, checkpoint=tmp_path / "adam.pt", verbose=False)
+    (tmp_path / "text.pt").write_text("hello")
+    torch.save({"x": 1}, tmp_path / "foreign.pt")
+    for solver, name, message in (
+        (SIRT(projector, pictures), "cgls", "with method CGLS, not SIRT"),
+        (CGLS(projector[::2], pictures[::2]), "cgls", r"with shape of pictures \(8, 1, 50, 70\), not \(4, 1, 50, 70\)"),
+        (CGLS(projector, 2 * pictures), "cgls", "with norm of pictures"),
+        (Descent(projector, pictures, lbfgs, rate=1.0, nonnegative=False), "adam", "with optimiser Adam, not LBFGS"),
+        (Descent(FreeGeometry(projector), pictures, torch.optim.Adam, rate=1e-3), "adam", "with geometry False, not True"),
+        (CGLS(projector, pictures), "text", "text.pt' does not hold the state of a solver"),
+        (CGLS(projector, pictures), "foreign", "foreign.pt' does not hold the state of a solver"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            solver.load(tmp_path / f"{name}.pt")
+        assert not solver.residuals
+    with pytest.raises(FileNotFoundError):
+        CGLS(projector, pictures).load(tmp_path / "none.pt")
+
+
 def test_geometry_is_refined(ball):
     projector, pictures, *_ = ball
     volume = SIRT(projector[::4], pictures[::4], subsets=6).run(10, verbose=False)
@@ -218,6 +348,7 @@ def test_divergence_keeps_the_last_good_volume(ball):
     with pytest.raises(FloatingPointError, match="Descent diverges after"):
         solver.run(50, verbose=False)
     assert solver.volume.isfinite().all()
+    assert torch.equal(solver.parameter, solver.volume)
 
 
 def test_wrong_input_is_refused(ball):
@@ -260,6 +391,14 @@ def test_fdk_wants_a_full_circle(ball):
     tilted = Projector(projector.drr, oblique(5))
     with pytest.raises(ValueError, match="not 5 on another path"):
         fdk(tilted, torch.zeros(tilted.picture_shape))
+    angles = torch.cat([projector.pose.matrix, projector.pose.matrix[:1]])
+    again = Projector(projector.drr, RigidTransform(angles))
+    with pytest.raises(ValueError, match=r"4.932 degrees apart, but from view (0 to view 72|72 to view 0) it is 0"):
+        fdk(again, torch.zeros(again.picture_shape))
+    differing = projector.drr.detector.calibration.matrix.repeat(72, 1, 1)
+    differing[3, 0, 3] = 1.0
+    with pytest.raises(ValueError, match="same calibration for all views"):
+        fdk(Projector(projector.drr, projector.pose, RigidTransform(differing)), pictures)
     parallel = Projector(make_drr(beam="parallel"), circular_orbit(8, 400.0))
     with pytest.raises(ValueError, match="must have a cone beam"):
         fdk(parallel, torch.zeros(parallel.picture_shape))
