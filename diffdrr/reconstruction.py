@@ -8,8 +8,10 @@ from __future__ import annotations
 import copy
 import math
 import os
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,25 +21,50 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .drr import DRR, INTRINSICS
-from .pose import RigidTransform
+from .pose import AffineTransform, RigidTransform
 from .se3 import twist_to_matrix
 from .threads import serial_torch
 from .views import pose_from_positioner_angles
 
 # %% auto #0
-__all__ = ['VOXELS_AT_ONCE', 'CACHED_BYTES', 'Projector', 'Backprojection', 'circular_orbit', 'ramp_filter', 'check_circle',
-           'single_calibration', 'voxel_centres', 'redundancy', 'fdk', 'check_pictures', 'Solver', 'reciprocal', 'SIRT',
-           'CGLS', 'differences', 'differences_transposed', 'TotalVariation', 'FreeGeometry', 'Descent']
+__all__ = ['VOXELS_AT_ONCE', 'CACHED_BYTES', 'check_count', 'check_transform', 'Projector', 'Backprojection', 'circular_orbit',
+           'check_pictures', 'check_volume', 'check_overlap', 'ramp_filter', 'check_circle', 'single_calibration',
+           'voxel_centres', 'redundancy', 'fdk', 'Solver', 'reciprocal', 'SIRT', 'CGLS', 'differences',
+           'differences_transposed', 'TotalVariation', 'FreeGeometry', 'Descent']
 
 # %% ../nbs/api/24_reconstruction.ipynb #ccee6571
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 
+# %% ../nbs/api/24_reconstruction.ipynb #2209a3e5
+def check_count(
+    name: str,  # of the argument
+    value: int,  # what the caller gave
+    most: int | None = None,  # that there are
+) -> None:
+    "Raise a `ValueError` that names the argument unless its value is a whole number from 1 to the most."
+    if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= value <= (value if most is None else most):
+        raise ValueError(f"{name} must be a whole number {'of at least 1' if most is None else f'from 1 to {most}'}, not {value!r}")
+
+# %% ../nbs/api/24_reconstruction.ipynb #0b3ff381
+def check_transform(
+    name: str,  # of the argument
+    transform: AffineTransform,  # what the caller gave
+    drr: DRR,
+) -> None:
+    "Raise a `TypeError` for anything but a transform, and a `ValueError` for one of another dtype or device than the DRR."
+    if not isinstance(transform, AffineTransform):
+        raise TypeError(f"{name} must be a RigidTransform, such as circular_orbit makes, not {type(transform).__name__}")
+    for what in ("dtype", "device"):
+        theirs, ours = getattr(transform.matrix, what), getattr(drr, what)
+        if theirs != ours:
+            raise ValueError(f"{name} has {what} {theirs}, but the DRR has {ours}; move one of them with .to()")
+
 # %% ../nbs/api/24_reconstruction.ipynb #302e1f71
 class Projector:
     """Line integrals of any volume on the grid of a DRR, seen from many views: a linear operator. Volumes are (X, Y, Z), such as attenuation in 1/mm; pictures are (V, 1, H, W).
 
-    Calling it is differentiable in the volume, in poses and in calibrations. Raises a `ValueError` for views that do not fit together, and for DRRs that draw pixels at random or do not integrate."""
+    Calling it is differentiable in the volume, in poses and in calibrations. Raises a `TypeError` for anything but poses, and a `ValueError` for views that do not fit together or into the DRR, and for DRRs that draw pixels at random or do not integrate."""
 
     def __init__(
         self,
@@ -46,8 +73,14 @@ class Projector:
         calibration: RigidTransform | None = None,  # (V or 1) intrinsics of each view, instead of the detector's own
         views_at_once: int = 8,  # bounds the memory
     ):
-        if len(pose) < 1 or (calibration is not None and len(calibration) not in (1, len(pose))):
-            raise ValueError(f"there must be one pose and one calibration for each view, or one calibration for all, not {len(pose)} poses and {0 if calibration is None else len(calibration)} calibrations")
+        check_transform("pose", pose, drr)
+        check_count("views_at_once", views_at_once)
+        if len(pose) < 1:
+            raise ValueError("pose must hold at least one view, not none; were views chosen that are not there?")
+        if calibration is not None:
+            check_transform("calibration", calibration, drr)
+            if len(calibration) not in (1, len(pose)):
+                raise ValueError(f"calibration must be one for each of the {len(pose)} views, or one for all, not {len(calibration)}")
         if drr.detector.n_subsample is not None or not drr.reshape:
             raise ValueError("drr must render whole pictures: make it without p_subsample and with reshape=True")
         if drr.renderer.reducefn != "sum":
@@ -161,10 +194,48 @@ def circular_orbit(
     orientation: str | None = "AP",  # of the subject
 ) -> RigidTransform:  # (n_views)
     "Turn a C-arm around the patient's long axis. Raises a `ValueError` for less than one view."
-    if n_views < 1:
-        raise ValueError(f"n_views must be at least 1, not {n_views!r}")
+    check_count("n_views", n_views)
     angles = [180.0 + arc * i / n_views for i in range(n_views)]  # the first one is frontal
     return RigidTransform(torch.cat([pose_from_positioner_angles(angle, 0.0, sod, orientation).matrix for angle in angles]))
+
+# %% ../nbs/api/24_reconstruction.ipynb #1c2565fc
+def check_pictures(
+    projector: Projector,
+    pictures: torch.Tensor,  # what the caller gave, as a tensor or an array
+) -> torch.Tensor:  # (V, 1, H, W) as the projector has them
+    "Raise a `ValueError` unless pictures fit the views of a projector and are finite; warn of those that cannot be line integrals."
+    given = torch.as_tensor(pictures)
+    if tuple(given.shape) != projector.picture_shape:
+        raise ValueError(f"pictures must have shape {projector.picture_shape}, one picture for each view, not {tuple(given.shape)}")
+    pictures = given.to(projector.drr.device, projector.drr.dtype)
+    if not pictures.isfinite().all():
+        raise ValueError(f"pictures must be finite, but {(~pictures.isfinite()).sum().item()} pixels are not; were there intensities of 0 before the logarithm? clamp them")
+    if not given.is_floating_point() or pictures.mean() < 0:
+        warnings.warn("pictures are whole numbers, or negative on average, so they seem to be intensities; what is needed are line integrals, -log(intensity / that without a patient), as physics.Log makes them")
+    return pictures
+
+# %% ../nbs/api/24_reconstruction.ipynb #ca5c8425
+def check_volume(
+    projector: Projector,
+    volume: torch.Tensor,  # what the caller gave, as a tensor or an array
+) -> torch.Tensor:  # (X, Y, Z) a copy, as the projector has them
+    "Raise a `ValueError` unless a volume fits the grid of a projector and is finite."
+    volume = torch.as_tensor(volume).detach().to(projector.drr.device, projector.drr.dtype, copy=True)
+    if tuple(volume.shape) != projector.volume_shape:
+        raise ValueError(f"volume must have the shape of the DRR's grid, {projector.volume_shape}, not {tuple(volume.shape)}")
+    if not volume.isfinite().all():
+        raise ValueError(f"volume must be finite, but {(~volume.isfinite()).sum().item()} voxels are not; give another first guess, or none")
+    return volume
+
+# %% ../nbs/api/24_reconstruction.ipynb #dd405978
+def check_overlap(
+    projector: Projector,
+) -> None:
+    "Raise a `ValueError` if no view sees the volume."
+    full = torch.ones_like(projector.zeros())
+    with torch.no_grad():
+        if not any(projector[i : i + 1](full).any() for i in range(len(projector))):
+            raise ValueError("no ray meets the volume; does the orientation of circular_orbit match that of read(), and is the volume between source and detector?")
 
 # %% ../nbs/api/24_reconstruction.ipynb #8193a8ff
 def ramp_filter(
@@ -254,8 +325,9 @@ def fdk(
     hann: bool = False,  # damp high frequencies, against noise
     verbose: bool = True,  # show a progress bar
 ) -> torch.Tensor:  # (X, Y, Z) 1/mm
-    "Reconstruct from a full circle by filtered backprojection (Feldkamp, Davis and Kress, 1984). Raises the errors of `check_pictures` and `check_circle`, and a `ValueError` for other beams and for detectors that change."
-    check_pictures(projector, pictures)
+    "Reconstruct from a full circle by filtered backprojection (Feldkamp, Davis and Kress, 1984). Raises the errors of `check_pictures`, `check_overlap` and `check_circle`, and a `ValueError` for other beams and for detectors that change."
+    pictures = check_pictures(projector, pictures)
+    check_overlap(projector)
     drr, detector, calibration = projector.drr, projector.drr.detector, single_calibration(projector)
     if detector.beam != "cone":
         raise ValueError(f"projector must have a cone beam, not {detector.beam!r}; use an iterative method")
@@ -279,20 +351,9 @@ def fdk(
             part += read * (radius / depth) ** 2
     return volume * (math.pi / len(projector))
 
-# %% ../nbs/api/24_reconstruction.ipynb #668fa7b0
-def check_pictures(
-    projector: Projector,
-    pictures: torch.Tensor,  # what the caller gave
-) -> None:
-    "Raise a `ValueError` unless pictures fit the views of a projector and are finite."
-    if tuple(pictures.shape) != projector.picture_shape:
-        raise ValueError(f"pictures must have shape {projector.picture_shape}, one picture for each view, not {tuple(pictures.shape)}")
-    if not pictures.isfinite().all():
-        raise ValueError(f"pictures must be finite, but {(~pictures.isfinite()).sum().item()} pixels are not; were there intensities of 0 before the logarithm? clamp them")
-
 # %% ../nbs/api/24_reconstruction.ipynb #4fedda31
 class Solver(ABC):
-    "A method that improves a volume step by step. Raises the errors of `check_pictures`."
+    "A method that improves a volume step by step. Raises the errors of `check_pictures`, `check_volume` and `check_overlap`."
 
     def __init__(
         self,
@@ -300,10 +361,10 @@ class Solver(ABC):
         pictures: torch.Tensor,  # (V, 1, H, W) line integrals
         volume: torch.Tensor | None = None,  # (X, Y, Z) first guess (default: zero)
     ):
-        check_pictures(projector, pictures)
-        self.projector, self.pictures = projector.detach(), pictures.detach()
+        self.projector, self.pictures = projector.detach(), check_pictures(projector, pictures).detach()
+        check_overlap(self.projector)
         self.residuals: list[float] = []  # of the guess before each step
-        self.state = {"volume": projector.zeros() if volume is None else volume.detach().clone()}
+        self.state = {"volume": projector.zeros() if volume is None else check_volume(projector, volume)}
 
     @property
     def volume(self) -> torch.Tensor:  # (X, Y, Z)
@@ -335,12 +396,12 @@ class Solver(ABC):
         verbose: bool = True,  # show a progress bar
     ) -> torch.Tensor:  # (X, Y, Z)
         "Take steps. Raises a `FloatingPointError` if the guess is not finite any more. After any error, and any interrupt, the state is that after the last whole step."
-        scale = self.pictures.norm().clamp(min=torch.finfo(self.pictures.dtype).tiny)
+        scale = self.pictures.norm().item() or 1.0
         with tqdm(range(iterations), desc=type(self).__name__, disable=not verbose) as bar:
             for _ in bar:
                 try:
                     state, residual = self.step(self.state)
-                    residual = float(residual / scale)
+                    residual = float(residual) / scale
                     if not (math.isfinite(residual) and state["volume"].isfinite().all()):
                         raise FloatingPointError(f"{type(self).__name__} diverges after {len(self.residuals)} steps; take smaller ones")
                 except BaseException:
@@ -408,8 +469,7 @@ class SIRT(Solver):
         nonnegative: bool = True,  # attenuation is not negative
     ):
         super().__init__(projector, pictures, volume)
-        if not 1 <= subsets <= len(projector):
-            raise ValueError(f"subsets must be from 1 to the number of views, {len(projector)}, not {subsets!r}")
+        check_count("subsets", subsets, len(projector))
         if not 0 < relaxation < 2:
             raise ValueError(f"relaxation must be between 0 and 2, not {relaxation!r}")
         self.relaxation, self.nonnegative = relaxation, nonnegative
@@ -562,8 +622,7 @@ class Descent(Solver):
         super().__init__(projector.believed if self.geometry else projector, pictures, volume)
         n_views = len(self.projector)
         self.views = n_views if views is None else views
-        if not 1 <= self.views <= n_views:
-            raise ValueError(f"views must be from 1 to {n_views}, not {views!r}")
+        check_count("views", self.views, n_views)
         self.regularizer, self.nonnegative = regularizer, nonnegative
         self.generator = torch.Generator().manual_seed(seed)
         self.parameter = nn.Parameter(self.volume.clone())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -354,7 +355,7 @@ def test_divergence_keeps_the_last_good_volume(ball):
 def test_wrong_input_is_refused(ball):
     projector, pictures, *_ = ball
     drr = projector.drr
-    with pytest.raises(ValueError, match="one pose and one calibration for each view"):
+    with pytest.raises(ValueError, match="calibration must be one for each of the 72 views, or one for all, not 3"):
         Projector(drr, projector.pose, RigidTransform(drr.detector.calibration.matrix.repeat(3, 1, 1)))
     with pytest.raises(ValueError, match="must render whole pictures"):
         Projector(make_drr(p_subsample=0.5), projector.pose)
@@ -368,18 +369,74 @@ def test_wrong_input_is_refused(ball):
     nan[0, 0, 0, 0] = torch.nan
     with pytest.raises(ValueError, match="pictures must be finite, but 1 pixels are not"):
         CGLS(projector, nan)
-    with pytest.raises(ValueError, match="subsets must be from 1 to the number of views, 72, not 73"):
+    with pytest.raises(ValueError, match="subsets must be a whole number from 1 to 72, not 73"):
         SIRT(projector, pictures, subsets=73)
     with pytest.raises(ValueError, match="relaxation must be between 0 and 2, not 2.5"):
         SIRT(projector, pictures, relaxation=2.5)
     with pytest.raises(ValueError, match="weight must be a positive number, not -1"):
         TotalVariation(projector, pictures, weight=-1)
-    with pytest.raises(ValueError, match="views must be from 1 to 72, not 100"):
-        Descent(projector, pictures, torch.optim.Adam, rate=1e-3, views=100)
+    for views in (0, 2.5, 100):
+        with pytest.raises(ValueError, match=f"views must be a whole number from 1 to 72, not {views}"):
+            Descent(projector, pictures, torch.optim.Adam, rate=1e-3, views=views)
     with pytest.raises(ValueError, match="intrinsics must be some of sdd"):
         FreeGeometry(projector, ["focal"])
-    with pytest.raises(ValueError, match="n_views must be at least 1, not 0"):
+    with pytest.raises(ValueError, match="n_views must be a whole number of at least 1, not 0"):
         circular_orbit(0, 600.0)
+
+
+def test_wrong_views_are_refused(ball):
+    projector, *_ = ball
+    drr, pose = projector.drr, projector.pose
+    for count in (0, -1, 2.5, True):
+        with pytest.raises(ValueError, match=f"views_at_once must be a whole number of at least 1, not {count}"):
+            Projector(drr, pose, views_at_once=count)
+    with pytest.raises(ValueError, match="pose must hold at least one view"):
+        projector[100:]
+    for given in (pose.matrix, [pose]):
+        with pytest.raises(TypeError, match=f"pose must be a RigidTransform.*not {type(given).__name__}"):
+            Projector(drr, given)
+    with pytest.raises(TypeError, match="calibration must be a RigidTransform"):
+        Projector(drr, pose, drr.detector.calibration.matrix)
+    with pytest.raises(ValueError, match="pose has dtype torch.float32, but the DRR has torch.float64"):
+        Projector(make_drr().double(), circular_orbit(3, 450.0))
+    with pytest.raises(ValueError, match="pose has device meta, but the DRR has cpu"):
+        Projector(drr, circular_orbit(3, 450.0).to("meta"))
+
+
+@pytest.mark.parametrize("solve", [fdk, SIRT, CGLS, lambda *arguments: TotalVariation(*arguments, weight=0.1)])
+def test_a_projector_that_sees_nothing_is_refused(ball, solve):
+    projector, pictures, *_ = ball
+    turned = Projector(projector.drr, circular_orbit(len(projector), 600.0, orientation="PA"))
+    with pytest.raises(ValueError, match="no ray meets the volume"):
+        solve(turned, pictures)
+
+
+def test_wrong_guesses_are_refused(ball):
+    projector, pictures = (x[::9] for x in ball[:2])
+    with pytest.raises(ValueError, match=r"volume must have the shape of the DRR's grid, \(33, 35, 21\), not \(3, 3, 3\)"):
+        CGLS(projector, pictures, volume=torch.zeros(3, 3, 3))
+    with pytest.raises(ValueError, match="volume must be finite, but 33 voxels are not"):
+        CGLS(projector, pictures, volume=torch.full(projector.volume_shape, torch.inf).where(torch.arange(21) == torch.arange(35)[:, None] + 20, 0))
+    guess = np.ones(projector.volume_shape)
+    solver = CGLS(projector, pictures, volume=guess)
+    assert solver.volume.dtype == torch.float32
+    empty = CGLS(projector, torch.zeros_like(pictures), volume=guess)
+    assert empty.run(5, verbose=False).abs().mean() < 0.5
+
+
+def test_pictures_of_any_kind(ball):
+    projector, pictures = (x[::4] for x in ball[:2])
+    expected = fdk(projector, pictures, verbose=False)
+    for given in (pictures.double(), pictures.numpy(), pictures.double().numpy()):
+        torch.testing.assert_close(fdk(projector, given, verbose=False), expected, rtol=0, atol=1e-6)
+        assert CGLS(projector, given).run(1, verbose=False).dtype == torch.float32
+    counts = (1e4 * torch.exp(-pictures)).to(torch.int32)
+    for wrong in (counts, -pictures):
+        with pytest.warns(UserWarning, match="they seem to be intensities"):
+            fdk(projector, wrong, verbose=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fdk(projector, pictures, verbose=False)
 
 
 def test_fdk_wants_a_full_circle(ball):
