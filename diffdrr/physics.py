@@ -252,7 +252,7 @@ def tissue_labels(
 ) -> torch.Tensor:  # positions in `TISSUES`, uint8
     "Assign a tissue to each voxel."
     limits = torch.tensor(list(TISSUES.values())[1:], device=volume.device)
-    return torch.bucketize(volume.float(), limits, right=True).to(torch.uint8)
+    return torch.bucketize(volume.float().contiguous(), limits, right=True).to(torch.uint8)
 
 # %% ../nbs/api/25_physics.ipynb #25ea2fb0
 def label_materials(
