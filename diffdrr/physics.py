@@ -440,14 +440,14 @@ def tube_spectrum(
     filtration: Mapping[str, float | torch.Tensor],  # thickness of each material between anode and patient, mm
     anode_angle: float | torch.Tensor = 12.0,  # (...) between the ray and the face of the anode, degrees
     step: float = 1.0,  # width of the bins, keV
-) -> Spectrum:  # float64; the fluence has shape (..., E)
+) -> Spectrum:  # float64, on the CPU; the fluence has shape (..., E)
     """Compute the spectrum of a tungsten anode under constant voltage (Ebel, X-Ray Spectrometry 28, 1999), from 10 to 150 keV. It is differentiable in voltage, thicknesses and angle.
 
     Raises a `ValueError` for a voltage, an angle or a step that makes no sense."""
     if not 30 <= kvp <= 150:
         raise ValueError(f"kvp must be between 30 and 150 kV, not {float(kvp):g}")
     check_positive("step", step)
-    kvp, angle = (torch.as_tensor(x, dtype=torch.float64) for x in (kvp, anode_angle))
+    kvp, angle = (torch.as_tensor(x, dtype=torch.float64, device="cpu") for x in (kvp, anode_angle))
     if not ((angle > 0) & (angle <= 90)).all():
         raise ValueError(f"anode_angle must be above 0 and at most 90 degrees, but runs from {angle.min().item():g} to {angle.max().item():g}; the rest lies in the shadow of the anode")
     angle = torch.deg2rad(angle)[..., None]
@@ -831,10 +831,11 @@ class HeelEffect(nn.Module):
     def measure(self) -> torch.Tensor:  # (N,) float64, from the left or the top
         "Compute the signal of each pixel along the axis of the tube, 1 on the central ray."
         shift = self.x0 if self.anode in ("left", "right") else self.y0
-        offsets = pixel_offsets(self.pixels, self.size, torch.zeros(1, dtype=torch.float64), shift)
+        shift, anode_angle = (torch.as_tensor(value, dtype=torch.float64, device="cpu") for value in (shift, self.anode_angle))
+        offsets = pixel_offsets(self.pixels, self.size, shift, shift)
         outwards = offsets if self.anode in ("top", "left") else -offsets  # the anode's side comes first, with negative offsets
-        angles = self.anode_angle + torch.rad2deg(torch.atan(outwards / self.sdd))
-        (energies, fluence), central = (tube_spectrum(self.kvp, self.filtration, angle) for angle in (angles, self.anode_angle))
+        angles = anode_angle + torch.rad2deg(torch.atan(outwards / self.sdd))
+        (energies, fluence), central = (tube_spectrum(self.kvp, self.filtration, angle) for angle in (angles, anode_angle))
         response = csi_response(energies)
         return (fluence * response).sum(dim=-1) / (central.fluence * response).sum(dim=-1)
 
