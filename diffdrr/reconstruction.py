@@ -27,10 +27,10 @@ from .threads import serial_torch
 from .views import pose_from_positioner_angles
 
 # %% auto #0
-__all__ = ['VOXELS_AT_ONCE', 'CACHED_BYTES', 'check_count', 'check_transform', 'Projector', 'Backprojection', 'circular_orbit',
-           'check_pictures', 'check_volume', 'check_overlap', 'ramp_filter', 'check_circle', 'single_calibration',
-           'voxel_centres', 'redundancy', 'fdk', 'Solver', 'reciprocal', 'SIRT', 'CGLS', 'differences',
-           'differences_transposed', 'TotalVariation', 'FreeGeometry', 'Descent']
+__all__ = ['VOXELS_AT_ONCE', 'CACHED_BYTES', 'GOLDEN_SECTION', 'check_count', 'check_transform', 'Projector', 'Backprojection',
+           'circular_orbit', 'check_pictures', 'check_volume', 'check_overlap', 'ramp_filter', 'check_circle',
+           'single_calibration', 'voxel_centres', 'redundancy', 'fdk', 'Solver', 'reciprocal', 'SIRT', 'CGLS',
+           'differences', 'differences_transposed', 'TotalVariation', 'FreeGeometry', 'Descent']
 
 # %% ../nbs/api/24_reconstruction.ipynb #ccee6571
 if TYPE_CHECKING:
@@ -126,19 +126,23 @@ class Projector:
             which = slice(start, start + self.views_at_once)
             yield which, self[which]
 
-    def _render(self, volume: torch.Tensor) -> torch.Tensor:
+    def _render(self, volume: torch.Tensor, pixels: torch.Tensor | None = None) -> torch.Tensor:
         "Render all views at once."
+        chosen = slice(None) if pixels is None else pixels
         source, target = self.drr.detector(self.pose, self.calibration)
-        return self.drr.reshape_transform(self.drr.render(volume, source, target, **self.drr.renderer.exact), len(self))
+        source = source if source.shape[1] == 1 else source[:, chosen]
+        seen = self.drr.render(volume, source, target[:, chosen], **self.drr.renderer.exact)
+        return self.drr.reshape_transform(seen, len(self)) if pixels is None else seen
 
     def __call__(
         self,
         volume: torch.Tensor,  # (X, Y, Z)
-    ) -> torch.Tensor:  # (V, 1, H, W)
+        pixels: torch.Tensor | None = None,  # (N) which to compute, counted row by row (default: all)
+    ) -> torch.Tensor:  # (V, 1, H, W), or (V, 1, N)
         "Project a volume."
         if tuple(volume.shape) != self.volume_shape:
             raise ValueError(f"volume must have the shape of the DRR's grid, {self.volume_shape}, not {tuple(volume.shape)}")
-        return torch.cat([some._render(volume) for _, some in self.blocks()])
+        return torch.cat([some._render(volume, pixels) for _, some in self.blocks()])
 
     def T(
         self,
@@ -391,6 +395,7 @@ class Solver(ABC):
         self,
         iterations: int,  # at most
         tolerance: float = 0.0,  # stop when the residual, as a part of the norm of the pictures, is below
+        change: float = 0.0,  # stop when a step changes less than this part of the norm of the volume
         callback: Callable[[Solver], object] | None = None,  # called after each step; to stop, it returns True
         checkpoint: str | Path | None = None,  # file to write after each step
         verbose: bool = True,  # show a progress bar
@@ -407,12 +412,13 @@ class Solver(ABC):
                 except BaseException:
                     self.restore()
                     raise
+                settled = change > 0 and (state["volume"] - self.volume).norm() < change * state["volume"].norm()
                 self.state = state
                 self.residuals.append(residual)
                 bar.set_postfix(residual=f"{residual:.3g}")
                 if checkpoint is not None:
                     self.save(checkpoint)
-                if (callback is not None and callback(self)) or residual < tolerance:
+                if (callback is not None and callback(self)) or residual < tolerance or settled:
                     break
         return self.volume
 
@@ -454,6 +460,7 @@ def reciprocal(
 
 # %% ../nbs/api/24_reconstruction.ipynb #f8c3296a
 CACHED_BYTES = 2**31  # up to which the sums of columns are kept; beyond, they are computed again in each step
+GOLDEN_SECTION = (3 - math.sqrt(5)) / 2
 
 
 class SIRT(Solver):
@@ -473,7 +480,8 @@ class SIRT(Solver):
         if not 0 < relaxation < 2:
             raise ValueError(f"relaxation must be between 0 and 2, not {relaxation!r}")
         self.relaxation, self.nonnegative = relaxation, nonnegative
-        self.groups = [slice(first, None, subsets) for first in range(subsets)]
+        order = (torch.arange(subsets, dtype=torch.float64) * GOLDEN_SECTION % 1).argsort().argsort()
+        self.groups = [slice(first, None, subsets) for first in order.tolist()]
         self.rows = reciprocal(self.projector(torch.ones_like(self.volume)))
         fits = subsets * self.volume.nbytes <= CACHED_BYTES
         self.columns = [self.column(which) for which in self.groups] if fits else None
@@ -540,13 +548,15 @@ class TotalVariation(Solver):
         self,
         projector: Projector,
         pictures: torch.Tensor,  # (V, 1, H, W) line integrals
-        weight: float,  # of the total variation: larger for smoother volumes
+        weight: float,  # of the total variation, in which a step between neighbours along the finest axis counts fully: larger for smoother volumes
         volume: torch.Tensor | None = None,  # (X, Y, Z) first guess (default: zero)
     ):
         super().__init__(projector, pictures, volume)
         if not 0 < weight < math.inf:
             raise ValueError(f"weight must be a positive number, not {weight!r}")
         self.weight = weight
+        spacing = projector.drr.affine.rotation[0].norm(dim=0)
+        self.closeness = (spacing.min() / spacing).view(3, 1, 1, 1)  # along each axis: the gradient of a step is less steep where voxels are long
         columns, rows = self.projector.there_and_back(torch.ones_like(self.volume), lambda seen, _: torch.ones_like(seen))
         self.row_steps = reciprocal(rows)
         self.scale = columns.mean() / 6  # makes differences as heavy as rays
@@ -558,10 +568,10 @@ class TotalVariation(Solver):
         fields = state.get("fields", torch.zeros(3, *volume.shape, dtype=volume.dtype, device=volume.device))
         follow = lambda seen, views: (rays[views] + self.row_steps[views] * (seen - self.pictures[views])) / (1 + self.row_steps[views])
         back, seen = self.projector.there_and_back(ahead, follow)
-        fields = fields + differences(ahead) / 2
+        fields = fields + self.closeness * differences(ahead) / 2
         limit = self.weight / self.scale
         fields = fields / (fields.norm(dim=0, keepdim=True) / limit).clamp(min=1)
-        following = (volume - self.voxel_steps * (back + self.scale * differences_transposed(fields))).clamp(min=0)
+        following = (volume - self.voxel_steps * (back + self.scale * differences_transposed(self.closeness * fields))).clamp(min=0)
         return {"volume": following, "ahead": 2 * following - volume, "rays": follow(seen, slice(None)), "fields": fields}, (seen - self.pictures).norm()
 
     def objective(
@@ -570,7 +580,7 @@ class TotalVariation(Solver):
     ) -> float:
         "Compute what is minimised."
         volume = self.volume if volume is None else volume
-        return float((self.projector(volume) - self.pictures).square().sum() / 2 + self.weight * differences(volume).norm(dim=0).sum())
+        return float((self.projector(volume) - self.pictures).square().sum() / 2 + self.weight * (self.closeness * differences(volume)).norm(dim=0).sum())
 
 # %% ../nbs/api/24_reconstruction.ipynb #dcb73a94
 class FreeGeometry(nn.Module):
@@ -580,15 +590,16 @@ class FreeGeometry(nn.Module):
         self,
         projector: Projector,  # as it was believed to be
         intrinsics: Sequence[str] = (),  # to correct, too: any of sdd, delx, dely, x0, y0
+        shared: bool = False,  # the same shift of intrinsics for all views
     ):
         super().__init__()
         unknown = [name for name in intrinsics if name not in INTRINSICS]
         if unknown:
             raise ValueError(f"intrinsics must be some of {', '.join(INTRINSICS)}, not {', '.join(unknown)}")
         self.believed, self.names = projector, tuple(intrinsics)
-        zeros = lambda n: nn.Parameter(torch.zeros(len(projector), n, dtype=projector.drr.dtype, device=projector.drr.device))
-        self.twist = zeros(6)  # about the world's origin: translation in units of 100 mm, rotation in rad
-        self.shift = zeros(len(self.names))  # mm
+        zeros = lambda *shape: nn.Parameter(torch.zeros(shape, dtype=projector.drr.dtype, device=projector.drr.device))
+        self.twist = zeros(len(projector), 6)  # about the world's origin: translation in units of 100 mm, rotation in rad
+        self.shift = zeros(1 if shared else len(projector), len(self.names))  # mm
 
     def forward(self) -> Projector:
         "Return the corrected projector."
@@ -616,23 +627,38 @@ class Descent(Solver):
         views: int | None = None,  # how many views are drawn for each step (default: all)
         volume: torch.Tensor | None = None,  # (X, Y, Z) first guess (default: zero)
         nonnegative: bool = True,  # attenuation is not negative
-        seed: int = 0,  # of the views that are drawn
+        seed: int = 0,  # of the views and rays that are drawn
+        rays: int | None = None,  # how many pixels are drawn for each step, the same of each view (default: all)
     ):
         self.geometry = projector if isinstance(projector, FreeGeometry) else None
         super().__init__(projector.believed if self.geometry else projector, pictures, volume)
         n_views = len(self.projector)
         self.views = n_views if views is None else views
         check_count("views", self.views, n_views)
+        self.rays, self.n_pixels = rays, math.prod(self.projector.picture_shape[2:])
+        if rays is not None:
+            check_count("rays", rays, self.n_pixels)
         self.regularizer, self.nonnegative = regularizer, nonnegative
         self.generator = torch.Generator().manual_seed(seed)
         self.parameter = nn.Parameter(self.volume.clone())
         groups = [{"params": [self.parameter], "lr": rate}]
         if self.geometry:
             groups.append({"params": list(self.geometry.parameters()), "lr": geometry_rate})
-        self.optimizer = optimizer(groups if len(groups) > 1 else groups[0]["params"], lr=rate)
+        try:
+            self.optimizer = optimizer(groups if self.geometry else [self.parameter], lr=rate)
+        except ValueError as error:
+            raise ValueError(f"optimizer must take parameters{', in groups for volume and geometry, as torch.optim.Adam does' if self.geometry else ''}: {error}") from error
         if nonnegative and isinstance(self.optimizer, torch.optim.LBFGS):
             raise ValueError("nonnegative must be False for LBFGS, which diverges when values are clamped; a regularizer can penalise negative ones: lambda volume: 1e4 * volume.clamp(max=0).square().mean()")
         self.state = self.remember()
+
+    def draw(
+        self,
+        n: int,  # that there are
+        number: int,  # to draw
+    ) -> torch.Tensor:  # (number) ascending
+        "Draw some of the views, or of the pixels."
+        return torch.randperm(n, generator=self.generator)[:number].sort().values.to(self.pictures.device)
 
     def remember(self) -> dict:
         "Copy all that a step changes."
@@ -653,18 +679,22 @@ class Descent(Solver):
         return {**super().about, "optimiser": type(self.optimizer).__name__, "geometry": bool(self.geometry), **intrinsics}
 
     def step(self, state):
-        which = torch.randperm(len(self.projector), generator=self.generator)[: self.views].sort().values
+        which, pixels = self.draw(len(self.projector), self.views), None
+        wanted = self.pictures[which]
+        if self.rays is not None:
+            pixels = self.draw(self.n_pixels, self.rays)
+            wanted = wanted.flatten(2)[..., pixels]
         residual = None
 
         def loss_of() -> torch.Tensor:
             nonlocal residual
             self.optimizer.zero_grad()
             projector = self.geometry() if self.geometry else self.projector
-            difference = projector[which](self.parameter) - self.pictures[which]
+            difference = projector[which](self.parameter, pixels) - wanted
             loss = difference.square().mean() / 2 + (0 if self.regularizer is None else self.regularizer(self.parameter))
             loss.backward()
             if residual is None:
-                residual = difference.detach().norm() * (len(self.projector) / len(which)) ** 0.5
+                residual = difference.detach().norm() * (self.pictures.numel() / wanted.numel()) ** 0.5
             return loss
 
         self.optimizer.step(loss_of)

@@ -343,6 +343,64 @@ def test_stopping(ball):
     assert len(solver.residuals) < 20
 
 
+def test_stopping_when_nothing_changes(ball):
+    projector, pictures = (x[::9] for x in ball[:2])
+    noisy = pictures + 0.1 * torch.randn(pictures.shape, generator=torch.Generator().manual_seed(0))
+    volumes = []
+    solver = SIRT(projector, noisy, subsets=4)
+    solver.run(100, change=0.02, callback=lambda solver: volumes.append(solver.volume), verbose=False)
+    changes = [float((after - before).norm() / after.norm()) for before, after in zip(volumes, volumes[1:])]
+    assert len(volumes) < 100
+    assert changes[-1] < 0.02 <= min(changes[:-1])
+
+
+def test_successive_subsets_are_far_apart(ball):
+    projector, pictures = ball[:2]
+    first = np.array([group.start for group in SIRT(projector, pictures, subsets=72).groups])
+    apart = np.abs(np.diff(first))
+    assert sorted(first) == list(range(72))
+    assert np.minimum(apart, 72 - apart).min() > 20
+
+
+@pytest.mark.parametrize("beam", ["cone", "parallel"])
+def test_some_rays_are_those_of_whole_pictures(beam):
+    drr = make_drr(beam=beam)
+    projector, pixels = Projector(drr, oblique(3), views_at_once=2), torch.tensor([5, 70, 71, 130])
+    torch.testing.assert_close(projector(drr.density, pixels), projector(drr.density).flatten(2)[..., pixels], rtol=1e-6, atol=1e-6)
+
+
+def test_descent_draws_rays(ball):
+    projector, pictures, inside, _ = ball
+    solver = Descent(projector[::4], pictures[::4], torch.optim.Adam, rate=1e-3, views=6, rays=700)
+    volume = solver.run(150, verbose=False)
+    assert volume[inside].mean().item() == pytest.approx(WATER, rel=0.05)
+    assert solver.residuals[0] == pytest.approx(1, rel=0.2)  # scaled to all pixels
+    assert np.mean(solver.residuals[-10:]) < 0.06
+
+
+def test_total_variation_knows_how_far_voxels_are_apart():
+    drr = make_drr(shape=(6, 8, 10), spacing=(2.0, 2.0, 10.0))
+    projector = Projector(drr, circular_orbit(3, 450.0))
+    solver = TotalVariation(projector, torch.zeros(projector.picture_shape), weight=3.0)
+    for axis, expected in ((0, 8 * 10), (1, 6 * 10), (2, 6 * 8 / 5)):
+        step = projector.zeros()
+        step.narrow(axis, 3, step.shape[axis] - 3).fill_(1.0)
+        assert solver.objective(step) - float(projector(step).square().sum()) / 2 == pytest.approx(3.0 * expected, rel=1e-3)
+
+
+def test_one_shift_for_all_views(ball):
+    projector, pictures = (x[::12] for x in ball[:2])
+    volume = SIRT(projector, pictures, subsets=3).run(10, verbose=False)
+    geometry, moved = (FreeGeometry(projector, ["x0"], shared=True) for _ in range(2))
+    with torch.no_grad():
+        moved.shift.fill_(3.0)
+        shifted = moved()(volume)
+    assert geometry.shift.shape == (1, 1)
+    geometry.twist.requires_grad_(False)
+    Descent(geometry, shifted, torch.optim.Adam, rate=0.0, geometry_rate=0.2, volume=volume).run(100, verbose=False)
+    torch.testing.assert_close(geometry.shift, moved.shift, rtol=0, atol=0.1)  # mm
+
+
 def test_divergence_keeps_the_last_good_volume(ball):
     projector, pictures, *_ = ball
     solver = Descent(projector[::9], pictures[::9], torch.optim.SGD, rate=1e30, nonnegative=False)
@@ -378,6 +436,10 @@ def test_wrong_input_is_refused(ball):
     for views in (0, 2.5, 100):
         with pytest.raises(ValueError, match=f"views must be a whole number from 1 to 72, not {views}"):
             Descent(projector, pictures, torch.optim.Adam, rate=1e-3, views=views)
+    with pytest.raises(ValueError, match="rays must be a whole number from 1 to 3500, not 4000"):
+        Descent(projector, pictures, torch.optim.Adam, rate=1e-3, rays=4000)
+    with pytest.raises(ValueError, match="optimizer must take parameters, in groups for volume and geometry, as torch.optim.Adam does: LBFGS"):
+        Descent(FreeGeometry(projector), pictures, lbfgs, rate=1.0, nonnegative=False)
     with pytest.raises(ValueError, match="intrinsics must be some of sdd"):
         FreeGeometry(projector, ["focal"])
     with pytest.raises(ValueError, match="n_views must be a whole number of at least 1, not 0"):
