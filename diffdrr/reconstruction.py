@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .drr import DRR, INTRINSICS
+from .files import whole_file
 from .pose import AffineTransform, RigidTransform
 from .se3 import twist_to_matrix
 from .threads import serial_torch
@@ -426,11 +426,9 @@ class Solver(ABC):
         self,
         path: str | Path,
     ) -> None:
-        "Write the state to a temporary file, and rename it."
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        torch.save({"about": self.about, "state": self.state, "residuals": self.residuals}, temporary)
-        os.replace(temporary, path)
+        "Write the state to a file, whole or not at all."
+        with whole_file(path) as temporary:
+            torch.save({"about": self.about, "state": self.state, "residuals": self.residuals}, temporary)
 
     def load(
         self,

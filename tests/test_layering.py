@@ -42,7 +42,7 @@ ARROWS: dict[str, set[str] | None] = {
     "registration": {"files", "se3", "pose", "xray", "threads", "drr", "alignment"},
     "datasets": {"pose", "camera", "detector", "data"},
     "utils": {"pose", "camera", "detector", "drr"},
-    "reconstruction": {"se3", "pose", "views", "threads", "drr"},
+    "reconstruction": {"files", "se3", "pose", "views", "threads", "drr"},
     "physics": {"camera", "data"},
     "anatomy": {"files", "pose", "renderers", "drr"},
     "scene_page": {"files"},
