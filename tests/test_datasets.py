@@ -16,7 +16,7 @@ import torch
 from dataset_files import ATTENUATION, BONES, CONTRAST, FEMUR_FROM_PELVIS, LANDMARKS, SDD, Film, write_deepfluoro, write_ljubljana
 
 from benchmarks import datasets as evaluation
-from diffdrr.datasets import DeepFluoro, Ljubljana, find_entry, open_hdf5, shrink
+from diffdrr.datasets import DeepFluoro, Ljubljana, shrink
 from diffdrr.drr import DRR
 from diffdrr.metrics import target_registration_error
 from diffdrr.pose import RigidTransform
