@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -158,6 +159,23 @@ def test_workers_of_a_data_loader_render():
     here = torch.stack([views[i] for i in range(len(views))])  # starts the threads
     loader = torch.utils.data.DataLoader(views, batch_size=2, num_workers=2, multiprocessing_context="fork", timeout=60)
     assert torch.allclose(torch.cat(list(loader)), here, atol=1e-6 * here.max().item())
+
+
+def test_compiled_code_on_disk_is_out_of_date_when_what_it_calls_has_changed(tmp_path):
+    "An update of one file of the kernels must not leave the compiled code of another at work: Numba looks at the file of a function only."
+    shutil.copytree(Path(__file__).parents[1] / "diffdrr", tmp_path / "diffdrr", ignore=shutil.ignore_patterns("__pycache__"))
+    code = """
+import torch
+from diffdrr.kernels.dispatch import siddon
+source, target = torch.tensor([[[[1.0, 1.0, -7.0]]], [[[1.0, 1.0, 9.0]]]])
+print(siddon(torch.ones(3, 3, 3), source, target, torch.full((1, 1), 16.0), backend="numba").item())
+"""
+    render = lambda: float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True).stdout)
+    whole = render()
+    march = tmp_path / "diffdrr" / "kernels" / "numba_march.py"
+    text = march.read_text()
+    march.write_text(text.replace("enter, leave, enter_axis, leave_axis = 0.0, 1.0,", "enter, leave, enter_axis, leave_axis = 0.0, 0.5,"))
+    assert march.read_text() != text and render() == pytest.approx(whole / 2)
 
 
 def test_without_a_folder_for_compiled_code():

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import njit
 
-from .numba_march import INLINE, OPTIONS, Ray, as_classes, as_rays, as_volume, backproject_with, cut, differentiate_with, dominant, in_order, nothing, plan, point, read, set_up, share
+from .numba_march import Axis, Ray, address, as_classes, as_rays, as_volume, backproject_with, cell, compiled, crossing, differentiate_with, dominant, in_order, inlined, nothing, plan, planes, point, read, set_up, share, slab
 
 # %% auto #0
-__all__ = ['RAYS_PER_PIECE', 'value', 'integrate', 'integrate_with_jumps', 'differentiate', 'render_rays', 'differentiate_rays',
-           'fill_pieces', 'render_channels', 'backproject_rays', 'render', 'ray_gradient', 'render_with_slopes',
-           'volume_gradient']
+__all__ = ['LANES', 'RAYS_PER_PIECE', 'value', 'value_at', 'middles', 'visit', 'crossings', 'integrate', 'differentiate',
+           'render_rays', 'differentiate_rays', 'list_middles', 'list_corrections', 'add_to_channel', 'render_channels',
+           'add_to_voxel', 'backproject_rays', 'render', 'ray_gradient', 'render_with_slopes', 'volume_gradient']
 
 # %% ../../nbs/api/12_kernels_numba_siddon.ipynb #dadb4314
-@njit(**INLINE)
+@inlined
 def value(
     real,  # float32 or float64
     volumes,  # (V, n)
@@ -31,28 +30,9 @@ def value(
     x = real(read(volumes, which, index))
     return x if labels is None else x * weights[b, n, np.uintp(labels[which, np.uintp(index)])]
 
-# %% ../../nbs/api/12_kernels_numba_siddon.ipynb #66e9a4dc
-@njit(**OPTIONS)
-def integrate(
-    real,  # float32 or float64
-    whole,  # int32 or int64
-    volumes,  # (V, n)
-    where,  # three numbers: which volume, image and ray
-    ray: Ray,
-):  # over u
-    "Integrate along a ray."
-    total = real(0)
-    for j in range(ray.first, ray.last):
-        first, second, third, begin, at_v, at_w, end = cut(real, whole, ray, j)
-        one, two = min(at_v, at_w), max(at_v, at_w)
-        total += (one - begin) * value(real, volumes, None, None, where, first)
-        total += (two - one) * value(real, volumes, None, None, where, second)
-        total += (end - two) * value(real, volumes, None, None, where, third)
-    return total
-
-# %% ../../nbs/api/12_kernels_numba_siddon.ipynb #c0f87bab
-@njit(**OPTIONS)
-def integrate_with_jumps(
+# %% ../../nbs/api/12_kernels_numba_siddon.ipynb #083dc20a
+@inlined
+def value_at(
     real,  # float32 or float64
     whole,  # int32 or int64
     volumes,  # (V, n)
@@ -60,23 +40,106 @@ def integrate_with_jumps(
     weights,  # (B, N, C) or None
     where,  # three numbers: which volume, image and ray
     ray: Ray,
-):  # the integral over u; the sum of the jumps at planes of v, the same times u, and both for w
-    "Integrate along a ray, and sum the jumps from one voxel to the next."
-    total, jumps_v, moments_v, jumps_w, moments_w = real(0), real(0), real(0), real(0), real(0)
-    for j in range(ray.first, ray.last):
-        first, second, third, begin, at_v, at_w, end = cut(real, whole, ray, j)
-        x, y, z = value(real, volumes, labels, weights, where, first), value(real, volumes, labels, weights, where, second), value(real, volumes, labels, weights, where, third)
-        one, two = min(at_v, at_w), max(at_v, at_w)
-        total += (one - begin) * x + (two - one) * y + (end - two) * z
-        jump_v, jump_w = (x - y, y - z) if at_v < at_w else (y - z, x - y)
-        jumps_v += jump_v
-        moments_v += jump_v * at_v
-        jumps_w += jump_w
-        moments_w += jump_w * at_w
-    return total, jumps_v, moments_v, jumps_w, moments_w
+    j: int,  # a slab
+    u: float,  # a point of the ray in it
+):
+    "Read the voxel in which a point of a ray lies."
+    return value(real, volumes, labels, weights, where, address(whole, ray, j, cell(real, whole, ray.v, u), cell(real, whole, ray.w, u)))
+
+
+@compiled
+def middles(
+    real,  # float32 or float64
+    whole,  # int32 or int64
+    volumes,  # (V, n)
+    labels,  # (V, n) or None
+    weights,  # (B, N, C) or None
+    where,  # three numbers: which volume, image and ray
+    ray: Ray,
+):  # over u
+    "Integrate along a ray, with the voxel in the middle of each slab."
+    total = real(0)
+    for j in range(whole(ray.first + 1), whole(ray.last - 1)):
+        total += value_at(real, whole, volumes, labels, weights, where, ray, j, real(j))
+    for j in range(ray.first, ray.last, max(ray.last - ray.first - 1, 1)):
+        begin, end = slab(real, ray, j)
+        total += (end - begin) * value_at(real, whole, volumes, labels, weights, where, ray, j, (begin + end) * real(0.5))
+    return total
+
+# %% ../../nbs/api/12_kernels_numba_siddon.ipynb #3c1ad391
+@inlined
+def visit(
+    real,  # float32 or float64
+    whole,  # int32 or int64
+    ray: Ray,
+    axis: Axis,  # v or w
+    other: Axis,  # w or v
+    farther: bool,  # of two crossings at one point, the one of this axis is farther from the middle
+    plane: int,  # which plane of the axis
+    first: int,  # slab
+    last: int,  # one more than the last slab
+):  # the voxel above the plane, in memory; u at the crossing; how far the voxel below counts for more than the sum over middles says
+    "Find what changes where a ray ascends through a plane."
+    at = min(max(crossing(axis, real(plane)), ray.low), ray.high)
+    j = whole(min(max(whole(at + real(0.5)), whole(first)), whole(last - 1)))
+    begin, end = slab(real, ray, j)
+    middle = (begin + end) * real(0.5)
+    before_middle = (cell(real, whole, axis, middle) >= plane) == (axis.slope > 0)
+    face = begin if before_middle else end
+    row, row_at_face = cell(real, whole, other, middle), cell(real, whole, other, face)
+    at_other = crossing(other, real(max(row, row_at_face)))
+    distance = at_other - at if before_middle else at - at_other
+    row = row_at_face if row != row_at_face and (distance > 0 or farther and distance == 0) else row
+    return whole(whole(whole(j * ray.step_u) + whole(row * other.step)) + whole(plane * axis.step)), at, at - face
+
+# %% ../../nbs/api/12_kernels_numba_siddon.ipynb #88034e79
+LANES = 8  # the processor does so many crossings at a time
+
+
+@inlined
+def crossings(
+    real,  # float32 or float64
+    whole,  # int32 or int64
+    volumes,  # (V, n)
+    labels,  # (V, n) or None
+    weights,  # (B, N, C) or None
+    where,  # three numbers: which volume, image and ray
+    ray: Ray,
+    axis: Axis,  # whose planes are crossed: v or w
+    other: Axis,  # w or v
+    farther: bool,  # see `visit`
+):  # what to add to the integral; the sum of the jumps from one voxel to the next; the same times u
+    "Visit the planes of an axis."
+    below, count, up = planes(real, whole, ray, axis, ray.first, ray.last)
+    correction, jumps, moments = real(0), real(0), real(0)
+    for k in range(whole((count + LANES - 1) // LANES * LANES)):
+        index, at, more = visit(real, whole, ray, axis, other, farther, whole(below + whole(min(whole(k + 1), count))), ray.first, ray.last)
+        jump = value(real, volumes, labels, weights, where, whole(index - axis.step)) - value(real, volumes, labels, weights, where, index)
+        jump = jump if k < count else real(0)
+        correction += jump * more
+        jumps += jump
+        moments += jump * at
+    return (correction, jumps, moments) if up else (-correction, -jumps, -moments)
+
+# %% ../../nbs/api/12_kernels_numba_siddon.ipynb #6fecbb5a
+@inlined
+def integrate(
+    real,  # float32 or float64
+    whole,  # int32 or int64
+    volumes,  # (V, n)
+    labels,  # (V, n) or None
+    weights,  # (B, N, C) or None
+    where,  # three numbers: which volume, image and ray
+    ray: Ray,
+):  # the integral over u; for v, and then for w: the sum of the jumps from one voxel to the next, and the same times u
+    "Integrate along a ray, and sum its jumps."
+    total = middles(real, whole, volumes, labels, weights, where, ray)
+    at_v, jumps_v, moments_v = crossings(real, whole, volumes, labels, weights, where, ray, ray.v, ray.w, False)
+    at_w, jumps_w, moments_w = crossings(real, whole, volumes, labels, weights, where, ray, ray.w, ray.v, True)
+    return total + (at_v + at_w), jumps_v, moments_v, jumps_w, moments_w
 
 # %% ../../nbs/api/12_kernels_numba_siddon.ipynb #aff29baa
-@njit(**OPTIONS)
+@compiled
 def differentiate(
     real,  # float32 or float64
     whole,  # int32 or int64
@@ -96,23 +159,23 @@ def differentiate(
         slopes[b, n, i] = nothing(s, t)
     if ray.first >= ray.last:
         return nothing(s, t)
-    total, jumps_v, moments_v, jumps_w, moments_w = integrate_with_jumps(real, whole, volumes, labels, weights, where, ray)
-    lowest = value(real, volumes, labels, weights, where, cut(real, whole, ray, ray.first)[0])
-    highest = value(real, volumes, labels, weights, where, cut(real, whole, ray, ray.last - 1)[2])
+    total, jumps_v, moments_v, jumps_w, moments_w = integrate(real, whole, volumes, labels, weights, where, ray)
+    lowest = value_at(real, whole, volumes, labels, weights, where, ray, ray.first, ray.low)
+    highest = value_at(real, whole, volumes, labels, weights, where, ray, ray.last - 1, ray.high)
     low_axis, high_axis = (ray.enter_axis, ray.leave_axis) if ray.du > 0 else (ray.leave_axis, ray.enter_axis)
-    if low_axis == ray.v:
+    if low_axis == ray.v.number:
         jumps_v, moments_v = jumps_v - lowest, moments_v - lowest * ray.low
-    elif low_axis == ray.w:
+    elif low_axis == ray.w.number:
         jumps_w, moments_w = jumps_w - lowest, moments_w - lowest * ray.low
-    if high_axis == ray.v:
+    if high_axis == ray.v.number:
         jumps_v, moments_v = jumps_v + highest, moments_v + highest * ray.high
-    elif high_axis == ray.w:
+    elif high_axis == ray.w.number:
         jumps_w, moments_w = jumps_w + highest, moments_w + highest * ray.high
     nearest, farthest = (lowest, highest) if ray.du > 0 else (highest, lowest)
     integral = total / abs(ray.du)
     left_of_source = integral - (nearest if ray.enter_axis < 0 else 0.0)
     left_of_target = (farthest if ray.leave_axis < 0 else 0.0) - integral
-    for axis, jumps, moments in ((ray.v, jumps_v, moments_v), (ray.w, jumps_w, moments_w)):
+    for axis, jumps, moments in ((ray.v.number, jumps_v, moments_v), (ray.w.number, jumps_w, moments_w)):
         at_jumps = (moments - ray.source_u * jumps) / abs(ray.du)  # the sum of jumps times a
         from_source, from_target = at_jumps - (jumps if ray.du > 0 else -jumps), -at_jumps  # times t - s
         left_of_source -= from_source
@@ -126,7 +189,7 @@ def differentiate(
     return integral
 
 # %% ../../nbs/api/12_kernels_numba_siddon.ipynb #e8d6a580
-@njit(**OPTIONS)
+@compiled
 def render_rays(
     real,  # float32 or float64
     whole,  # int32 or int64
@@ -151,10 +214,10 @@ def render_rays(
         ray = set_up(real, whole, s, t, shape, strides)
         image[b, 0, n] = nothing(s, t)
         if ray.first < ray.last:
-            image[b, 0, n] = integrate(real, whole, volumes, (b if len(volumes) > 1 else 0, b, n), ray) * (length[b, n] / abs(ray.du))
+            image[b, 0, n] = integrate(real, whole, volumes, None, None, (b if len(volumes) > 1 else 0, b, n), ray)[0] * (length[b, n] / abs(ray.du))
 
 # %% ../../nbs/api/12_kernels_numba_siddon.ipynb #8e9cf669
-@njit(**OPTIONS)
+@compiled
 def differentiate_rays(
     real,  # float32 or float64
     whole,  # int32 or int64
@@ -183,24 +246,65 @@ def differentiate_rays(
         image[b, n] = differentiate(real, whole, volumes, labels, weights, where, ray, s, t, length[b, n], slopes)
 
 # %% ../../nbs/api/12_kernels_numba_siddon.ipynb #c1e29513
-@njit(**OPTIONS)
-def fill_pieces(
+@compiled
+def list_middles(
     real,  # float32 or float64
     whole,  # int32 or int64
     ray: Ray,
     first: int,  # slab
     last: int,  # one more than the last slab
-    index,  # (3, slabs) is filled with where the voxels are
-    extent,  # (3, slabs) is filled with how far the ray advances in them
-):
-    "Cut a ray into pieces."
-    for j in range(first, last):
-        index[0, j - first], index[1, j - first], index[2, j - first], begin, at_v, at_w, end = cut(real, whole, ray, j)
-        one, two = min(at_v, at_w), max(at_v, at_w)
-        extent[0, j - first], extent[1, j - first], extent[2, j - first] = one - begin, two - one, end - two
+    index,  # (slabs,) is filled with where the voxel in the middle of each slab is
+    extent,  # (slabs,) is filled with how far the ray advances in the slab
+) -> int:  # number of slabs
+    "List the voxels in the middle of slabs."
+    for k in range(whole(last - first)):
+        j = whole(first + k)
+        begin, end = slab(real, ray, j)
+        middle = (begin + end) * real(0.5)
+        index[k] = address(whole, ray, j, cell(real, whole, ray.v, middle), cell(real, whole, ray.w, middle))
+        extent[k] = end - begin
+    return last - first
+
+
+@compiled
+def list_corrections(
+    real,  # float32 or float64
+    whole,  # int32 or int64
+    ray: Ray,
+    axis: Axis,  # whose planes are crossed: v or w
+    other: Axis,  # w or v
+    farther: bool,  # see `visit`
+    first: int,  # slab
+    last: int,  # one more than the last slab
+    index,  # (planes,) is filled with where the voxel above each plane is
+    extent,  # (planes,) is filled with how far the voxel below it counts for more, and the one above for less
+) -> int:  # number of planes
+    "List what crossings change."
+    below, count, up = planes(real, whole, ray, axis, first, last)
+    for k in range(whole((count + LANES - 1) // LANES * LANES)):
+        index[k], _, extent[k] = visit(real, whole, ray, axis, other, farther, whole(below + whole(min(whole(k + 1), count))), first, last)
+        extent[k] = extent[k] if up else -extent[k]
+    return count
 
 # %% ../../nbs/api/12_kernels_numba_siddon.ipynb #2f7559f7
-@njit(**OPTIONS)
+@inlined
+def add_to_channel(
+    real,  # float32 or float64
+    volumes,  # (V, n)
+    labels,  # (V, n)
+    image,  # (B, C, N) is added to
+    which: int,  # of the volumes
+    b: int,  # image
+    n: int,  # ray
+    index: int,  # of the voxel in memory
+    extent: float,  # mm
+):
+    "Add a voxel to the channel of its label."
+    p = np.uintp(index)
+    image[b, labels[which, p], n] += real(read(volumes, which, p)) * extent
+
+
+@compiled
 def render_channels(
     real,  # float32 or float64
     whole,  # int32 or int64
@@ -217,7 +321,7 @@ def render_channels(
 ):
     "Render rays, each label to its own channel."
     n_rays = target.shape[1]
-    index, extent = np.empty((3, max(shape)), dtype=whole), np.empty((3, max(shape)), dtype=real)
+    index, extent = np.empty(max(shape) + LANES, dtype=whole), np.empty(max(shape) + LANES, dtype=real)
     for g in range(start, stop):
         b, q = divmod(g, n_rays)
         if g == start or q == 0:
@@ -228,15 +332,34 @@ def render_channels(
         which = b if len(volumes) > 1 else 0
         for c in range(image.shape[1]):
             image[b, c, n] = nothing(s, t)
-        fill_pieces(real, whole, ray, ray.first, ray.last, index, extent)
-        scale = real(length[b, n] / abs(ray.du)) if ray.first < ray.last else real(0)
-        for j in range(ray.last - ray.first):
-            for piece in range(3 if index[2, j] != index[0, j] else 1):
-                p = np.uintp(index[piece, j])
-                image[b, labels[which, p], n] += real(read(volumes, which, p)) * (extent[piece, j] * scale)
+        if ray.first >= ray.last:
+            continue
+        scale = real(length[b, n] / abs(ray.du))
+        for m in range(list_middles(real, whole, ray, ray.first, ray.last, index, extent)):
+            add_to_channel(real, volumes, labels, image, which, b, n, index[m], extent[m] * scale)
+        for axis, other, farther in ((ray.v, ray.w, False), (ray.w, ray.v, True)):
+            for m in range(list_corrections(real, whole, ray, axis, other, farther, ray.first, ray.last, index, extent)):
+                add_to_channel(real, volumes, labels, image, which, b, n, index[m] - axis.step, extent[m] * scale)
+                add_to_channel(real, volumes, labels, image, which, b, n, index[m], -extent[m] * scale)
 
 # %% ../../nbs/api/12_kernels_numba_siddon.ipynb #950d609d
-@njit(**OPTIONS)
+@inlined
+def add_to_voxel(
+    adjoint,  # (V, n) is added to
+    labels,  # (V, n) or None
+    gradient,  # (B, C, N)
+    which: int,  # of the volumes
+    b: int,  # image
+    n: int,  # ray
+    index: int,  # of the voxel in memory
+    extent: float,  # mm
+):
+    "Add the gradient of a pixel to a voxel."
+    p = np.uintp(index)
+    adjoint[which, p] += extent * gradient[b, 0 if labels is None else labels[which, p], n]
+
+
+@compiled
 def backproject_rays(
     real,  # float32 or float64
     whole,  # int32 or int64
@@ -254,7 +377,7 @@ def backproject_rays(
 ):
     "Spread the gradients of pixels over the voxels of some slabs."
     n_rays = target.shape[1]
-    index, extent = np.empty((3, max(shape)), dtype=whole), np.empty((3, max(shape)), dtype=real)
+    index, extent = np.empty(max(shape) + LANES, dtype=whole), np.empty(max(shape) + LANES, dtype=real)
     for b in range(len(target)):
         row, rows = plan(target, b, strides)
         which = b if len(adjoint) > 1 else 0
@@ -263,15 +386,16 @@ def backproject_rays(
             if dominant(point(source, b, n), point(target, b, n)) != axis or labels is None and gradient[b, 0, n] == 0:
                 continue
             ray = set_up(real, whole, point(source, b, n), point(target, b, n), shape, strides)
-            if ray.first >= ray.last:
-                continue
             begin, end = max(ray.first, first), min(ray.last, last)
-            fill_pieces(real, whole, ray, begin, end, index, extent)
+            if begin >= end:
+                continue
             scale = real(length[b, n] / abs(ray.du))
-            for j in range(end - begin):
-                for piece in range(3 if index[2, j] != index[0, j] else 1):
-                    p = np.uintp(index[piece, j])
-                    adjoint[which, p] += extent[piece, j] * scale * gradient[b, 0 if labels is None else labels[which, p], n]
+            for m in range(list_middles(real, whole, ray, begin, end, index, extent)):
+                add_to_voxel(adjoint, labels, gradient, which, b, n, index[m], extent[m] * scale)
+            for v, w, farther in ((ray.v, ray.w, False), (ray.w, ray.v, True)):
+                for m in range(list_corrections(real, whole, ray, v, w, farther, begin, end, index, extent)):
+                    add_to_voxel(adjoint, labels, gradient, which, b, n, index[m] - v.step, extent[m] * scale)
+                    add_to_voxel(adjoint, labels, gradient, which, b, n, index[m], -extent[m] * scale)
 
 # %% ../../nbs/api/12_kernels_numba_siddon.ipynb #c35d9c0f
 RAYS_PER_PIECE = 64  # below that, handing work to another thread takes longer than doing it

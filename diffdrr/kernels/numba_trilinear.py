@@ -10,16 +10,15 @@ from math import ceil, floor
 
 import numpy as np
 import torch
-from numba import njit
 
-from .numba_march import INLINE, OPTIONS, as_array, as_classes, as_rays, as_volume, backproject_with, clip, cut, differentiate_with, dominant, in_order, nothing, plan, point, read, set_up, share
+from .numba_march import as_array, as_classes, as_rays, as_volume, backproject_with, clip, compiled, cut, differentiate_with, dominant, in_order, inlined, nothing, plan, point, read, set_up, share
 
 # %% auto #0
-__all__ = ['Line', 'GAUSS', 'Rule', 'RAYS_PER_PIECE', 'set_up_line', 'to_cells', 'count_cells', 'cut_exactly', 'cut_evenly',
-           'corner', 'weights_at', 'weights_on', 'corner_indices', 'interpolate', 'nearest_index', 'evaluate',
-           'integrate', 'integrate_with_gradient', 'chain', 'face_at', 'add_label_jumps', 'sampling_interval',
-           'cut_ray', 'most_pieces', 'render_rays', 'differentiate_rays', 'fill_corners', 'backproject_rays',
-           'as_options', 'render', 'ray_gradient', 'render_with_slopes', 'volume_gradient']
+__all__ = ['Line', 'GAUSS', 'CHUNK', 'Rule', 'RAYS_PER_PIECE', 'set_up_line', 'to_cells', 'count_cells', 'cut_exactly',
+           'cut_evenly', 'corner', 'weights_at', 'weights_on', 'corner_indices', 'interpolate', 'nearest_index',
+           'evaluate', 'integrate', 'integrate_with_gradient', 'fill_corners', 'chain', 'face_at', 'add_label_jumps',
+           'sampling_interval', 'cut_ray', 'most_pieces', 'render_rays', 'differentiate_rays', 'hand_out',
+           'backproject_rays', 'as_options', 'render', 'ray_gradient', 'render_with_slopes', 'volume_gradient']
 
 # %% ../../nbs/api/13_kernels_numba_trilinear.ipynb #a417e8df
 Line = namedtuple("Line", (
@@ -31,7 +30,7 @@ Line = namedtuple("Line", (
 ))
 
 
-@njit(**OPTIONS)
+@compiled
 def set_up_line(
     real,  # float32 or float64
     whole,  # int32 or int64
@@ -53,7 +52,7 @@ def set_up_line(
     )
 
 # %% ../../nbs/api/13_kernels_numba_trilinear.ipynb #8159bd30
-@njit(**OPTIONS)
+@compiled
 def to_cells(
     p,  # three numbers: a point in voxel coordinates
     per_voxel: int,  # cells per voxel: 1, or 2 to cut at the faces as well
@@ -62,7 +61,7 @@ def to_cells(
     return per_voxel * (float(p[0]) + 1) - 0.5, per_voxel * (float(p[1]) + 1) - 0.5, per_voxel * (float(p[2]) + 1) - 0.5
 
 
-@njit(**OPTIONS)
+@compiled
 def count_cells(
     shape,  # of the volume
     per_voxel: int,
@@ -71,7 +70,7 @@ def count_cells(
     return per_voxel * (shape[0] + 1), per_voxel * (shape[1] + 1), per_voxel * (shape[2] + 1)
 
 # %% ../../nbs/api/13_kernels_numba_trilinear.ipynb #551b3679
-@njit(**OPTIONS)
+@compiled
 def cut_exactly(
     real,  # float32 or float64
     whole,  # int32 or int64
@@ -81,7 +80,8 @@ def cut_exactly(
     per_voxel: int,  # cells per voxel
     first: int,  # the first layer of voxels along u
     last: int,  # one more than the last
-    crossings,  # (2, cells) memory to work in
+    at_v,  # (cells,) memory to work in
+    at_w,
     bounds,  # (pieces + 1,) is filled with u where pieces begin and end
 ) -> int:  # number of pieces
     "Cut a ray at all planes through the centres of voxels."
@@ -90,21 +90,14 @@ def cut_exactly(
     start, stop = max(ray.first, per_voxel * first), min(ray.last, per_voxel * (last + 1))
     if start >= stop:
         return 0
-    for j in range(start, stop):
-        _, _, _, begin, at_v, at_w, end = cut(real, whole, ray, j)
-        crossings[0, j - start], crossings[1, j - start] = min(at_v, at_w), max(at_v, at_w)
+    count = cut(real, whole, ray, start, stop, at_v, at_w, bounds)
     half, width = real(0.5), real(1 / per_voxel)
-    count, reached = 0, max(real(start) - half, ray.low)
-    bounds[0] = (reached + half) * width - real(1)
-    for j in range(start, stop):
-        for u in (crossings[0, j - start], crossings[1, j - start], min(real(j) + half, ray.high)):
-            bounds[count + 1] = (u + half) * width - real(1)
-            count += 1 if u > reached else 0
-            reached = max(u, reached)
+    for m in range(count + 1):
+        bounds[m] = (bounds[m] + half) * width - real(1)
     return count
 
 # %% ../../nbs/api/13_kernels_numba_trilinear.ipynb #a100cd0a
-@njit(**OPTIONS)
+@compiled
 def cut_evenly(
     real,  # float32 or float64
     line: Line,
@@ -122,12 +115,12 @@ def cut_evenly(
     if not all_layers:
         one, two = (line.bottom_u - 1 - begin) / width, (line.top_u + 1 - begin) / width
         start, stop = max(start, floor(min(one, two)) - 1), min(stop, ceil(max(one, two)) + 1)
-    for m in range(start, stop + 1):
-        bounds[m - start] = real(begin + m * width)
+    for m in range(stop - start + 1):
+        bounds[m] = real(begin + (start + m) * width)
     return max(stop - start, 0)
 
 # %% ../../nbs/api/13_kernels_numba_trilinear.ipynb #cb90417f
-@njit(**INLINE)
+@inlined
 def corner(
     real,  # float32 or float64
     whole,  # int32 or int64
@@ -147,7 +140,7 @@ def corner(
 GAUSS = 0.5 / 3**0.5  # where the two Gauss-Legendre points are, in lengths of the piece from its middle
 
 
-@njit(**INLINE)
+@inlined
 def weights_at(
     real,  # float32 or float64
     x,  # coordinate of a point
@@ -162,7 +155,7 @@ def weights_at(
     return (real(1) - f) * counts_lower, f * counts_upper
 
 
-@njit(**INLINE)
+@inlined
 def weights_on(
     real,  # float32 or float64
     line: Line,
@@ -177,7 +170,7 @@ def weights_on(
     return a, b, c, d, e, f
 
 
-@njit(**INLINE)
+@inlined
 def corner_indices(
     whole,  # int32 or int64
     line: Line,
@@ -193,7 +186,7 @@ def corner_indices(
     )
 
 
-@njit(**INLINE)
+@inlined
 def interpolate(
     x,  # eight corners, the last axis (w) fastest
     u0, u1, v0, v1, w0, w1,  # weights of lower and upper corner along each axis
@@ -202,7 +195,7 @@ def interpolate(
     return u0 * (v0 * (w0 * x[0] + w1 * x[1]) + v1 * (w0 * x[2] + w1 * x[3])) + u1 * (v0 * (w0 * x[4] + w1 * x[5]) + v1 * (w0 * x[6] + w1 * x[7]))
 
 
-@njit(**INLINE)
+@inlined
 def nearest_index(
     real,  # float32 or float64
     whole,  # int32 or int64
@@ -218,7 +211,7 @@ def nearest_index(
     return whole(whole(whole(i * line.step_u) + whole(j * line.step_v)) + whole(k * line.step_w))
 
 # %% ../../nbs/api/13_kernels_numba_trilinear.ipynb #39429405
-@njit(**INLINE)
+@inlined
 def evaluate(
     real,  # float32 or float64
     whole,  # int32 or int64
@@ -254,7 +247,7 @@ def evaluate(
     return f, gu, gv, gw, hu, hv, hw
 
 # %% ../../nbs/api/13_kernels_numba_trilinear.ipynb #85721887
-@njit(**OPTIONS)
+@compiled
 def integrate(
     real,  # float32 or float64
     whole,  # int32 or int64
@@ -273,7 +266,7 @@ def integrate(
     return total
 
 
-@njit(**OPTIONS)
+@compiled
 def integrate_with_gradient(
     real,  # float32 or float64
     whole,  # int32 or int64
@@ -302,8 +295,41 @@ def integrate_with_gradient(
         hu, hv, hw = hu + weight * a[4], hv + weight * a[5], hw + weight * a[6]
     return f, gu, gv, gw, hu, hv, hw
 
+# %% ../../nbs/api/13_kernels_numba_trilinear.ipynb #52140a9b
+CHUNK = 64  # pieces; with this distance between corners, known when it is compiled, filling vectorises
+
+
+@inlined
+def fill_corners(
+    real,  # float32 or float64
+    whole,  # int32 or int64
+    line: Line,
+    bounds,  # (pieces + 1,)
+    first: int,  # piece
+    count: int,  # pieces, at most `CHUNK`
+    amount,  # (CHUNK,) factor on the weights of each piece
+    offset,
+    nearest: bool,
+    index,  # (8 CHUNK,) is filled with where the corners are
+    weight,  # (8 CHUNK,) is filled with their weights
+):
+    "Compute what some pieces of a ray take from each voxel."
+    for m in range(count):
+        begin, end = bounds[np.uintp(first + m)], bounds[np.uintp(first + m + 1)]
+        u = (begin + end) * real(0.5)
+        bu, u0, u1, ul, uu = corner(real, whole, u, line.bottom_u, line.top_u)
+        bv, v0, v1, vl, vu = corner(real, whole, line.v0 + line.dv * u, whole(0), line.top_v)
+        bw, w0, w1, wl, wu = corner(real, whole, line.w0 + line.dw * u, whole(0), line.top_w)
+        index[m], index[m + CHUNK], index[m + 2 * CHUNK], index[m + 3 * CHUNK], index[m + 4 * CHUNK], index[m + 5 * CHUNK], index[m + 6 * CHUNK], index[m + 7 * CHUNK] = corner_indices(whole, line, u0, u1, v0, v1, w0, w1)
+        shift, half = offset * (end - begin), (end - begin) * real(0.5) * amount[m]
+        a, b, c, d, e, f = weights_on(real, line, u - shift, bu, ul, uu, bv, vl, vu, bw, wl, wu, nearest)
+        g, h, i, j, k, l = weights_on(real, line, u + shift, bu, ul, uu, bv, vl, vu, bw, wl, wu, nearest)
+        a, b, g, h = half * a, half * b, half * g, half * h
+        weight[m], weight[m + CHUNK], weight[m + 2 * CHUNK], weight[m + 3 * CHUNK] = a * c * e + g * i * k, a * c * f + g * i * l, a * d * e + g * j * k, a * d * f + g * j * l
+        weight[m + 4 * CHUNK], weight[m + 5 * CHUNK], weight[m + 6 * CHUNK], weight[m + 7 * CHUNK] = b * c * e + h * i * k, b * c * f + h * i * l, b * d * e + h * j * k, b * d * f + h * j * l
+
 # %% ../../nbs/api/13_kernels_numba_trilinear.ipynb #dc7e7f46
-@njit(**OPTIONS)
+@compiled
 def chain(
     sums,  # seven, of `integrate_with_gradient`
     line: Line,
@@ -339,7 +365,7 @@ def chain(
             slopes[b, n, 3 + axis] -= length * derivative * a / d
 
 # %% ../../nbs/api/13_kernels_numba_trilinear.ipynb #2415bb71
-@njit(**OPTIONS)
+@compiled
 def face_at(
     line: Line,
     u,  # where the line crosses a face of a voxel
@@ -353,7 +379,7 @@ def face_at(
     return axis
 
 
-@njit(**OPTIONS)
+@compiled
 def add_label_jumps(
     real,  # float32 or float64
     whole,  # int32 or int64
@@ -392,7 +418,7 @@ def add_label_jumps(
 Rule = namedtuple("Rule", ("n_points", "nearest"))  # samples per ray, 0 to integrate exactly; read the nearest voxel instead of interpolating
 
 
-@njit(**OPTIONS)
+@compiled
 def sampling_interval(
     s,  # three numbers: the source
     t,  # three numbers: the target
@@ -412,7 +438,7 @@ def sampling_interval(
     return enter, max(enter, leave), enter_axis, leave_axis
 
 
-@njit(**OPTIONS)
+@compiled
 def cut_ray(
     real,  # float32 or float64
     whole,  # int32 or int64
@@ -425,16 +451,17 @@ def cut_ray(
     per_voxel: int,  # cells per voxel, for the exact integral
     first: int,  # the first layer of voxels along u
     last: int,  # one more than the last
-    crossings,  # memory to work in
+    at_v,  # memory to work in
+    at_w,
     bounds,  # is filled
 ) -> int:  # number of pieces
     "Cut a ray as the rule demands."
     if rule.n_points > 0:
         return cut_evenly(real, line, rule.n_points, interval[0], interval[1], first == 0 and last == shape[line.u], bounds)
-    return cut_exactly(real, whole, s, t, shape, per_voxel, first, last, crossings, bounds)
+    return cut_exactly(real, whole, s, t, shape, per_voxel, first, last, at_v, at_w, bounds)
 
 
-@njit(**OPTIONS)
+@compiled
 def most_pieces(
     shape,  # of the volume
     rule: Rule,
@@ -444,7 +471,7 @@ def most_pieces(
     return max(rule.n_points + 4, 3 * per_voxel * (max(shape) + 1) + 2)
 
 # %% ../../nbs/api/13_kernels_numba_trilinear.ipynb #0c8be921
-@njit(**OPTIONS)
+@compiled
 def render_rays(
     real,  # float32 or float64
     whole,  # int32 or int64
@@ -466,8 +493,9 @@ def render_rays(
     per_voxel = 1 if labels is None else 2
     offset = real(0 if rule.n_points > 0 else GAUSS)
     most = most_pieces(shape, rule, per_voxel)
-    crossings, bounds = np.empty((2, most), dtype=real), np.empty(most, dtype=real)
-    near, held = np.empty(most, dtype=whole), np.empty(most, dtype=real)
+    at_v, at_w, bounds = np.empty(most, dtype=real), np.empty(most, dtype=real), np.empty(most, dtype=real)
+    near, amount = np.empty(CHUNK, dtype=whole), np.empty(CHUNK, dtype=real)
+    index, weight = np.empty(8 * CHUNK, dtype=whole), np.empty(8 * CHUNK, dtype=real)
     for g in range(start, stop):
         b, q = divmod(g, n_rays)
         if g == start or q == 0:
@@ -476,7 +504,7 @@ def render_rays(
         s, t, which = point(source, b, n), point(target, b, n), b if len(volumes) > 1 else 0
         layers = shape[dominant(s, t)]
         line = set_up_line(real, whole, s, t, shape, strides, 0, layers)
-        pieces = cut_ray(real, whole, line, s, t, shape, rule, sampling_interval(s, t, shape, rule, alphas, b, n), per_voxel, 0, layers, crossings, bounds)
+        pieces = cut_ray(real, whole, line, s, t, shape, rule, sampling_interval(s, t, shape, rule, alphas, b, n), per_voxel, 0, layers, at_v, at_w, bounds)
         for c in range(image.shape[1]):
             image[b, c, n] = nothing(s, t)
         if pieces == 0:
@@ -484,15 +512,20 @@ def render_rays(
         scale = real(length[b, n] / abs(line.du))
         if labels is None:
             image[b, 0, n] = scale * integrate(real, whole, volumes, which, line, bounds, pieces, offset, rule.nearest)
-        else:
-            for m in range(pieces):
-                held[m] = evaluate(real, whole, volumes, which, line, bounds[m], bounds[m + 1], offset, rule.nearest)[0]
-                near[m] = nearest_index(real, whole, layers, line, (bounds[m] + bounds[m + 1]) * real(0.5))
-            for m in range(pieces):
-                image[b, labels[which, np.uintp(near[m])], n] += scale * held[m]
+            continue
+        amount[:] = scale
+        for first in range(0, pieces, CHUNK):
+            count = min(CHUNK, pieces - first)
+            fill_corners(real, whole, line, bounds, first, count, amount, offset, rule.nearest, index, weight)
+            for m in range(count):
+                near[m] = nearest_index(real, whole, layers, line, (bounds[np.uintp(first + m)] + bounds[np.uintp(first + m + 1)]) * real(0.5))
+            for m in range(count):
+                channel = labels[which, np.uintp(near[m])]
+                for i in range(8):
+                    image[b, channel, n] += weight[m + i * CHUNK] * real(read(volumes, which, index[m + i * CHUNK]))
 
 # %% ../../nbs/api/13_kernels_numba_trilinear.ipynb #7d8ce00f
-@njit(**OPTIONS)
+@compiled
 def differentiate_rays(
     real,  # float32 or float64
     whole,  # int32 or int64
@@ -516,7 +549,7 @@ def differentiate_rays(
     per_voxel = 1 if labels is None else 2
     offset = real(0 if rule.n_points > 0 else GAUSS)
     most = most_pieces(shape, rule, per_voxel)
-    crossings, bounds = np.empty((2, most), dtype=real), np.empty(most, dtype=real)
+    at_v, at_w, bounds = np.empty(most, dtype=real), np.empty(most, dtype=real), np.empty(most, dtype=real)
     for g in range(start, stop):
         b, q = divmod(g, n_rays)
         if g == start or q == 0:
@@ -526,7 +559,7 @@ def differentiate_rays(
         layers = shape[dominant(s, t)]
         line = set_up_line(real, whole, s, t, shape, strides, 0, layers)
         interval = sampling_interval(s, t, shape, rule, alphas, b, n)
-        pieces = cut_ray(real, whole, line, s, t, shape, rule, interval, per_voxel, 0, layers, crossings, bounds)
+        pieces = cut_ray(real, whole, line, s, t, shape, rule, interval, per_voxel, 0, layers, at_v, at_w, bounds)
         sums = integrate_with_gradient(real, whole, volumes, labels, weights, where, layers, line, bounds, pieces, offset, rule.nearest)
         image[b, n] = sums[0] / abs(line.du) if pieces > 0 else nothing(s, t)
         chain(sums, line, s, t, interval, rule.n_points > 0, length[b, n], slopes, b, n)
@@ -534,34 +567,27 @@ def differentiate_rays(
             add_label_jumps(real, whole, volumes, labels, weights, where, layers, line, bounds, pieces, s, t, length[b, n], slopes)
 
 # %% ../../nbs/api/13_kernels_numba_trilinear.ipynb #325c790f
-@njit(**OPTIONS)
-def fill_corners(
-    real,  # float32 or float64
-    whole,  # int32 or int64
-    line: Line,
-    bounds,  # (pieces + 1,)
-    pieces: int,
-    offset,
-    nearest: bool,
-    index,  # (pieces, 8) is filled with where the corners are
-    weight,  # (pieces, 8) is filled with their weights
+@inlined
+def hand_out(
+    adjoint,  # (V, n) is added to
+    which: int,  # of the volumes
+    m: int,  # piece
+    count: int,  # pieces
+    index,  # (8 CHUNK,)
+    weight,  # (8 CHUNK,)
 ):
-    "Compute what a ray takes from each voxel."
-    for m in range(pieces):
-        u = (bounds[m] + bounds[m + 1]) * real(0.5)
-        bu, u0, u1, ul, uu = corner(real, whole, u, line.bottom_u, line.top_u)
-        bv, v0, v1, vl, vu = corner(real, whole, line.v0 + line.dv * u, whole(0), line.top_v)
-        bw, w0, w1, wl, wu = corner(real, whole, line.w0 + line.dw * u, whole(0), line.top_w)
-        index[m, 0], index[m, 1], index[m, 2], index[m, 3], index[m, 4], index[m, 5], index[m, 6], index[m, 7] = corner_indices(whole, line, u0, u1, v0, v1, w0, w1)
-        shift, half = offset * (bounds[m + 1] - bounds[m]), (bounds[m + 1] - bounds[m]) * real(0.5)
-        a, b, c, d, e, f = weights_on(real, line, u - shift, bu, ul, uu, bv, vl, vu, bw, wl, wu, nearest)
-        g, h, i, j, k, l = weights_on(real, line, u + shift, bu, ul, uu, bv, vl, vu, bw, wl, wu, nearest)
-        a, b, g, h = half * a, half * b, half * g, half * h
-        weight[m, 0], weight[m, 1], weight[m, 2], weight[m, 3] = a * c * e + g * i * k, a * c * f + g * i * l, a * d * e + g * j * k, a * d * f + g * j * l
-        weight[m, 4], weight[m, 5], weight[m, 6], weight[m, 7] = b * c * e + h * i * k, b * c * f + h * i * l, b * d * e + h * j * k, b * d * f + h * j * l
+    "Add the weights of a piece to its corners. The upper four are often the lower four of the next piece, and are left to it."
+    leave = m + 1 < count and index[m + 4 * CHUNK] == index[m + 1] and index[m + 7 * CHUNK] == index[m + 1 + 3 * CHUNK]
+    for i in range(4):
+        lower, upper = m + i * CHUNK, m + (4 + i) * CHUNK
+        adjoint[which, np.uintp(index[lower])] += weight[lower]
+        if leave:
+            weight[lower + 1] += weight[upper]
+        else:
+            adjoint[which, np.uintp(index[upper])] += weight[upper]
 
 
-@njit(**OPTIONS)
+@compiled
 def backproject_rays(
     real,  # float32 or float64
     whole,  # int32 or int64
@@ -584,8 +610,8 @@ def backproject_rays(
     per_voxel = 1 if labels is None else 2
     offset = real(0 if rule.n_points > 0 else GAUSS)
     most = most_pieces(shape, rule, per_voxel)
-    crossings, bounds = np.empty((2, most), dtype=real), np.empty(most, dtype=real)
-    index, weight = np.empty((most, 8), dtype=whole), np.empty((most, 8), dtype=real)
+    at_v, at_w, bounds = np.empty(most, dtype=real), np.empty(most, dtype=real), np.empty(most, dtype=real)
+    index, weight, amount = np.empty(8 * CHUNK, dtype=whole), np.empty(8 * CHUNK, dtype=real), np.empty(CHUNK, dtype=real)
     for b in range(len(target)):
         row, rows = plan(target, b, strides)
         which = b if len(adjoint) > 1 else 0
@@ -595,18 +621,20 @@ def backproject_rays(
             if dominant(s, t) != axis or labels is None and gradient[b, 0, n] == 0:
                 continue
             line = set_up_line(real, whole, s, t, shape, strides, first, last)
-            pieces = cut_ray(real, whole, line, s, t, shape, rule, sampling_interval(s, t, shape, rule, alphas, b, n), per_voxel, first, last, crossings, bounds)
+            pieces = cut_ray(real, whole, line, s, t, shape, rule, sampling_interval(s, t, shape, rule, alphas, b, n), per_voxel, first, last, at_v, at_w, bounds)
             if pieces == 0:
                 continue
-            fill_corners(real, whole, line, bounds, pieces, offset, rule.nearest, index, weight)
             scale = real(length[b, n] / abs(line.du))
-            for m in range(pieces):
-                label = 0
-                if labels is not None:
-                    label = labels[which, np.uintp(nearest_index(real, whole, shape[axis], line, (bounds[m] + bounds[m + 1]) * real(0.5)))]
-                amount = scale * gradient[b, label, n]
-                for i in range(8):
-                    adjoint[which, np.uintp(index[m, i])] += weight[m, i] * amount
+            for start in range(0, pieces, CHUNK):
+                count = min(CHUNK, pieces - start)
+                for m in range(count):
+                    label = 0
+                    if labels is not None:
+                        label = labels[which, np.uintp(nearest_index(real, whole, shape[axis], line, (bounds[start + m] + bounds[start + m + 1]) * real(0.5)))]
+                    amount[m] = scale * gradient[b, label, n]
+                fill_corners(real, whole, line, bounds, start, count, amount, offset, rule.nearest, index, weight)
+                for m in range(count):
+                    hand_out(adjoint, which, m, count, index, weight)
 
 # %% ../../nbs/api/13_kernels_numba_trilinear.ipynb #2eb23c21
 RAYS_PER_PIECE = 32  # below that, handing work to another thread takes longer than doing it
