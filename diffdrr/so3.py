@@ -45,8 +45,11 @@ def taylor(
     x: torch.Tensor,  # squared angle
     first: int,  # the series is the sum over n of (-x)^n / (2n + first)!
 ) -> torch.Tensor:
-    "Sum the first terms of the power series shared by the coefficients of the exponential maps."
-    return sum((-x) ** n / factorial(2 * n + first) for n in range(8))
+    "Sum the first terms of the power series shared by the coefficients of the exponential maps (Horner's scheme)."
+    total = torch.zeros_like(x)
+    for n in reversed(range(8)):
+        total = 1 / factorial(2 * n + first) - x * total
+    return total
 
 # %% ../nbs/api/01_so3.ipynb #3132cb98
 def exp_coefficients(
@@ -242,10 +245,11 @@ def euler_angles_to_matrix(
     euler_angles: torch.Tensor,  # (..., 3) angles about the three axes in turn, rad
     convention: str,  # such as "ZXY"
 ) -> torch.Tensor:  # (..., 3, 3)
-    "Convert Euler angles to rotation matrices."
+    "Convert Euler angles to rotation matrices, by Rodrigues' formula about each axis."
     check_euler_convention(convention)
-    axes = torch.eye(3, dtype=euler_angles.dtype, device=euler_angles.device)[["XYZ".index(axis) for axis in convention]]
-    first, second, third = so3_exp_map(euler_angles[..., None] * axes).unbind(dim=-3)
+    I = torch.eye(3, dtype=euler_angles.dtype, device=euler_angles.device)
+    w, angle = hat(I[["XYZ".index(axis) for axis in convention]]), euler_angles[..., None, None]
+    first, second, third = (I + angle.sin() * w + (1 - angle.cos()) * (w @ w)).unbind(dim=-3)
     return first @ second @ third
 
 # %% ../nbs/api/01_so3.ipynb #f5fb23be
