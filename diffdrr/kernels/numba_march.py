@@ -24,11 +24,11 @@ from numba.extending import overload
 from ..threads import kernel_threads
 
 # %% auto #0
-__all__ = ['OPTIONS', 'SOURCES', 'compiled', 'inlined', 'strict', 'Axis', 'Ray', 'AHEAD', 'can_write_cache', 'digest_sources',
-           'KernelCache', 'compile_with', 'point', 'clip', 'nothing', 'dominant', 'set_up_axis', 'set_up', 'slab',
-           'cell', 'crossing', 'address', 'planes', 'list_crossings', 'cut', 'read', 'widen', 'as_array', 'row_length',
-           'plan', 'in_order', 'pool', 'share', 'as_rays', 'as_volume', 'as_classes', 'differentiate_with',
-           'backproject_with']
+__all__ = ['OPTIONS', 'SOURCES', 'compiled', 'inlined', 'strict', 'Axis', 'Ray', 'Order', 'AHEAD', 'can_write_cache',
+           'digest_sources', 'KernelCache', 'compile_with', 'point', 'clip', 'nothing', 'dominant', 'set_up_axis',
+           'set_up', 'slab', 'cell', 'crossing', 'address', 'planes', 'list_crossings', 'cut', 'read', 'widen',
+           'as_array', 'row_length', 'plan', 'in_order', 'pool', 'share', 'as_rays', 'as_volume', 'as_classes',
+           'differentiate_with', 'backproject_with']
 
 # %% ../../nbs/api/11_kernels_numba_march.ipynb #dc7f5a1f
 def can_write_cache() -> bool:
@@ -98,11 +98,12 @@ Ray = namedtuple("Ray", (
 # %% ../../nbs/api/11_kernels_numba_march.ipynb #5a2548e6
 @inlined
 def point(
-    points,  # (B, N, 3)
+    points,  # (B, N, 3), or (B, 1, 3) for one that all rays of an image share
     b: int,
     n: int,
 ):  # three numbers in float64; a view of the array would be counted by all threads, and they would wait for each other
     "Take a point from an array."
+    n = min(n, points.shape[1] - 1)
     return np.float64(points[b, n, 0]), np.float64(points[b, n, 1]), np.float64(points[b, n, 2])
 
 # %% ../../nbs/api/11_kernels_numba_march.ipynb #4b0cc180
@@ -358,21 +359,32 @@ def row_length(
     return n
 
 
+Order = namedtuple("Order", (
+    "long", "lines",  # rays in a line, and lines
+    "along", "across",  # how far apart neighbours in a line, and in neighbouring lines, are in the list of rays
+    "lean",  # how many lines to move across with each step along
+))
+
+
 @compiled
 def plan(
+    source,  # (B, N, 3) or (B, 1, 3)
     target,  # (B, N, 3)
     b: int,  # which picture
-    strides,  # of the volume, in voxels
-) -> tuple[int, int]:  # rays in a row, and rows; 1 and 1 for the order of the list
-    "Choose the order in which to render a picture: by rows, or by columns."
+) -> Order:
+    "Choose the order in which to render a picture: along lines in which the last axis of the volume appears, or its second axis in a view along the last one."
     n, row = target.shape[1], row_length(target, b)
     if row == n:
-        return 1, 1
-    along, down = 0.0, 0.0
-    for axis in range(3):
-        along += abs(target[b, 1, axis] - target[b, 0, axis]) * strides[axis]
-        down += abs(target[b, row, axis] - target[b, 0, axis]) * strides[axis]
-    return (1, 1) if along <= down else (row, n // row)
+        return Order(n, 1, 1, 0, 0.0)
+    middle, first, right, below = n // 2 + row // 2, point(target, b, 0), point(target, b, 1), point(target, b, row)
+    s, t = point(source, b, middle), point(target, b, middle)
+    axis = 1 if dominant(s, t) == 2 else 2
+    v, w = (axis + 1) % 3, (axis + 2) % 3
+    columns = (right[v] - first[v]) * (t[w] - s[w]) - (right[w] - first[w]) * (t[v] - s[v])
+    rows = (below[v] - first[v]) * (t[w] - s[w]) - (below[w] - first[w]) * (t[v] - s[v])
+    if abs(columns) >= abs(rows):
+        return Order(n // row, row, row, 1, -rows / columns if columns != 0 else 0.0)
+    return Order(row, n // row, 1, row, -columns / rows)
 
 
 AHEAD = 8  # rays; of so many, the last is rendered first
@@ -381,14 +393,14 @@ AHEAD = 8  # rays; of so many, the last is rendered first
 @compiled
 def in_order(
     q: int,  # how many rays were rendered before
-    n: int,  # number of rays
-    row: int,  # see `plan`
-    rows: int,
+    order: Order,
 ) -> int:  # which ray, counted as in the list
     "Return the ray to render next."
     group = q - q % AHEAD
-    q = min(group + AHEAD, n) - 1 if q == group else q - 1
-    return q if rows == 1 else (q % rows) * row + q // rows
+    q = min(group + AHEAD, order.long * order.lines) - 1 if q == group else q - 1
+    line, k = divmod(q, order.long)
+    return k * order.along + (line + floor(k * order.lean + 0.5)) % order.lines * order.across
+
 
 # %% ../../nbs/api/11_kernels_numba_march.ipynb #9a54d625
 @lru_cache(maxsize=1)
@@ -435,8 +447,9 @@ def as_rays(
     source: torch.Tensor,  # (B, N, 3)
     target: torch.Tensor,  # (B, N, 3)
     length: torch.Tensor,  # (B, N)
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # the first (B, 1, 3) if all rays of an image begin at one point
     "View rays as arrays of one precision, that of the targets."
+    source = source[:, :1] if source.stride(1) == 0 else source  # not copied for each ray
     return tuple(as_array(x.to(target.dtype)) for x in (source, target, length))
 
 

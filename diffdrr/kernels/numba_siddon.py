@@ -208,8 +208,8 @@ def render_rays(
     for g in range(start, stop):
         b, q = divmod(g, n_rays)
         if g == start or q == 0:
-            row, rows = plan(target, b, strides)
-        n = in_order(q, n_rays, row, rows)
+            order = plan(source, target, b)
+        n = in_order(q, order)
         s, t = point(source, b, n), point(target, b, n)
         ray = set_up(real, whole, s, t, shape, strides)
         image[b, 0, n] = nothing(s, t)
@@ -239,8 +239,8 @@ def differentiate_rays(
     for g in range(start, stop):
         b, q = divmod(g, n_rays)
         if g == start or q == 0:
-            row, rows = plan(target, b, strides)
-        n = in_order(q, n_rays, row, rows)
+            order = plan(source, target, b)
+        n = in_order(q, order)
         s, t, where = point(source, b, n), point(target, b, n), (b if len(volumes) > 1 else 0, b, n)
         ray = set_up(real, whole, s, t, shape, strides)
         image[b, n] = differentiate(real, whole, volumes, labels, weights, where, ray, s, t, length[b, n], slopes)
@@ -325,8 +325,8 @@ def render_channels(
     for g in range(start, stop):
         b, q = divmod(g, n_rays)
         if g == start or q == 0:
-            row, rows = plan(target, b, strides)
-        n = in_order(q, n_rays, row, rows)
+            order = plan(source, target, b)
+        n = in_order(q, order)
         s, t = point(source, b, n), point(target, b, n)
         ray = set_up(real, whole, s, t, shape, strides)
         which = b if len(volumes) > 1 else 0
@@ -379,10 +379,10 @@ def backproject_rays(
     n_rays = target.shape[1]
     index, extent = np.empty(max(shape) + LANES, dtype=whole), np.empty(max(shape) + LANES, dtype=real)
     for b in range(len(target)):
-        row, rows = plan(target, b, strides)
+        order = plan(source, target, b)
         which = b if len(adjoint) > 1 else 0
         for q in range(n_rays):
-            n = in_order(q, n_rays, row, rows)
+            n = in_order(q, order)
             if dominant(point(source, b, n), point(target, b, n)) != axis or labels is None and gradient[b, 0, n] == 0:
                 continue
             ray = set_up(real, whole, point(source, b, n), point(target, b, n), shape, strides)

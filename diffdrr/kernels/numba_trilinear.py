@@ -499,8 +499,8 @@ def render_rays(
     for g in range(start, stop):
         b, q = divmod(g, n_rays)
         if g == start or q == 0:
-            row, rows = plan(target, b, strides)
-        n = in_order(q, n_rays, row, rows)
+            order = plan(source, target, b)
+        n = in_order(q, order)
         s, t, which = point(source, b, n), point(target, b, n), b if len(volumes) > 1 else 0
         layers = shape[dominant(s, t)]
         line = set_up_line(real, whole, s, t, shape, strides, 0, layers)
@@ -553,8 +553,8 @@ def differentiate_rays(
     for g in range(start, stop):
         b, q = divmod(g, n_rays)
         if g == start or q == 0:
-            row, rows = plan(target, b, strides)
-        n = in_order(q, n_rays, row, rows)
+            order = plan(source, target, b)
+        n = in_order(q, order)
         s, t, where = point(source, b, n), point(target, b, n), (b if len(volumes) > 1 else 0, b, n)
         layers = shape[dominant(s, t)]
         line = set_up_line(real, whole, s, t, shape, strides, 0, layers)
@@ -613,10 +613,10 @@ def backproject_rays(
     at_v, at_w, bounds = np.empty(most, dtype=real), np.empty(most, dtype=real), np.empty(most, dtype=real)
     index, weight, amount = np.empty(8 * CHUNK, dtype=whole), np.empty(8 * CHUNK, dtype=real), np.empty(CHUNK, dtype=real)
     for b in range(len(target)):
-        row, rows = plan(target, b, strides)
+        order = plan(source, target, b)
         which = b if len(adjoint) > 1 else 0
         for q in range(n_rays):
-            n = in_order(q, n_rays, row, rows)
+            n = in_order(q, order)
             s, t = point(source, b, n), point(target, b, n)
             if dominant(s, t) != axis or labels is None and gradient[b, 0, n] == 0:
                 continue
