@@ -415,15 +415,15 @@ def pool(
 def share(
     task: Callable[[int, int], None],  # does the items from the first up to, not including, the last
     count: int,  # number of items
-    pieces_per_thread: int = 1,  # more than one where some items take longer than others
     least: int = 1,  # items that are worth a piece
 ) -> None:
-    "Share items among threads."
+    "Share items among threads: large pieces first, then smaller ones, so that all end together (guided self-scheduling, Polychronopoulos and Kuck, IEEE Transactions on Computers C-36(12), 1987)."
     threads = kernel_threads()
-    pieces = min(threads * pieces_per_thread, ceil(count / least))
-    if threads == 1 or pieces <= 1:
+    if threads == 1 or count <= least:
         return task(0, count)
-    bounds = [count * piece // pieces for piece in range(pieces + 1)]
+    bounds = [0]
+    while bounds[-1] < count:
+        bounds.append(min(count, bounds[-1] + max(least, (count - bounds[-1]) // (2 * threads))))
     left = deque(zip(bounds, bounds[1:]))
 
     def work():
@@ -488,7 +488,7 @@ def differentiate_with(
     classes = as_classes(labels)
     weights = None if labels is None else as_array(gradient.transpose(1, 2).to(target.dtype))
     task = lambda start, stop: differentiate_rays(real, whole, voxels, classes, weights, shape, strides, *options, *rays, totals, slopes, start, stop)
-    share(task, length.numel(), pieces_per_thread=4, least=least)
+    share(task, length.numel(), least)
     slopes, totals = torch.from_numpy(slopes), torch.from_numpy(totals)
     if gradient is not None and labels is None:
         slopes, totals = slopes * gradient[:, 0, :, None], totals * gradient[:, 0]
@@ -513,5 +513,5 @@ def backproject_with(
     classes, weights = as_classes(labels), as_array(gradient.to(target.dtype))
     for axis in range(3):
         task = lambda first, last: backproject_rays(real, whole, adjoint, classes, weights, shape, strides, *options, *rays, axis, first, last)
-        share(task, shape[axis])
+        share(task, shape[axis], ceil(shape[axis] / kernel_threads()))  # each piece goes through all rays
     return torch.from_numpy(adjoint).view(volume.shape)

@@ -419,7 +419,7 @@ def render(
     else:
         classes = as_classes(labels)
         task = lambda start, stop: render_channels(real, whole, voxels, classes, shape, strides, *rays, image, start, stop)
-    share(task, length.numel(), pieces_per_thread=4, least=RAYS_PER_PIECE)
+    share(task, length.numel(), RAYS_PER_PIECE)
     return torch.from_numpy(image)
 
 # %% ../../nbs/api/12_kernels_numba_siddon.ipynb #5c649f72

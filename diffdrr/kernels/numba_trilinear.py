@@ -667,7 +667,7 @@ def render(
     image = np.empty((len(target), n_labels, target.shape[1]), dtype=real)
     classes, options = as_classes(labels), as_options(n_points, mode, alphas)
     task = lambda start, stop: render_rays(real, whole, voxels, classes, shape, strides, *options, *rays, image, start, stop)
-    share(task, length.numel(), pieces_per_thread=4, least=RAYS_PER_PIECE)
+    share(task, length.numel(), RAYS_PER_PIECE)
     return torch.from_numpy(image)
 
 # %% ../../nbs/api/13_kernels_numba_trilinear.ipynb #e1d688e9
