@@ -16,8 +16,10 @@ from . import reference
 
 # %% auto #0
 __all__ = ['How', 'NAMESPACE', 'LIBRARY', 'RAYS', 'CHOICES', 'SAMPLES_PER_CHUNK', 'options', 'compiled', 'operator', 'render',
-           'render_with_slopes', 'ray_gradient', 'volume_gradient', 'reference_integral', 'by_chunks', 'fold',
-           'fold_volume', 'IntegralGradient', 'Integral', 'IntegralWithForwardMode', 'integrate']
+           'render_with_slopes', 'ray_gradient', 'volume_gradient', 'reference_integral', 'reference_gradient',
+           'directional_derivative', 'some_rays', 'by_chunks', 'fold', 'fold_volume', 'IntegralGradient', 'Integral',
+           'check_one_forward_mode', 'IntegralWithForwardMode', 'IntegralGradientWithForwardMode', 'with_forward_mode',
+           'integrate']
 
 # %% ../../nbs/api/17_kernels_operators.ipynb #15ff7a50
 How = namedtuple("How", (
@@ -129,6 +131,35 @@ def reference_integral(
     return integral
 
 
+def reference_gradient(
+    how: How,
+    labels: torch.Tensor | None,  # (V, X, Y, Z)
+    alphas: torch.Tensor | None,  # (b, n, 2) of the rays
+) -> Callable[..., tuple[torch.Tensor, ...]]:  # (gradient (b, C, n), volume, source, target, length) -> gradients of these four
+    "Return its gradient as a function, too."
+    integral = reference_integral(how, labels, alphas)
+    return lambda gradient, *inputs: torch.func.vjp(integral, *inputs)[1](gradient)
+
+
+def directional_derivative(
+    function: Callable,
+    inputs: tuple[torch.Tensor, ...],
+    direction: tuple[torch.Tensor, ...],
+) -> torch.Tensor | tuple[torch.Tensor, ...]:  # as the function returns
+    "Differentiate the reverse mode of a function: forward mode, which does not nest in a rule for forward mode."
+    outputs, pull = torch.func.vjp(function, *inputs)
+    zeros = torch.zeros_like(outputs) if isinstance(outputs, torch.Tensor) else tuple(torch.zeros_like(x) for x in outputs)
+    return torch.func.vjp(pull, zeros)[1](direction)[0]
+
+
+def some_rays(
+    rays: slice,
+    *tensors: torch.Tensor | None,  # (B, N, ...) each
+) -> tuple[torch.Tensor | None, ...]:
+    "Take some rays of each picture."
+    return tuple(None if x is None else x[:, rays] for x in tensors)
+
+
 def by_chunks(
     function: Callable[..., tuple[torch.Tensor | None, ...]],  # of a slice along the axis of rays
     how: How,
@@ -178,11 +209,11 @@ class IntegralGradient(torch.autograd.Function):
         if any(needed[1:]):
             if slopes.numel():
                 pixel = gradient[:, 0]
-                rays = slopes * pixel[..., None]
+                of_source, of_target = (end * pixel[..., None] for end in slopes.split(3, dim=-1))
                 of_length = pixel * torch.where(length != 0, image[:, 0] / length, 0)  # the integral for length 1
             else:
                 rays, of_length = ray_gradient(gradient, volume, source, target, length, labels, *choices)
-            of_source, of_target = rays[..., :3], rays[..., 3:]
+                of_source, of_target = (end.contiguous() for end in rays.split(3, dim=-1))  # torch has no forward mode for views here
         return of_volume, of_source, of_target, of_length
 
     @staticmethod
@@ -194,13 +225,12 @@ class IntegralGradient(torch.autograd.Function):
     def backward(ctx, *cotangents):
         gradient, volume, source, target, length, labels, alphas = ctx.saved_tensors
 
+        of_volume, *of_rays = (torch.zeros_like(x) if c is None else c for c, x in zip(cotangents, (volume, source, target, length)))
+
         def second(rays):
-            pick = lambda x: None if x is None else x[:, rays]
-            integral = reference_integral(ctx.how, labels, pick(alphas))
-            value = lambda g, *x: torch.func.vjp(integral, *x)[1](g)
-            _, pull = torch.func.vjp(value, gradient[:, :, rays], volume, pick(source), pick(target), pick(length))
-            zero = lambda x, like: torch.zeros_like(like) if x is None else x
-            return pull((zero(cotangents[0], volume), *(zero(pick(c), pick(x)) for c, x in zip(cotangents[1:], (source, target, length)))))
+            function = reference_gradient(ctx.how, labels, *some_rays(rays, alphas))
+            _, pull = torch.func.vjp(function, gradient[:, :, rays], volume, *some_rays(rays, source, target, length))
+            return pull((of_volume, *some_rays(rays, *of_rays)))
 
         of_gradient, of_volume, *of_rays = zip(*by_chunks(second, ctx.how, volume, target))
         return torch.cat(of_gradient, dim=2), sum(of_volume), *(torch.cat(x, dim=1) for x in of_rays), None, None, None, None, None, None
@@ -213,7 +243,7 @@ class IntegralGradient(torch.autograd.Function):
         each = volumes.expand(size * batch, *volumes.shape[1:]) if needed[0] else volumes  # a gradient for each
         rest = (fold(x, axis, size) for x, axis in zip((source, target, length), axes[2:5]))
         slopes = fold(slopes, axes[8], size) if slopes.numel() else slopes
-        results = IntegralGradient.apply(
+        results = with_forward_mode(IntegralGradient).apply(
             fold(gradient, axes[0], size), each, *rest, fold_volume(labels, axes[5], size, batch), fold(alphas, axes[6], size), fold(image, axes[7], size), slopes, how, needed
         )
         of_volume, *of_rays = (None if x is None else x.unflatten(0, (size, batch)) for x in results)
@@ -243,7 +273,7 @@ class Integral(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient, _):
-        gradients = IntegralGradient.apply(gradient, *ctx.saved_tensors, ctx.how, tuple(ctx.needs_input_grad[:4]))
+        gradients = with_forward_mode(IntegralGradient).apply(gradient, *ctx.saved_tensors, ctx.how, tuple(ctx.needs_input_grad[:4]))
         return *gradients, None, None, None, None
 
     @staticmethod
@@ -256,35 +286,72 @@ class Integral(torch.autograd.Function):
         elif labels is not None and len(volume) < len(labels):
             volume = volume.expand(labels.shape)
         rays = (fold(x, axis, size) for x, axis in zip((source, target, length), axes[1:4]))
-        image, slopes = Integral.apply(volume, *rays, labels, fold(alphas, axes[5], size), how, with_slopes)
+        image, slopes = with_forward_mode(Integral).apply(volume, *rays, labels, fold(alphas, axes[5], size), how, with_slopes)
         image = image.unflatten(0, (size, batch))
         return (image, slopes.unflatten(0, (size, batch))) if with_slopes else (image, slopes), (0, 0 if with_slopes else None)
 
 # %% ../../nbs/api/17_kernels_operators.ipynb #042af705
+def check_one_forward_mode() -> None:
+    "Raise a `NotImplementedError` for forward mode over forward mode, in which torch takes the derivatives of such functions for zero."
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    if sum(transform.key() == torch._C._functorch.TransformType.Jvp for transform in stack) > 1:
+        raise NotImplementedError("forward mode cannot be applied twice, as in jacfwd(jacfwd(f)); torch.func.hessian(f), jacrev(jacfwd(f)) and jacrev(jacrev(f)) give second derivatives")
+
+
 class IntegralWithForwardMode(Integral):
     "The same, with directional derivatives."
 
     @staticmethod
     def jvp(ctx, of_volume, of_source, of_target, of_length, *_):
+        check_one_forward_mode()
         volume, source, target, length, labels, alphas, image, slopes = ctx.saved_for_forward
-        how, choices = ctx.how, (alphas, ctx.how.kernel, ctx.how.n_points, ctx.how.mode)
-        tangent = torch.zeros_like(image)
+        how, tangent = ctx.how, torch.zeros_like(image)
         if of_volume is not None:
-            tangent = tangent + render(of_volume, source, target, length, labels, how.n_labels, *choices)
+            tangent = tangent + integrate(of_volume, source, target, length, labels, alphas, how)
         of_rays = [torch.zeros_like(x) if t is None else t for x, t in zip((source, target, length), (of_source, of_target, of_length))]
         if labels is not None:
             def first(rays):
-                integral = lambda *x: reference_integral(how, labels, None if alphas is None else alphas[:, rays])(volume, *x)
-                _, pull = torch.func.vjp(integral, *(x[:, rays] for x in (source, target, length)))
-                _, push = torch.func.vjp(pull, torch.zeros_like(image[:, :, rays]))  # the derivative of the reverse mode: forward mode, which does not nest
-                return push(tuple(x[:, rays] for x in of_rays))[0]
+                integral = reference_integral(how, labels, *some_rays(rays, alphas))
+                return directional_derivative(lambda *x: integral(volume, *x), some_rays(rays, source, target, length), some_rays(rays, *of_rays))
 
             return tangent + torch.cat(by_chunks(first, how, volume, target), dim=2), None
-        if not slopes.numel():
-            slopes = render_with_slopes(volume, source, target, length, *choices)[1]
-        of_source, of_target, of_length = of_rays
-        along = (slopes * torch.cat([of_source, of_target], dim=-1)).sum(dim=-1)
-        return tangent + (along + of_length * torch.where(length != 0, image[:, 0] / length, 0))[:, None], None
+        ones = torch.ones_like(image)  # a pixel depends on its own ray only
+        _, *slopes = with_forward_mode(IntegralGradient).apply(ones, volume, source, target, length, None, alphas, image, slopes, how, (False, True, True, True))
+        along_source, along_target, along_length = (slope * t for slope, t in zip(slopes, of_rays))
+        return tangent + ((along_source + along_target).sum(dim=-1) + along_length)[:, None], None
+
+
+class IntegralGradientWithForwardMode(IntegralGradient):
+    "The same, with directional derivatives."
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        IntegralGradient.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[:7])
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        check_one_forward_mode()
+        *inputs, labels, alphas = ctx.saved_for_forward
+        (gradient, volume, *rays), (of_gradient, of_volume, *of_rays) = inputs, (torch.zeros_like(x) if t is None else t for t, x in zip(tangents, inputs))
+
+        def second(some):
+            function = reference_gradient(ctx.how, labels, *some_rays(some, alphas))
+            point = gradient[:, :, some], volume, *some_rays(some, *rays)
+            return directional_derivative(function, point, (of_gradient[:, :, some], of_volume, *some_rays(some, *of_rays)))
+
+        of_volume, *of_rays = zip(*by_chunks(second, ctx.how, volume, rays[1]))
+        of_rays = [torch.cat(x, dim=1) if any(ctx.needed[1:]) else None for x in of_rays]
+        return sum(of_volume) if ctx.needed[0] else None, *of_rays
+
+
+def with_forward_mode(
+    function: type[Integral] | type[IntegralGradient],
+) -> type[torch.autograd.Function]:
+    "Return a function with its rule for forward mode, if it can be used here."
+    if torch.compiler.is_compiling():
+        return function
+    return IntegralWithForwardMode if function is Integral else IntegralGradientWithForwardMode
 
 # %% ../../nbs/api/17_kernels_operators.ipynb #55a8d090
 def integrate(
@@ -298,5 +365,4 @@ def integrate(
 ) -> torch.Tensor:  # (B, C, N)
     "Integrate along rays by a compiled kernel, differentiably."
     with_slopes = labels is None and torch.is_grad_enabled() and any(x.requires_grad for x in (source, target, length))
-    function = Integral if torch.compiler.is_compiling() else IntegralWithForwardMode
-    return function.apply(volume, source, target, length, labels, alphas, how, with_slopes)[0]
+    return with_forward_mode(Integral).apply(volume, source, target, length, labels, alphas, how, with_slopes)[0]
