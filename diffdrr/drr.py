@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torchio import Subject
 
 # %% auto #0
-__all__ = ['FRAMES', 'INTRINSICS', 'RENDERERS', 'check_density', 'DRR', 'reshape_subsampled_drr']
+__all__ = ['FRAMES', 'INTRINSICS', 'RENDERERS', 'check_density', 'cross', 'DRR', 'reshape_subsampled_drr']
 
 # %% ../nbs/api/21_drr.ipynb #2da5e59b
 FRAMES = ("world", "camera")
@@ -36,6 +36,15 @@ def check_density(
     "Raise a `ValueError` if there is no volume."
     if density is None:
         raise ValueError("density is None, so there is no volume to render; assign drr.density, or give one to render(density, source, target)")
+
+# %% ../nbs/api/21_drr.ipynb #3fa1c7d2
+def cross(
+    a: torch.Tensor,  # (B, 3, 1 or N)
+    b: torch.Tensor,  # (B, 3, N)
+) -> torch.Tensor:  # (B, 3, N)
+    "Compute cross products of columns, in a third of the time that `torch.linalg.cross` takes on a CPU."
+    (a1, a2, a3), (b1, b2, b3) = a.unbind(dim=1), b.unbind(dim=1)
+    return torch.stack([a2 * b3 - a3 * b2, a3 * b1 - a1 * b3, a1 * b2 - a2 * b1], dim=1)
 
 # %% ../nbs/api/21_drr.ipynb #13293fad
 class DRR(nn.Module):
@@ -177,25 +186,26 @@ class DRR(nn.Module):
         pose = self._pose(args, parameterization, convention, degrees)
         calibration = self.detector.calibration if calibration is None else calibration
         with torch.no_grad(), serial_for_few(len(pose) * self.detector.target.shape[1], self.device):
-            source, target = self.detector(pose, calibration)
-        ends = [x.expand_as(target).detach().requires_grad_() for x in (source, target)]
+            ends = self.detector(pose, calibration)
+            rays = self._in_voxels(*ends)
+        rays = [x.expand(*rays[1].shape[:2], -1).detach().requires_grad_() for x in rays]
         with torch.enable_grad():
-            img = self.render(self.density.detach(), *ends, **kwargs)
-        gradients = torch.autograd.grad(img, ends, torch.ones_like(img))  # a pixel depends on its own ray only
-        with torch.no_grad():
+            img = self._integrate(self.density.detach(), *rays, **kwargs)
+        gradients = torch.autograd.grad(img, rays, torch.ones_like(img))  # a pixel depends on its own ray only
+        with torch.no_grad(), serial_for_few(img.shape[0] * img.shape[-1], self.device):
             columns = []
             if intrinsics:
                 for place in INTRINSICS.values():
                     change = torch.zeros_like(calibration.matrix)
                     change[..., place[0], place[1]] = 1
-                    rays = lambda matrix: tuple(x.expand_as(target) for x in self.detector(pose, RigidTransform(matrix)))
-                    _, moved = torch.func.jvp(rays, (calibration.matrix,), (change,))
-                    columns.append(sum((g * x).sum(dim=-1, keepdim=True) for g, x in zip(gradients, moved)))
+                    _, moved = torch.func.jvp(lambda matrix: self._in_voxels(*self.detector(pose, RigidTransform(matrix))), (calibration.matrix,), (change,))
+                    columns.append(sum((g * x).sum(dim=-1)[:, None] for g, x in zip(gradients, moved)))
+            gradients = [self.affine_inverse.rotation.mT @ g.mT for g in gradients[:2]]  # by world coordinates; rigid motions do not change the length
             if frame == "camera":
-                ends, gradients = [pose.inverse()(x) for x in ends], [g @ pose.rotation for g in gradients]
-            translational, rotational = sum(gradients), sum(torch.linalg.cross(p, g) for p, g in zip(ends, gradients))
-            jacobian = torch.cat([translational, rotational, *columns], dim=-1).mT
-        return tuple(self.reshape_transform(x, batch_size=len(target)) for x in (img.detach(), jacobian))
+                ends, gradients = [pose.inverse()(x) for x in ends], [pose.rotation.mT @ g for g in gradients]
+            translational, rotational = sum(gradients), sum(cross(p.mT, g) for p, g in zip(ends, gradients))
+            jacobian = torch.cat([translational, rotational, *columns], dim=1)
+        return tuple(self.reshape_transform(x, batch_size=len(img)) for x in (img.detach(), jacobian))
 
     def _pose(self, args, parameterization, convention, degrees) -> RigidTransform:
         "Make the pose from what `forward` was given, and check that it can be rendered here."
@@ -220,19 +230,25 @@ class DRR(nn.Module):
         **kwargs,  # arguments of the renderer's `forward`
     ) -> torch.Tensor:  # (B, C, N)
         "Render any volume on the grid of the subject along any rays."
+        return self._integrate(density, *self._in_voxels(source, target), mask_to_channels, **kwargs)
+
+    def _in_voxels(self, source: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # (B, 1 or N, 3), (B, N, 3) and (B, N, 1)
+        "Convert rays in the world to voxel coordinates, and measure their length in mm."
+        with serial_for_few(target[..., 0].numel(), self.device):
+            return self.affine_inverse(source), self.affine_inverse(target), (target - source).norm(dim=-1, keepdim=True)
+
+    def _integrate(self, density, source, target, length, mask_to_channels=False, **kwargs) -> torch.Tensor:  # (B, C, N)
+        "Render along rays in voxel coordinates."
         if mask_to_channels and getattr(self, "mask", None) is None:
             raise ValueError("mask_to_channels needs a label map; give one to read(volume, labelmap)")
         check_density(density)
-        with serial_for_few(target[..., 0].numel(), self.device):
-            length = (target - source).norm(dim=-1).unsqueeze(1)
-            source, target = self.affine_inverse(source), self.affine_inverse(target)
         if self.patch_size is not None:
             kwargs["rays_per_chunk"] = self.patch_size**2
         if mask_to_channels:
             kwargs["mask"] = self.mask
             if torch.compiler.is_compiling():
                 kwargs["n_labels"] = self._n_labels
-        return self.renderer(density, source, target, length, **kwargs)
+        return self.renderer(density, source, target, length.mT, **kwargs)
 
     def reshape_transform(
         self,
