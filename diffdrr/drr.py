@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torchio import Subject
 
 # %% auto #0
-__all__ = ['FRAMES', 'INTRINSICS', 'RENDERERS', 'check_density', 'cross', 'DRR', 'reshape_subsampled_drr']
+__all__ = ['FRAMES', 'INTRINSICS', 'RENDERERS', 'check_density', 'DRR', 'reshape_subsampled_drr']
 
 # %% ../nbs/api/21_drr.ipynb #2da5e59b
 FRAMES = ("world", "camera")
@@ -38,7 +38,7 @@ def check_density(
         raise ValueError("density is None, so there is no volume to render; assign drr.density, or give one to render(density, source, target)")
 
 # %% ../nbs/api/21_drr.ipynb #3fa1c7d2
-def cross(
+def _cross(
     a: torch.Tensor,  # (B, 3, 1 or N)
     b: torch.Tensor,  # (B, 3, N)
 ) -> torch.Tensor:  # (B, 3, N)
@@ -179,7 +179,7 @@ class DRR(nn.Module):
         """Render a picture and its derivatives with respect to the pose, in one pass: the Jacobian of Gauss-Newton and Levenberg-Marquardt methods.
 
         The six parameters are a twist as in `se3`, translation (mm) and then rotation (rad): with $T$ the pose and $\\xi$ the twist, the derivative is that of `pose.compose(exp)` in the frame of the world and of `exp.compose(pose)` in the frame of the camera, at $\\xi = 0$.
-        Both move source and detector as a rigid body, so with $g$ the derivative of a pixel with respect to a point $p$ of its ray, $dI = g \\cdot (\\omega \\times p + v) = v \\cdot g + \\omega \\cdot (p \\times g)$, summed over both ends."""
+        The pose must be rigid. Both twists move source and detector as a rigid body, too, so with $g$ the derivative of a pixel with respect to a point $p$ of its ray, $dI = g \\cdot (\\omega \\times p + v) = v \\cdot g + \\omega \\cdot (p \\times g)$, summed over both ends."""
         check_density(self.density)
         if frame not in FRAMES:
             raise ValueError(f"frame must be one of {', '.join(map(repr, FRAMES))}, not {frame!r}")
@@ -191,8 +191,8 @@ class DRR(nn.Module):
         rays = [x.expand(*rays[1].shape[:2], -1).detach().requires_grad_() for x in rays]
         with torch.enable_grad():
             img = self._integrate(self.density.detach(), *rays, **kwargs)
-        gradients = torch.autograd.grad(img, rays, torch.ones_like(img))  # a pixel depends on its own ray only
-        with torch.no_grad(), serial_for_few(img.shape[0] * img.shape[-1], self.device):
+        gradients = torch.autograd.grad(img, rays, torch.ones_like(img), materialize_grads=True)  # a pixel depends on its own ray only
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False), serial_for_few(img.shape[0] * img.shape[-1], self.device):
             columns = []
             if intrinsics:
                 for place in INTRINSICS.values():
@@ -203,7 +203,7 @@ class DRR(nn.Module):
             gradients = [self.affine_inverse.rotation.mT @ g.mT for g in gradients[:2]]  # by world coordinates; rigid motions do not change the length
             if frame == "camera":
                 ends, gradients = [pose.inverse()(x) for x in ends], [pose.rotation.mT @ g for g in gradients]
-            translational, rotational = sum(gradients), sum(cross(p.mT, g) for p, g in zip(ends, gradients))
+            translational, rotational = sum(gradients), sum(_cross(p.mT, g) for p, g in zip(ends, gradients))
             jacobian = torch.cat([translational, rotational, *columns], dim=1)
         return tuple(self.reshape_transform(x, batch_size=len(img)) for x in (img.detach(), jacobian))
 

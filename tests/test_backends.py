@@ -121,6 +121,9 @@ def test_transforms_of_torch_func_pass_through(renderer):
     assert torch.allclose(torch.func.jacfwd(picture)(rotation), by_rows, rtol=1e-6, atol=1e-6 * by_rows.abs().max().item())
     three = torch.stack([rotation, rotation + 0.2, rotation - 0.3])
     assert torch.allclose(torch.func.vmap(picture)(three), torch.stack([picture(r) for r in three]), rtol=1e-9)
+    for channels in (False, True):
+        size = lambda r: drr(r, translation, **FRONTAL, mask_to_channels=channels, **arguments).square().sum()
+        assert torch.allclose(torch.func.hessian(size)(rotation), torch.autograd.functional.hessian(size, rotation), rtol=1e-6)
 
 
 def test_deterministic_algorithms_are_no_obstacle():

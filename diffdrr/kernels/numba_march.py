@@ -376,7 +376,7 @@ def plan(
     n, row = target.shape[1], row_length(target, b)
     if row == n:
         return Order(n, 1, 1, 0, 0.0)
-    middle, first, right, below = n // 2 + row // 2, point(target, b, 0), point(target, b, 1), point(target, b, row)
+    middle, first, right, below = n // row // 2 * row + row // 2, point(target, b, 0), point(target, b, 1), point(target, b, row)
     s, t = point(source, b, middle), point(target, b, middle)
     axis = 1 if dominant(s, t) == 2 else 2
     v, w = (axis + 1) % 3, (axis + 2) % 3
@@ -390,7 +390,7 @@ def plan(
 AHEAD = 8  # rays; of so many, the last is rendered first
 
 
-@compiled
+@strict
 def in_order(
     q: int,  # how many rays were rendered before
     order: Order,
@@ -400,7 +400,6 @@ def in_order(
     q = min(group + AHEAD, order.long * order.lines) - 1 if q == group else q - 1
     line, k = divmod(q, order.long)
     return k * order.along + (line + floor(k * order.lean + 0.5)) % order.lines * order.across
-
 
 # %% ../../nbs/api/11_kernels_numba_march.ipynb #9a54d625
 @lru_cache(maxsize=1)

@@ -196,7 +196,7 @@ def render_rays(
     volumes,  # (V, n) with V = 1, or one for each image
     shape,  # of a volume
     strides,  # of a volume
-    source,  # (B, N, 3)
+    source,  # (B, N, 3) or (B, 1, 3)
     target,  # (B, N, 3)
     length,  # (B, N)
     image,  # (B, 1, N) is filled
@@ -226,7 +226,7 @@ def differentiate_rays(
     weights,  # (B, N, C) factor on the voxels of each label, for each ray, or None
     shape,  # of a volume
     strides,  # of a volume
-    source,  # (B, N, 3)
+    source,  # (B, N, 3) or (B, 1, 3)
     target,  # (B, N, 3)
     length,  # (B, N)
     image,  # (B, N) is filled with the integral for length 1
@@ -312,7 +312,7 @@ def render_channels(
     labels,  # (V, n)
     shape,  # of a volume
     strides,  # of a volume
-    source,  # (B, N, 3)
+    source,  # (B, N, 3) or (B, 1, 3)
     target,  # (B, N, 3)
     length,  # (B, N)
     image,  # (B, C, N) is filled
@@ -368,7 +368,7 @@ def backproject_rays(
     gradient,  # (B, C, N) of a loss with respect to the image
     shape,  # of a volume
     strides,  # of a volume
-    source,  # (B, N, 3)
+    source,  # (B, N, 3) or (B, 1, 3)
     target,  # (B, N, 3)
     length,  # (B, N)
     axis: int,  # rays that march along another axis are left out

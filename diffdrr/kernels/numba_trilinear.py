@@ -481,7 +481,7 @@ def render_rays(
     strides,  # of a volume
     rule: Rule,
     alphas,  # (B, N, 2) or None
-    source,  # (B, N, 3)
+    source,  # (B, N, 3) or (B, 1, 3)
     target,  # (B, N, 3)
     length,  # (B, N)
     image,  # (B, C, N) is filled
@@ -536,7 +536,7 @@ def differentiate_rays(
     strides,  # of a volume
     rule: Rule,
     alphas,  # (B, N, 2) or None
-    source,  # (B, N, 3)
+    source,  # (B, N, 3) or (B, 1, 3)
     target,  # (B, N, 3)
     length,  # (B, N)
     image,  # (B, N) is filled with the integral for length 1
@@ -598,7 +598,7 @@ def backproject_rays(
     strides,  # of a volume
     rule: Rule,
     alphas,  # (B, N, 2) or None
-    source,  # (B, N, 3)
+    source,  # (B, N, 3) or (B, 1, 3)
     target,  # (B, N, 3)
     length,  # (B, N)
     axis: int,  # rays that march along another axis are left out

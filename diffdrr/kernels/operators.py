@@ -17,9 +17,9 @@ from . import reference
 # %% auto #0
 __all__ = ['How', 'NAMESPACE', 'LIBRARY', 'RAYS', 'CHOICES', 'SAMPLES_PER_CHUNK', 'options', 'compiled', 'operator', 'render',
            'render_with_slopes', 'ray_gradient', 'volume_gradient', 'reference_integral', 'reference_gradient',
-           'directional_derivative', 'some_rays', 'by_chunks', 'fold', 'fold_volume', 'IntegralGradient', 'Integral',
-           'check_one_forward_mode', 'IntegralWithForwardMode', 'IntegralGradientWithForwardMode', 'with_forward_mode',
-           'integrate']
+           'directional_derivative', 'some_rays', 'by_chunks', 'fold', 'fold_volume', 'match', 'IntegralGradient',
+           'Integral', 'check_forward_mode', 'IntegralWithForwardMode', 'IntegralGradientWithForwardMode',
+           'with_forward_mode', 'integrate']
 
 # %% ../../nbs/api/17_kernels_operators.ipynb #15ff7a50
 How = namedtuple("How", (
@@ -136,7 +136,7 @@ def reference_gradient(
     labels: torch.Tensor | None,  # (V, X, Y, Z)
     alphas: torch.Tensor | None,  # (b, n, 2) of the rays
 ) -> Callable[..., tuple[torch.Tensor, ...]]:  # (gradient (b, C, n), volume, source, target, length) -> gradients of these four
-    "Return its gradient as a function, too."
+    "Return the gradient of that integral as a function."
     integral = reference_integral(how, labels, alphas)
     return lambda gradient, *inputs: torch.func.vjp(integral, *inputs)[1](gradient)
 
@@ -169,7 +169,7 @@ def by_chunks(
     "Call a function for groups of rays."
     samples = how.n_points or 2 * (sum(volume.shape[1:]) + 6)
     rays = max(1, SAMPLES_PER_CHUNK // (samples * max(1, len(target))))
-    return [function(slice(start, start + rays)) for start in range(0, target.shape[1], rays)]
+    return [function(slice(start, start + rays)) for start in range(0, max(1, target.shape[1]), rays)]
 
 # %% ../../nbs/api/17_kernels_operators.ipynb #418d9cd9
 def fold(
@@ -196,6 +196,16 @@ def fold_volume(
     x = x.expand(size, *x.shape) if axis is None else x.movedim(axis, 0)
     return x.expand(size, batch, *x.shape[2:]).flatten(0, 1)
 
+
+def match(
+    volume: torch.Tensor,  # (V, X, Y, Z)
+    labels: torch.Tensor | None,  # (1 or V, X, Y, Z), or more of them than volumes if there is one volume
+) -> tuple[torch.Tensor, torch.Tensor | None]:  # as many of both
+    "Repeat a volume for its label maps, or a label map for its volumes."
+    if labels is None or len(labels) == len(volume):
+        return volume, labels
+    return (volume.expand(labels.shape), labels) if len(volume) == 1 else (volume, labels.expand(volume.shape))
+
 # %% ../../nbs/api/17_kernels_operators.ipynb #468d140b
 class IntegralGradient(torch.autograd.Function):
     "The gradient of a line integral with respect to volume, source, target and length."
@@ -213,7 +223,7 @@ class IntegralGradient(torch.autograd.Function):
                 of_length = pixel * torch.where(length != 0, image[:, 0] / length, 0)  # the integral for length 1
             else:
                 rays, of_length = ray_gradient(gradient, volume, source, target, length, labels, *choices)
-                of_source, of_target = (end.contiguous() for end in rays.split(3, dim=-1))  # torch has no forward mode for views here
+                of_source, of_target = (end.clone() for end in rays.split(3, dim=-1))  # torch has no forward mode for views here
         return of_volume, of_source, of_target, of_length
 
     @staticmethod
@@ -241,10 +251,11 @@ class IntegralGradient(torch.autograd.Function):
         batch = source.shape[0] if axes[2] is None else source.movedim(axes[2], 0).shape[1]
         volumes = fold_volume(volume, axes[1], size, batch)
         each = volumes.expand(size * batch, *volumes.shape[1:]) if needed[0] else volumes  # a gradient for each
+        each, labels = match(each, fold_volume(labels, axes[5], size, batch))
         rest = (fold(x, axis, size) for x, axis in zip((source, target, length), axes[2:5]))
         slopes = fold(slopes, axes[8], size) if slopes.numel() else slopes
         results = with_forward_mode(IntegralGradient).apply(
-            fold(gradient, axes[0], size), each, *rest, fold_volume(labels, axes[5], size, batch), fold(alphas, axes[6], size), fold(image, axes[7], size), slopes, how, needed
+            fold(gradient, axes[0], size), each, *rest, labels, fold(alphas, axes[6], size), fold(image, axes[7], size), slopes, how, needed
         )
         of_volume, *of_rays = (None if x is None else x.unflatten(0, (size, batch)) for x in results)
         one = (volume if axes[1] is None else volume.movedim(axes[1], 0)[0]).shape[0] == 1
@@ -280,19 +291,19 @@ class Integral(torch.autograd.Function):
     def vmap(info, axes, volume, source, target, length, labels, alphas, how, with_slopes):
         size = info.batch_size
         batch = source.shape[0] if axes[1] is None else source.movedim(axes[1], 0).shape[1]
-        volume, labels = fold_volume(volume, axes[0], size, batch), fold_volume(labels, axes[4], size, batch)
-        if labels is not None and len(labels) < len(volume):
-            labels = labels.expand(volume.shape)
-        elif labels is not None and len(volume) < len(labels):
-            volume = volume.expand(labels.shape)
+        volume, labels = match(fold_volume(volume, axes[0], size, batch), fold_volume(labels, axes[4], size, batch))
         rays = (fold(x, axis, size) for x, axis in zip((source, target, length), axes[1:4]))
         image, slopes = with_forward_mode(Integral).apply(volume, *rays, labels, fold(alphas, axes[5], size), how, with_slopes)
         image = image.unflatten(0, (size, batch))
         return (image, slopes.unflatten(0, (size, batch))) if with_slopes else (image, slopes), (0, 0 if with_slopes else None)
 
 # %% ../../nbs/api/17_kernels_operators.ipynb #042af705
-def check_one_forward_mode() -> None:
-    "Raise a `NotImplementedError` for forward mode over forward mode, in which torch takes the derivatives of such functions for zero."
+def check_forward_mode(
+    of_alphas: torch.Tensor | None,  # tangent of where sampling begins and ends
+) -> None:
+    "Raise a `NotImplementedError` for forward mode over forward mode, in which torch takes the derivatives of such functions for zero (also where they would be), and for derivatives that only the torch backend has."
+    if of_alphas is not None:
+        raise NotImplementedError("alphamin and alphamax have no derivative in a compiled kernel; use backend='torch'")
     stack = torch._C._functorch.get_interpreter_stack() or []
     if sum(transform.key() == torch._C._functorch.TransformType.Jvp for transform in stack) > 1:
         raise NotImplementedError("forward mode cannot be applied twice, as in jacfwd(jacfwd(f)); torch.func.hessian(f), jacrev(jacfwd(f)) and jacrev(jacrev(f)) give second derivatives")
@@ -302,8 +313,8 @@ class IntegralWithForwardMode(Integral):
     "The same, with directional derivatives."
 
     @staticmethod
-    def jvp(ctx, of_volume, of_source, of_target, of_length, *_):
-        check_one_forward_mode()
+    def jvp(ctx, of_volume, of_source, of_target, of_length, _, of_alphas, *__):
+        check_forward_mode(of_alphas)
         volume, source, target, length, labels, alphas, image, slopes = ctx.saved_for_forward
         how, tangent = ctx.how, torch.zeros_like(image)
         if of_volume is not None:
@@ -331,7 +342,7 @@ class IntegralGradientWithForwardMode(IntegralGradient):
 
     @staticmethod
     def jvp(ctx, *tangents):
-        check_one_forward_mode()
+        check_forward_mode(tangents[6])
         *inputs, labels, alphas = ctx.saved_for_forward
         (gradient, volume, *rays), (of_gradient, of_volume, *of_rays) = inputs, (torch.zeros_like(x) if t is None else t for t, x in zip(tangents, inputs))
 
