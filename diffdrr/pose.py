@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .se3 import matrix_to_twist, se3_exp_map, se3_log_map, twist_to_matrix
+from .se3 import homogeneous, matrix_to_twist, se3_exp_map, se3_log_map, twist_to_matrix
 from diffdrr.so3 import (
     acos_linear_extrapolation,
     axis_angle_to_matrix,
@@ -65,9 +65,7 @@ def make_matrix(
     "Assemble homogeneous matrices from a linear part and a translation."
     if len(R) != len(t):
         raise ValueError(f"R and t must have the same batch size, not {len(R)} and {len(t)}")
-    top = torch.cat([R, t[..., None]], dim=-1)
-    bottom = torch.tensor([0, 0, 0, 1], dtype=top.dtype, device=top.device).expand(*top.shape[:-2], 1, 4)
-    return torch.cat([top, bottom], dim=-2)
+    return homogeneous(R, t[..., None])
 
 # %% ../nbs/api/03_pose.ipynb #f2045a29
 class AffineTransform(nn.Module):
@@ -109,6 +107,14 @@ class AffineTransform(nn.Module):
         "Transform points. A batch of one broadcasts against the other batch."
         with torch.autocast(x.device.type, enabled=False):  # millimetres need more digits than half precision has
             return x @ self.rotation.mT + self.translation[:, None]
+
+    def columns(
+        self,
+        x: torch.Tensor,  # (B, 3, N) or (1, 3, N) points
+    ) -> torch.Tensor:  # (B, 3, N)
+        "Transform points that are the columns of a matrix, which torch does several times as fast."
+        with torch.autocast(x.device.type, enabled=False):
+            return self.rotation @ x + self.translation[..., None]
 
     def compose(
         self,

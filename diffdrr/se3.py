@@ -10,7 +10,7 @@ import torch
 from .so3 import exp_coefficients, hat, so3_exp_map, so3_log_map
 
 # %% auto #0
-__all__ = ['left_jacobian', 'twist_to_matrix', 'matrix_to_twist', 'se3_exp_map', 'se3_log_map']
+__all__ = ['left_jacobian', 'homogeneous', 'twist_to_matrix', 'matrix_to_twist', 'se3_exp_map', 'se3_log_map']
 
 # %% ../nbs/api/02_se3.ipynb #995a5854
 def left_jacobian(
@@ -21,16 +21,23 @@ def left_jacobian(
     w = hat(w)
     return torch.eye(3, dtype=w.dtype, device=w.device) + b * w + c * (w @ w)
 
+# %% ../nbs/api/02_se3.ipynb #4281cbf1
+def homogeneous(
+    R: torch.Tensor,  # (..., 3, 3) linear part
+    t: torch.Tensor,  # (..., 3, 1) translation, mm
+) -> torch.Tensor:  # (..., 4, 4) acting on column vectors
+    "Assemble homogeneous matrices."
+    top = torch.cat([R, t], dim=-1)
+    bottom = torch.eye(4, dtype=top.dtype, device=top.device)[3:]  # made where it is needed: numbers from the host would have a GPU wait
+    return torch.cat([top, bottom.expand(*top.shape[:-2], 1, 4)], dim=-2)
+
 # %% ../nbs/api/02_se3.ipynb #d890c3d1
 def twist_to_matrix(
     twist: torch.Tensor,  # (..., 6) translational part (mm), then rotational part (rad)
 ) -> torch.Tensor:  # (..., 4, 4) acting on column vectors
     "Compute the exponential of a twist."
     v, w = twist.split(3, dim=-1)
-    translation = left_jacobian(w) @ v[..., None]
-    top = torch.cat([so3_exp_map(w), translation], dim=-1)
-    bottom = torch.tensor([0, 0, 0, 1], dtype=top.dtype, device=top.device).expand_as(top[..., :1, :])
-    return torch.cat([top, bottom], dim=-2)
+    return homogeneous(so3_exp_map(w), left_jacobian(w) @ v[..., None])
 
 # %% ../nbs/api/02_se3.ipynb #f9a83711
 def matrix_to_twist(

@@ -245,11 +245,12 @@ def euler_angles_to_matrix(
     euler_angles: torch.Tensor,  # (..., 3) angles about the three axes in turn, rad
     convention: str,  # such as "ZXY"
 ) -> torch.Tensor:  # (..., 3, 3)
-    "Convert Euler angles to rotation matrices, by Rodrigues' formula about each axis."
+    "Convert Euler angles to rotation matrices. A turn about y or z is one about x, with rows and columns moved on."
     check_euler_convention(convention)
-    I = torch.eye(3, dtype=euler_angles.dtype, device=euler_angles.device)
-    w, angle = hat(I[["XYZ".index(axis) for axis in convention]]), euler_angles[..., None, None]
-    first, second, third = (I + angle.sin() * w + (1 - angle.cos()) * (w @ w)).unbind(dim=-3)
+    c, s = euler_angles.cos(), euler_angles.sin()
+    o, i = torch.zeros_like(c), torch.ones_like(c)
+    about_x = torch.stack([i, o, o, o, c, -s, o, s, c], dim=-1).unflatten(-1, (3, 3)).unbind(dim=-3)
+    first, second, third = (R.roll((k, k), dims=(-2, -1)) for R, k in zip(about_x, map("XYZ".index, convention)))
     return first @ second @ third
 
 # %% ../nbs/api/01_so3.ipynb #f5fb23be

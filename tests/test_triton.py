@@ -110,6 +110,16 @@ def test_labels_and_volumes_may_be_shared(kernel):
         assert close(module.volume_gradient(gradient, v, *rays, l, **options), adjoint if len(v) == 2 else adjoint.sum(dim=0, keepdim=True))
 
 
+@kernels
+def test_rays_may_share_their_source(kernel):
+    "The source of each picture is read once, not copied for every ray."
+    module, _, options = KERNELS[kernel]
+    volume, _, source, target, length = scene((5, 4, 6), 70, pictures=2)
+    shared = source[:, :1].expand_as(target)
+    for ours, theirs in zip(*(module.render_with_slopes(volume, x, target, length, **options) for x in (shared, shared.contiguous()))):
+        assert torch.equal(ours, theirs)
+
+
 def lattice_rays():
     "Rays through corners, along edges and in faces of voxels, through centres, and from a point to itself."
     half = torch.arange(-2, 10, dtype=torch.float64) / 2
@@ -145,7 +155,7 @@ def test_gradients(kernel, labelled):
     theirs = torch.autograd.grad(image, inputs, gradient, allow_unused=True)
     with poisoned():
         slopes, totals = module.ray_gradient(gradient, volume, *rays, chosen[0], **options)
-    assert close(slopes, torch.cat(theirs[1:3], dim=-1))
+    assert close(slopes.mT, torch.cat(theirs[1:3], dim=-1))
     assert close(totals, theirs[3])
     assert close(module.volume_gradient(gradient, volume, *rays, chosen[0], **options), theirs[0])
 
@@ -160,7 +170,7 @@ def test_slopes(kernel):
         image, slopes = module.render_with_slopes(volume, *rays, **options)
         assert close(image, module.render(volume, *rays, **options))
     assert close(image, expected(kernel, volume, *inputs))
-    assert close(slopes, torch.cat(torch.autograd.grad(expected(kernel, volume, *inputs).sum(), inputs[:2]), dim=-1))
+    assert close(slopes.mT, torch.cat(torch.autograd.grad(expected(kernel, volume, *inputs).sum(), inputs[:2]), dim=-1))
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "nearest"])
@@ -178,7 +188,7 @@ def test_alphas(mode):
     with poisoned():
         assert close(triton_trilinear.render(volume, source, target, length, labels, 3, **options, alphas=alphas), theirs)
         slopes, totals = triton_trilinear.ray_gradient(gradient, volume, source, target, length, labels, **options, alphas=alphas)
-    assert close(slopes, torch.cat(grads[1:3], dim=-1)) and close(totals, grads[3])
+    assert close(slopes.mT, torch.cat(grads[1:3], dim=-1)) and close(totals, grads[3])
     assert close(triton_trilinear.volume_gradient(gradient, volume, source, target, length, labels, **options, alphas=alphas), grads[0])
 
 
@@ -217,7 +227,7 @@ def test_float32_of_a_long_march(kernel):
     theirs = expected(kernel, volume.double(), *inputs, length.double())
     image, slopes = module.render_with_slopes(volume, source, target, length, **options)
     assert close(image, theirs, torch.float32)
-    assert close(slopes, torch.cat(torch.autograd.grad(theirs.sum(), inputs), dim=-1), torch.float32)
+    assert close(slopes.mT, torch.cat(torch.autograd.grad(theirs.sum(), inputs), dim=-1), torch.float32)
 
 
 def test_label_of_a_ray_close_to_a_face():

@@ -98,13 +98,13 @@ Ray = namedtuple("Ray", (
 # %% ../../nbs/api/11_kernels_numba_march.ipynb #5a2548e6
 @inlined
 def point(
-    points,  # (B, N, 3), or (B, 1, 3) for one that all rays of an image share
+    points,  # (B, 3, N), or (B, 3, 1) for one that all rays of an image share
     b: int,
     n: int,
 ):  # three numbers in float64; a view of the array would be counted by all threads, and they would wait for each other
     "Take a point from an array."
-    n = min(n, points.shape[1] - 1)
-    return np.float64(points[b, n, 0]), np.float64(points[b, n, 1]), np.float64(points[b, n, 2])
+    n = min(n, points.shape[2] - 1)
+    return np.float64(points[b, 0, n]), np.float64(points[b, 1, n]), np.float64(points[b, 2, n])
 
 # %% ../../nbs/api/11_kernels_numba_march.ipynb #4b0cc180
 @compiled
@@ -341,18 +341,18 @@ def as_array(
 # %% ../../nbs/api/11_kernels_numba_march.ipynb #ce9eba6c
 @compiled
 def row_length(
-    target,  # (B, N, 3)
+    target,  # (B, 3, N)
     b: int,  # which picture
 ) -> int:  # N, unless the targets are the rows of a picture
     "Find out how many targets make a row."
-    n = target.shape[1]
+    n = target.shape[2]
     if n < 4:
         return n
     for row in range(2, n):
         change, step = 0.0, 0.0
         for axis in range(3):
-            first = target[b, 1, axis] - target[b, 0, axis]
-            change += (target[b, row, axis] - target[b, row - 1, axis] - first) ** 2
+            first = target[b, axis, 1] - target[b, axis, 0]
+            change += (target[b, axis, row] - target[b, axis, row - 1] - first) ** 2
             step += first**2
         if change > 0.25 * step:
             return row if row >= 4 and n % row == 0 else n
@@ -368,12 +368,12 @@ Order = namedtuple("Order", (
 
 @compiled
 def plan(
-    source,  # (B, N, 3) or (B, 1, 3)
-    target,  # (B, N, 3)
+    source,  # (B, 3, N) or (B, 3, 1)
+    target,  # (B, 3, N)
     b: int,  # which picture
 ) -> Order:
     "Choose the order in which to render a picture: along lines in which the last axis of the volume appears, or its second axis in a view along the last one."
-    n, row = target.shape[1], row_length(target, b)
+    n, row = target.shape[2], row_length(target, b)
     if row == n:
         return Order(n, 1, 1, 0, 0.0)
     middle, first, right, below = n // row // 2 * row + row // 2, point(target, b, 0), point(target, b, 1), point(target, b, row)
@@ -446,10 +446,10 @@ def as_rays(
     source: torch.Tensor,  # (B, N, 3)
     target: torch.Tensor,  # (B, N, 3)
     length: torch.Tensor,  # (B, N)
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # the first (B, 1, 3) if all rays of an image begin at one point
-    "View rays as arrays of one precision, that of the targets."
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (B, 3, N) twice, the first (B, 3, 1) if all rays of an image begin at one point; and (B, N)
+    "View rays as arrays of one precision, that of the targets. Rays that `DRR` made are not copied: all x come before all y and all z in its memory."
     source = source[:, :1] if source.stride(1) == 0 else source  # not copied for each ray
-    return tuple(as_array(x.to(target.dtype)) for x in (source, target, length))
+    return tuple(as_array(x.to(target.dtype)) for x in (source.mT, target.mT, length))
 
 
 def as_volume(
@@ -478,19 +478,19 @@ def differentiate_with(
     target: torch.Tensor,  # (B, N, 3)
     length: torch.Tensor,  # (B, N)
     labels: torch.Tensor | None,  # (V, X, Y, Z)
-) -> tuple[torch.Tensor, torch.Tensor]:  # (B, N, 6) and (B, N)
+) -> tuple[torch.Tensor, torch.Tensor]:  # (B, 6, N) and (B, N)
     "Compute the gradient of a loss with respect to source and target, and with respect to length."
     voxels, shape, strides, whole = as_volume(volume)
     rays = as_rays(source, target, length)
     real = rays[1].dtype.type
-    slopes, totals = np.empty((*length.shape, 6), dtype=real), np.empty(length.shape, dtype=real)
+    slopes, totals = np.empty((len(length), 6, length.shape[1]), dtype=real), np.empty(length.shape, dtype=real)
     classes = as_classes(labels)
     weights = None if labels is None else as_array(gradient.transpose(1, 2).to(target.dtype))
     task = lambda start, stop: differentiate_rays(real, whole, voxels, classes, weights, shape, strides, *options, *rays, totals, slopes, start, stop)
     share(task, length.numel(), least)
     slopes, totals = torch.from_numpy(slopes), torch.from_numpy(totals)
     if gradient is not None and labels is None:
-        slopes, totals = slopes * gradient[:, 0, :, None], totals * gradient[:, 0]
+        slopes, totals = slopes * gradient[:, :1], totals * gradient[:, 0]
     return slopes, totals
 
 # %% ../../nbs/api/11_kernels_numba_march.ipynb #debedb5a

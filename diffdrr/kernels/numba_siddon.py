@@ -151,12 +151,12 @@ def differentiate(
     s,  # three numbers: the source
     t,  # three numbers: the target
     length: float,  # L
-    slopes,  # (B, N, 6) is filled with the derivatives of I with respect to source and target
+    slopes,  # (B, 6, N) is filled with the derivatives of I with respect to source and target
 ) -> float:  # F
     "Integrate along a ray and differentiate."
     _, b, n = where
     for i in range(6):
-        slopes[b, n, i] = nothing(s, t)
+        slopes[b, i, n] = nothing(s, t)
     if ray.first >= ray.last:
         return nothing(s, t)
     total, jumps_v, moments_v, jumps_w, moments_w = integrate(real, whole, volumes, labels, weights, where, ray)
@@ -182,10 +182,10 @@ def differentiate(
         left_of_target -= from_target
         d = float(t[axis]) - float(s[axis])
         if d != 0.0:
-            slopes[b, n, axis] = length * from_source / d
-            slopes[b, n, 3 + axis] = length * from_target / d
-    slopes[b, n, ray.u] = length * left_of_source / ray.du
-    slopes[b, n, 3 + ray.u] = length * left_of_target / ray.du
+            slopes[b, axis, n] = length * from_source / d
+            slopes[b, 3 + axis, n] = length * from_target / d
+    slopes[b, ray.u, n] = length * left_of_source / ray.du
+    slopes[b, 3 + ray.u, n] = length * left_of_target / ray.du
     return integral
 
 # %% ../../nbs/api/12_kernels_numba_siddon.ipynb #e8d6a580
@@ -196,15 +196,15 @@ def render_rays(
     volumes,  # (V, n) with V = 1, or one for each image
     shape,  # of a volume
     strides,  # of a volume
-    source,  # (B, N, 3) or (B, 1, 3)
-    target,  # (B, N, 3)
+    source,  # (B, 3, N) or (B, 3, 1)
+    target,  # (B, 3, N)
     length,  # (B, N)
     image,  # (B, 1, N) is filled
     start: int,  # the first ray to render
     stop: int,  # one more than the last
 ):
     "Render rays."
-    n_rays = target.shape[1]
+    n_rays = target.shape[2]
     for g in range(start, stop):
         b, q = divmod(g, n_rays)
         if g == start or q == 0:
@@ -226,16 +226,16 @@ def differentiate_rays(
     weights,  # (B, N, C) factor on the voxels of each label, for each ray, or None
     shape,  # of a volume
     strides,  # of a volume
-    source,  # (B, N, 3) or (B, 1, 3)
-    target,  # (B, N, 3)
+    source,  # (B, 3, N) or (B, 3, 1)
+    target,  # (B, 3, N)
     length,  # (B, N)
     image,  # (B, N) is filled with the integral for length 1
-    slopes,  # (B, N, 6) is filled with the derivatives of the pixel with respect to source and target
+    slopes,  # (B, 6, N) is filled with the derivatives of the pixel with respect to source and target
     start: int,  # the first ray
     stop: int,  # one more than the last
 ):
     "Render rays and differentiate with respect to their ends."
-    n_rays = target.shape[1]
+    n_rays = target.shape[2]
     for g in range(start, stop):
         b, q = divmod(g, n_rays)
         if g == start or q == 0:
@@ -312,15 +312,15 @@ def render_channels(
     labels,  # (V, n)
     shape,  # of a volume
     strides,  # of a volume
-    source,  # (B, N, 3) or (B, 1, 3)
-    target,  # (B, N, 3)
+    source,  # (B, 3, N) or (B, 3, 1)
+    target,  # (B, 3, N)
     length,  # (B, N)
     image,  # (B, C, N) is filled
     start: int,  # the first ray
     stop: int,  # one more than the last
 ):
     "Render rays, each label to its own channel."
-    n_rays = target.shape[1]
+    n_rays = target.shape[2]
     index, extent = np.empty(max(shape) + LANES, dtype=whole), np.empty(max(shape) + LANES, dtype=real)
     for g in range(start, stop):
         b, q = divmod(g, n_rays)
@@ -368,15 +368,15 @@ def backproject_rays(
     gradient,  # (B, C, N) of a loss with respect to the image
     shape,  # of a volume
     strides,  # of a volume
-    source,  # (B, N, 3) or (B, 1, 3)
-    target,  # (B, N, 3)
+    source,  # (B, 3, N) or (B, 3, 1)
+    target,  # (B, 3, N)
     length,  # (B, N)
     axis: int,  # rays that march along another axis are left out
     first: int,  # slab
     last: int,  # one more than the last slab
 ):
     "Spread the gradients of pixels over the voxels of some slabs."
-    n_rays = target.shape[1]
+    n_rays = target.shape[2]
     index, extent = np.empty(max(shape) + LANES, dtype=whole), np.empty(max(shape) + LANES, dtype=real)
     for b in range(len(target)):
         order = plan(source, target, b)
@@ -430,7 +430,7 @@ def ray_gradient(
     target: torch.Tensor,  # (B, N, 3)
     length: torch.Tensor,  # (B, N)
     labels: torch.Tensor | None = None,  # (V, X, Y, Z)
-) -> tuple[torch.Tensor, torch.Tensor]:  # (B, N, 6) and (B, N)
+) -> tuple[torch.Tensor, torch.Tensor]:  # (B, 6, N) and (B, N)
     "Compute the gradient of a loss with respect to source and target, and with respect to length."
     return differentiate_with(differentiate_rays, (), RAYS_PER_PIECE, gradient, volume, source, target, length, labels)
 
@@ -440,7 +440,7 @@ def render_with_slopes(
     source: torch.Tensor,  # (B, N, 3)
     target: torch.Tensor,  # (B, N, 3)
     length: torch.Tensor,  # (B, N)
-) -> tuple[torch.Tensor, torch.Tensor]:  # (B, 1, N) and (B, N, 6)
+) -> tuple[torch.Tensor, torch.Tensor]:  # (B, 1, N) and (B, 6, N)
     "Render, and differentiate each pixel with respect to source and target."
     slopes, totals = ray_gradient(None, volume, source, target, length)
     return (totals * length)[:, None], slopes

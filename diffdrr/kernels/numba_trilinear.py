@@ -338,21 +338,21 @@ def chain(
     interval,  # where sampling enters and leaves, and the axes of the planes there, or -1; see `clip`
     sampled: bool,  # the interval was cut evenly
     length: float,  # of the ray, mm
-    slopes,  # (B, N, 6) is filled with the derivatives of the pixel
+    slopes,  # (B, 6, N) is filled with the derivatives of the pixel
     b: int,
     n: int,
 ):
     "Turn integrals along a ray into derivatives with respect to its ends."
     enter, leave, enter_axis, leave_axis = interval
     for i in range(6):
-        slopes[b, n, i] = nothing(s, t)
+        slopes[b, i, n] = nothing(s, t)
     if line.du == 0.0 or enter == leave:
         return
     at_0, at_1 = 0.0, 0.0  # the integrals of the derivative along the ray, and of the same times a
     for axis, g, h in ((line.u, sums[1], sums[4]), (line.v, sums[2], sums[5]), (line.w, sums[3], sums[6])):
         plain, moment = g / abs(line.du), (h - line.source_u * g) / (abs(line.du) * line.du)
-        slopes[b, n, axis] = length * (plain - moment)
-        slopes[b, n, 3 + axis] = length * moment
+        slopes[b, axis, n] = length * (plain - moment)
+        slopes[b, 3 + axis, n] = length * moment
         d = float(t[axis]) - float(s[axis])
         at_0, at_1 = at_0 + plain * d, at_1 + moment * d
     if not sampled:
@@ -361,8 +361,8 @@ def chain(
     for a, axis, derivative in ((enter, enter_axis, at_0 - by_leave), (leave, leave_axis, by_leave)):
         if axis >= 0:
             d = float(t[axis]) - float(s[axis])
-            slopes[b, n, axis] += length * derivative * (a - 1) / d
-            slopes[b, n, 3 + axis] -= length * derivative * a / d
+            slopes[b, axis, n] += length * derivative * (a - 1) / d
+            slopes[b, 3 + axis, n] -= length * derivative * a / d
 
 # %% ../../nbs/api/13_kernels_numba_trilinear.ipynb #2415bb71
 @compiled
@@ -394,7 +394,7 @@ def add_label_jumps(
     s,  # three numbers: the source
     t,  # three numbers: the target
     length: float,  # of the ray, mm
-    slopes,  # (B, N, 6) is added to
+    slopes,  # (B, 6, N) is added to
 ):
     "Add what changes when faces between labels move along the ray."
     which, b, n = where
@@ -410,8 +410,8 @@ def add_label_jumps(
             field = evaluate(real, whole, volumes, which, line, u - half, u + half, real(0), False)[0]  # over a length of one, at its middle
             jump = length * (before - after) * field * (1.0 if line.du > 0 else -1.0)
             if d != 0.0:
-                slopes[b, n, axis] += jump * (a - 1) / d
-                slopes[b, n, 3 + axis] -= jump * a / d
+                slopes[b, axis, n] += jump * (a - 1) / d
+                slopes[b, 3 + axis, n] -= jump * a / d
         before = after
 
 # %% ../../nbs/api/13_kernels_numba_trilinear.ipynb #5283f03b
@@ -481,15 +481,15 @@ def render_rays(
     strides,  # of a volume
     rule: Rule,
     alphas,  # (B, N, 2) or None
-    source,  # (B, N, 3) or (B, 1, 3)
-    target,  # (B, N, 3)
+    source,  # (B, 3, N) or (B, 3, 1)
+    target,  # (B, 3, N)
     length,  # (B, N)
     image,  # (B, C, N) is filled
     start: int,  # the first ray
     stop: int,  # one more than the last
 ):
     "Render rays, each label to its own channel if there are labels."
-    n_rays = target.shape[1]
+    n_rays = target.shape[2]
     per_voxel = 1 if labels is None else 2
     offset = real(0 if rule.n_points > 0 else GAUSS)
     most = most_pieces(shape, rule, per_voxel)
@@ -536,16 +536,16 @@ def differentiate_rays(
     strides,  # of a volume
     rule: Rule,
     alphas,  # (B, N, 2) or None
-    source,  # (B, N, 3) or (B, 1, 3)
-    target,  # (B, N, 3)
+    source,  # (B, 3, N) or (B, 3, 1)
+    target,  # (B, 3, N)
     length,  # (B, N)
     image,  # (B, N) is filled with the integral for length 1
-    slopes,  # (B, N, 6) is filled with the derivatives of the pixel with respect to source and target
+    slopes,  # (B, 6, N) is filled with the derivatives of the pixel with respect to source and target
     start: int,  # the first ray
     stop: int,  # one more than the last
 ):
     "Render rays and differentiate with respect to their ends."
-    n_rays = target.shape[1]
+    n_rays = target.shape[2]
     per_voxel = 1 if labels is None else 2
     offset = real(0 if rule.n_points > 0 else GAUSS)
     most = most_pieces(shape, rule, per_voxel)
@@ -598,15 +598,15 @@ def backproject_rays(
     strides,  # of a volume
     rule: Rule,
     alphas,  # (B, N, 2) or None
-    source,  # (B, N, 3) or (B, 1, 3)
-    target,  # (B, N, 3)
+    source,  # (B, 3, N) or (B, 3, 1)
+    target,  # (B, 3, N)
     length,  # (B, N)
     axis: int,  # rays that march along another axis are left out
     first: int,  # layer of voxels
     last: int,  # one more than the last layer
 ):
     "Spread the gradients of pixels over the voxels of some layers."
-    n_rays = target.shape[1]
+    n_rays = target.shape[2]
     per_voxel = 1 if labels is None else 2
     offset = real(0 if rule.n_points > 0 else GAUSS)
     most = most_pieces(shape, rule, per_voxel)
@@ -681,7 +681,7 @@ def ray_gradient(
     n_points: int | None = None,  # samples per ray; None integrates exactly
     mode: str = "bilinear",  # with `n_points`: "bilinear" or "nearest"
     alphas: torch.Tensor | None = None,  # (B, N, 2)
-) -> tuple[torch.Tensor, torch.Tensor]:  # (B, N, 6) and (B, N)
+) -> tuple[torch.Tensor, torch.Tensor]:  # (B, 6, N) and (B, N)
     "Compute the gradient of a loss with respect to source and target, and with respect to length."
     return differentiate_with(differentiate_rays, as_options(n_points, mode, alphas), RAYS_PER_PIECE, gradient, volume, source, target, length, labels)
 
@@ -694,7 +694,7 @@ def render_with_slopes(
     n_points: int | None = None,  # samples per ray; None integrates exactly
     mode: str = "bilinear",  # with `n_points`: "bilinear" or "nearest"
     alphas: torch.Tensor | None = None,  # (B, N, 2)
-) -> tuple[torch.Tensor, torch.Tensor]:  # (B, 1, N) and (B, N, 6)
+) -> tuple[torch.Tensor, torch.Tensor]:  # (B, 1, N) and (B, 6, N)
     "Render, and differentiate each pixel with respect to source and target."
     slopes, totals = ray_gradient(None, volume, source, target, length, None, n_points, mode, alphas)
     return (totals * length)[:, None], slopes

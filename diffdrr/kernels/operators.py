@@ -80,19 +80,19 @@ def render(volume, source, target, length, labels, n_labels, alphas, kernel, n_p
 # %% ../../nbs/api/17_kernels_operators.ipynb #bdfee226
 @operator(
     f"render_with_slopes({RAYS}, {CHOICES}) -> (Tensor, Tensor)",
-    lambda volume, source, target, *_: (target.new_empty(len(target), 1, target.shape[1]), target.new_empty(*target.shape[:2], 6)),
+    lambda volume, source, target, *_: (target.new_empty(len(target), 1, target.shape[1]), target.new_empty(len(target), 6, target.shape[1])),
 )
 def render_with_slopes(volume, source, target, length, alphas, kernel, n_points, mode):
-    "Integrate and differentiate: an image (B, 1, N) and the slopes of each pixel (B, N, 6) with respect to source and target."
+    "Integrate and differentiate: an image (B, 1, N) and its slopes (B, 6, N) with respect to source and target."
     return compiled(kernel).render_with_slopes(volume, source, target, length, **options(kernel, n_points, mode, alphas))
 
 # %% ../../nbs/api/17_kernels_operators.ipynb #18c5344e
 @operator(
     f"ray_gradient(Tensor gradient, {RAYS}, Tensor? labels, {CHOICES}) -> (Tensor, Tensor)",
-    lambda gradient, volume, source, target, *_: (target.new_empty(*target.shape[:2], 6), target.new_empty(target.shape[:2])),
+    lambda gradient, volume, source, target, *_: (target.new_empty(len(target), 6, target.shape[1]), target.new_empty(target.shape[:2])),
 )
 def ray_gradient(gradient, volume, source, target, length, labels, alphas, kernel, n_points, mode):
-    "Compute the gradient of a loss with respect to source and target (B, N, 6), and length (B, N)."
+    "Compute the gradient of a loss with respect to source and target (B, 6, N), and length (B, N)."
     return compiled(kernel).ray_gradient(gradient, volume, source, target, length, labels, **options(kernel, n_points, mode, alphas))
 
 # %% ../../nbs/api/17_kernels_operators.ipynb #db650d41
@@ -219,11 +219,11 @@ class IntegralGradient(torch.autograd.Function):
         if any(needed[1:]):
             if slopes.numel():
                 pixel = gradient[:, 0]
-                of_source, of_target = (end * pixel[..., None] for end in slopes.split(3, dim=-1))
+                of_source, of_target = (end * pixel[..., None] for end in slopes.mT.split(3, dim=-1))
                 of_length = pixel * torch.where(length != 0, image[:, 0] / length, 0)  # the integral for length 1
             else:
                 rays, of_length = ray_gradient(gradient, volume, source, target, length, labels, *choices)
-                of_source, of_target = (end.clone() for end in rays.split(3, dim=-1))  # torch has no forward mode for views here
+                of_source, of_target = (end.clone() for end in rays.mT.split(3, dim=-1))  # torch has no forward mode for views here
         return of_volume, of_source, of_target, of_length
 
     @staticmethod

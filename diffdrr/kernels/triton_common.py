@@ -87,18 +87,22 @@ def part_of(
 # %% ../../nbs/api/14_kernels_triton_common.ipynb #45fc4fea
 @triton.jit
 def load_rays(
-    source_ptr,  # (B N, 3)
-    target_ptr,  # (B N, 3)
-    ray,  # numbers of rays in the batch
+    source_ptr,  # (B, 3, M)
+    target_ptr,  # (B, 3, N)
+    sources,  # M: N, or 1 for a source that all rays of a picture share
+    N,  # rays of a picture
+    picture, pixel,  # numbers of a picture, and of rays in it
     exists,  # which of them to read
 ):  # source and direction along x, y and z; zero
     "Read rays."
-    sx = tl.load(source_ptr + ray * 3, mask=exists, other=0.0)
-    sy = tl.load(source_ptr + ray * 3 + 1, mask=exists, other=0.0)
-    sz = tl.load(source_ptr + ray * 3 + 2, mask=exists, other=0.0)
-    dx = tl.load(target_ptr + ray * 3, mask=exists, other=0.0) - sx
-    dy = tl.load(target_ptr + ray * 3 + 1, mask=exists, other=0.0) - sy
-    dz = tl.load(target_ptr + ray * 3 + 2, mask=exists, other=0.0) - sz
+    source_ptr += picture * 3 * sources + tl.minimum(pixel, sources - 1)
+    target_ptr += picture * 3 * N + pixel
+    sx = tl.load(source_ptr, mask=exists, other=0.0)
+    sy = tl.load(source_ptr + sources, mask=exists, other=0.0)
+    sz = tl.load(source_ptr + 2 * sources, mask=exists, other=0.0)
+    dx = tl.load(target_ptr, mask=exists, other=0.0) - sx
+    dy = tl.load(target_ptr + N, mask=exists, other=0.0) - sy
+    dz = tl.load(target_ptr + 2 * N, mask=exists, other=0.0) - sz
     return sx, sy, sz, dx, dy, dz, (dx + dy + dz) * 0.0
 
 # %% ../../nbs/api/14_kernels_triton_common.ipynb #ddf129b3
@@ -214,12 +218,13 @@ def need_atomics(
 def plan(
     volume: torch.Tensor,  # (V, X, Y, Z), V = 1 or B
     labels: torch.Tensor | None,  # (1 or B, X, Y, Z)
-    target: torch.Tensor,  # (B, N, 3)
+    source: torch.Tensor,  # (B, 3, N or 1)
+    target: torch.Tensor,  # (B, 3, N)
     split: bool = True,  # whether rays may be split into parts
 ) -> tuple[tuple[int, int], dict]:  # grid of programs; arguments of a kernel
     "Plan the launch of a kernel. Raises a `ValueError` for shapes that would make it read outside the tensors."
     V, X, Y, Z = volume.shape
-    B, N, _ = target.shape
+    B, _, N = target.shape
     if V not in (1, B):
         raise ValueError(f"volume must have one entry, or one for each of the {B} pictures of target, not {V}")
     if labels is not None and (len(labels) not in (1, B) or labels.shape[1:] != volume.shape[1:]):
@@ -228,18 +233,19 @@ def plan(
     tiles = count_tiles(height, width, rows)
     parts = count_parts(B * tiles, (X, Y, Z)) if split else 1
     index = tl.int32 if X * Y * Z < 2**31 else tl.int64
-    sizes = dict(X=X, Y=Y, Z=Z, N=N, tiles=tiles, height=height, width=width, rows=rows)
+    sizes = dict(X=X, Y=Y, Z=Z, N=N, sources=source.shape[2], tiles=tiles, height=height, width=width, rows=rows)
     constants = dict(BATCHED=V > 1, LABELS_BATCHED=labels is not None and len(labels) > 1, INDEX=index, BLOCK=BLOCK)
     return (B * tiles, parts), sizes | constants | dict(num_warps=BLOCK // 32, enable_fp_fusion=True)
 
 # %% ../../nbs/api/14_kernels_triton_common.ipynb #06d1e66a
-SIZES = ["X", "Y", "Z", "N", "tiles", "height", "width", "rows", "channels", "n_points"]
+SIZES = ["X", "Y", "Z", "N", "sources", "tiles", "height", "width", "rows", "channels", "n_points"]
 
 # %% ../../nbs/api/14_kernels_triton_common.ipynb #7aa23183
 def dense(
     source: torch.Tensor,  # (B, N, 3)
     target: torch.Tensor,  # (B, N, 3)
-    *others: torch.Tensor,  # (B, ...) such as the length
-) -> tuple[torch.Tensor, ...]:  # the same, contiguous and of the dtype of the target
-    "Lay out the rays for a kernel."
-    return tuple(x.detach().to(target.dtype).contiguous() for x in (source, target, *others))
+    *others: torch.Tensor | None,  # (B, ...) such as the length
+) -> tuple[torch.Tensor | None, ...]:  # (B, 3, N), or (B, 3, 1) if all rays of a picture begin at one point; (B, 3, N); and the others
+    "Lay out the rays for a kernel, contiguous and in the precision of the target."
+    source = source[:, :1] if source.stride(1) == 0 else source
+    return tuple(None if x is None else x.detach().to(target.dtype).contiguous() for x in (source.mT, target.mT, *others))

@@ -29,14 +29,14 @@ UNROLL = tl.constexpr(4)  # slabs of a turn
 
 @triton.jit
 def begin_march(
-    source_ptr, target_ptr,  # (B N, 3) each
-    ray,  # numbers of rays in the batch
+    source_ptr, target_ptr,  # (B, 3, M) and (B, 3, N)
+    sources, N, picture, pixel,  # see `load_rays`
     exists,  # which of them to march
     X, Y, Z,  # shape of the volume
     INDEX: tl.constexpr,  # dtype of offsets in the volume
 ):
     "Begin to march: clip rays to the volume, take this program's part of them, and find the first voxel."
-    sx, sy, sz, dx, dy, dz, zero = load_rays(source_ptr, target_ptr, ray, exists)
+    sx, sy, sz, dx, dy, dz, zero = load_rays(source_ptr, target_ptr, sources, N, picture, pixel, exists)
     along_x = (tl.abs(dx) >= tl.abs(dy)) & (tl.abs(dx) >= tl.abs(dz))
     along_y = tl.abs(dy) >= tl.abs(dz)
     s_m, s_p, s_q = choose(along_x, along_y, sx, sy, sz), choose(along_x, along_y, sy, sz, sx), choose(along_x, along_y, sz, sx, sy)
@@ -115,10 +115,10 @@ def integrate_kernel(
     volume_ptr,  # (V, X, Y, Z)
     labels_ptr,  # (V, X, Y, Z) or None
     gradient_ptr,  # (B, C, N) or None; with labels it weighs the voxels
-    source_ptr, target_ptr, length_ptr,  # (B, N, 3), (B, N, 3) and (B, N)
+    source_ptr, target_ptr, length_ptr,  # (B, 3, N or 1), (B, 3, N) and (B, N)
     image_ptr,  # (parts, B, N) is filled: in mm, or, with a gradient, for length 1
-    slopes_ptr,  # (parts, B, N, 6) is filled, or None
-    X, Y, Z, N, tiles, height, width, rows,
+    slopes_ptr,  # (parts, B, 6, N) is filled, or None
+    X, Y, Z, N, sources, tiles, height, width, rows,
     channels,  # C of the gradient
     BATCHED: tl.constexpr, LABELS_BATCHED: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
 ):
@@ -135,7 +135,7 @@ def integrate_kernel(
     (
         s_m, s_p, s_q, inverse_m, inverse_p, inverse_q, step_m, step_p, step_q, jump_m, jump_p, jump_q,
         along_x, along_y, enter_m, enter_p, leave_m, leave_p, enter, leave, a, end, turns, offset, plane_m, plane_p, plane_q, zero,
-    ) = begin_march(source_ptr, target_ptr, ray, exists, X, Y, Z, INDEX)
+    ) = begin_march(source_ptr, target_ptr, sources, N, picture, pixel, exists, X, Y, Z, INDEX)
     DTYPE: tl.constexpr = zero.dtype
     total = zero
     v_begin = read_voxel(volume_ptr, labels_ptr, gradient_ptr, N, offset, enter < leave, DTYPE)
@@ -170,14 +170,15 @@ def integrate_kernel(
             a = after
 
     length = tl.load(length_ptr + ray, mask=exists, other=0.0)
-    part_ray = tl.program_id(1).to(tl.int64) * (tl.num_programs(0) // tiles) * N + ray
+    part_picture = tl.program_id(1).to(tl.int64) * (tl.num_programs(0) // tiles) + picture
+    image_part_ptr = image_ptr + part_picture * N + pixel
     if gradient_ptr is None:
         total *= length
     elif labels_ptr is None:
         weight = tl.load(gradient_ptr, mask=exists, other=0.0)
         total *= weight
         length *= weight
-    tl.store(image_ptr + part_ray, total, mask=exists)
+    tl.store(image_part_ptr, total, mask=exists)
     if slopes_ptr is not None:
         part, parts = tl.program_id(1), tl.num_programs(1)
         drop_first = tl.where((part == 0) & (enter > 0.0), -v_begin, 0.0)
@@ -205,13 +206,13 @@ def integrate_kernel(
         factor_m, factor_p, factor_q = -length * inverse_m, -length * inverse_p, -length * inverse_q
         early_m, early_p, early_q = early_m * factor_m, early_p * factor_p, early_q * factor_q
         late_m, late_p, late_q = late_m * factor_m, late_p * factor_p, late_q * factor_q
-        slopes_ptr += part_ray * 6
+        slopes_ptr += part_picture * 6 * N + pixel
         tl.store(slopes_ptr, choose(along_x, along_y, early_m, early_q, early_p), mask=exists)
-        tl.store(slopes_ptr + 1, choose(along_x, along_y, early_p, early_m, early_q), mask=exists)
-        tl.store(slopes_ptr + 2, choose(along_x, along_y, early_q, early_p, early_m), mask=exists)
-        tl.store(slopes_ptr + 3, choose(along_x, along_y, late_m, late_q, late_p), mask=exists)
-        tl.store(slopes_ptr + 4, choose(along_x, along_y, late_p, late_m, late_q), mask=exists)
-        tl.store(slopes_ptr + 5, choose(along_x, along_y, late_q, late_p, late_m), mask=exists)
+        tl.store(slopes_ptr + N, choose(along_x, along_y, early_p, early_m, early_q), mask=exists)
+        tl.store(slopes_ptr + 2 * N, choose(along_x, along_y, early_q, early_p, early_m), mask=exists)
+        tl.store(slopes_ptr + 3 * N, choose(along_x, along_y, late_m, late_q, late_p), mask=exists)
+        tl.store(slopes_ptr + 4 * N, choose(along_x, along_y, late_p, late_m, late_q), mask=exists)
+        tl.store(slopes_ptr + 5 * N, choose(along_x, along_y, late_q, late_p, late_m), mask=exists)
 
 # %% ../../nbs/api/15_kernels_triton_siddon.ipynb #595cc599
 def integrate(
@@ -222,13 +223,12 @@ def integrate(
     labels: torch.Tensor | None,  # (1 or B, X, Y, Z)
     gradient: torch.Tensor | None,  # (B, C, N)
     with_slopes: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None]:  # (B, N) and (B, N, 6)
+) -> tuple[torch.Tensor, torch.Tensor | None]:  # (B, N) and (B, 6, N)
     "Run `integrate_kernel`, and add up the parts of rays."
-    source, target, length = dense(source, target, length)
-    gradient = None if gradient is None else gradient.detach().to(target.dtype).contiguous()
-    grid, arguments = plan(volume, labels, target)
+    source, target, length, gradient = dense(source, target, length, gradient)
+    grid, arguments = plan(volume, labels, source, target)
     image = target.new_empty(grid[1], *length.shape)
-    slopes = target.new_empty(grid[1], *length.shape, 6) if with_slopes else None
+    slopes = target.new_empty(grid[1], len(target), 6, length.shape[1]) if with_slopes else None
     if target.numel():
         with torch.cuda.device_of(target):
             integrate_kernel[grid](
@@ -244,7 +244,7 @@ def render_with_slopes(
     source: torch.Tensor,  # (B, N, 3) voxel coordinates
     target: torch.Tensor,  # (B, N, 3) voxel coordinates
     length: torch.Tensor,  # (B, N) distance from source to target, mm
-) -> tuple[torch.Tensor, torch.Tensor]:  # (B, 1, N) image, and (B, N, 6) its derivatives with respect to source and target
+) -> tuple[torch.Tensor, torch.Tensor]:  # (B, 1, N) image, and (B, 6, N) its derivatives with respect to source and target
     "Integrate along rays with constant voxels, and differentiate in the same pass."
     image, slopes = integrate(volume, source, target, length, None, None, with_slopes=True)
     return image[:, None], slopes
@@ -253,9 +253,9 @@ def render_with_slopes(
 @triton.jit(do_not_specialize=SIZES)
 def channels_kernel(
     volume_ptr, labels_ptr,  # (V, X, Y, Z) each
-    source_ptr, target_ptr, length_ptr,  # (B, N, 3), (B, N, 3) and (B, N)
+    source_ptr, target_ptr, length_ptr,  # (B, 3, N or 1), (B, 3, N) and (B, N)
     image_ptr,  # (B, C, N), zero; is filled
-    X, Y, Z, N, tiles, height, width, rows,
+    X, Y, Z, N, sources, tiles, height, width, rows,
     channels,  # C
     BATCHED: tl.constexpr, LABELS_BATCHED: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
 ):
@@ -271,7 +271,7 @@ def channels_kernel(
     (
         s_m, s_p, s_q, inverse_m, inverse_p, inverse_q, step_m, step_p, step_q, jump_m, jump_p, jump_q,
         along_x, along_y, enter_m, enter_p, leave_m, leave_p, enter, leave, a, end, turns, offset, plane_m, plane_p, plane_q, zero,
-    ) = begin_march(source_ptr, target_ptr, ray, exists, X, Y, Z, INDEX)
+    ) = begin_march(source_ptr, target_ptr, sources, N, picture, pixel, exists, X, Y, Z, INDEX)
     DTYPE: tl.constexpr = zero.dtype
     length = tl.load(length_ptr + ray, mask=exists, other=0.0)
     total = zero
@@ -307,8 +307,8 @@ def render(
     if labels is None:
         return integrate(volume, source, target, length, None, None, with_slopes=False)[0][:, None]
     source, target, length = dense(source, target, length)
-    grid, arguments = plan(volume, labels, target, split=not torch.are_deterministic_algorithms_enabled())
-    image = target.new_zeros(len(target), n_labels, target.shape[1])
+    grid, arguments = plan(volume, labels, source, target, split=not torch.are_deterministic_algorithms_enabled())
+    image = target.new_zeros(len(target), n_labels, length.shape[1])
     if target.numel():
         with torch.cuda.device_of(target):
             channels_kernel[grid](volume.detach().contiguous(), labels.contiguous(), source, target, length, image, channels=n_labels, **arguments)
@@ -322,7 +322,7 @@ def ray_gradient(
     target: torch.Tensor,  # (B, N, 3)
     length: torch.Tensor,  # (B, N)
     labels: torch.Tensor | None = None,  # (1 or B, X, Y, Z)
-) -> tuple[torch.Tensor, torch.Tensor]:  # (B, N, 6) with respect to source and target, and (B, N) with respect to the length
+) -> tuple[torch.Tensor, torch.Tensor]:  # (B, 6, N) with respect to source and target, and (B, N) with respect to the length
     "Compute the gradient of a loss with respect to rays."
     totals, slopes = integrate(volume, source, target, length, labels, gradient, with_slopes=True)
     return slopes, totals
@@ -350,8 +350,8 @@ def adjoint_kernel(
     adjoint_ptr,  # (V, X, Y, Z), zero; is filled
     labels_ptr,  # (V, X, Y, Z) or None
     gradient_ptr,  # (B, C, N)
-    source_ptr, target_ptr, length_ptr,  # (B, N, 3), (B, N, 3) and (B, N)
-    X, Y, Z, N, tiles, height, width, rows,
+    source_ptr, target_ptr, length_ptr,  # (B, 3, N or 1), (B, 3, N) and (B, N)
+    X, Y, Z, N, sources, tiles, height, width, rows,
     channels,  # C
     BATCHED: tl.constexpr, LABELS_BATCHED: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
 ):
@@ -367,7 +367,7 @@ def adjoint_kernel(
     (
         s_m, s_p, s_q, inverse_m, inverse_p, inverse_q, step_m, step_p, step_q, jump_m, jump_p, jump_q,
         along_x, along_y, enter_m, enter_p, leave_m, leave_p, enter, leave, a, end, turns, offset, plane_m, plane_p, plane_q, zero,
-    ) = begin_march(source_ptr, target_ptr, ray, exists, X, Y, Z, INDEX)
+    ) = begin_march(source_ptr, target_ptr, sources, N, picture, pixel, exists, X, Y, Z, INDEX)
     weight = tl.load(length_ptr + ray, mask=exists, other=0.0)
     if labels_ptr is None:
         weight *= tl.load(gradient_ptr, mask=exists, other=0.0)
@@ -397,7 +397,7 @@ def volume_gradient(
     "Compute the gradient of a loss with respect to the voxels. Raises a `RuntimeError` if torch is told to be deterministic."
     need_atomics("the gradient with respect to the volume")
     source, target, length, gradient = dense(source, target, length, gradient)
-    grid, arguments = plan(volume, labels, target)
+    grid, arguments = plan(volume, labels, source, target)
     adjoint = torch.zeros(volume.shape, dtype=torch.promote_types(volume.dtype, torch.float32), device=volume.device)
     if target.numel():
         with torch.cuda.device_of(target):

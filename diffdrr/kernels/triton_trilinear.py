@@ -145,15 +145,15 @@ def nearest_voxel(
 # %% ../../nbs/api/16_kernels_triton_trilinear.ipynb #810e8c07
 @triton.jit
 def begin_walk(
-    source_ptr, target_ptr,  # (B N, 3) each
-    ray,  # numbers of rays in the batch
+    source_ptr, target_ptr,  # (B, 3, M) and (B, 3, N)
+    sources, N, picture, pixel,  # see `load_rays`
     exists,  # which of them to walk
     X, Y, Z,  # shape of the volume
     PER_UNIT: tl.constexpr,  # cells in a voxel: 1, or 2 to cut at faces as well
     UNROLL: tl.constexpr,  # pieces of a turn
 ):
     "Begin to walk: clip rays to the support, take this program's part of them, and find the first planes."
-    sx, sy, sz, dx, dy, dz, zero = load_rays(source_ptr, target_ptr, ray, exists)
+    sx, sy, sz, dx, dy, dz, zero = load_rays(source_ptr, target_ptr, sources, N, picture, pixel, exists)
     inverse_x, moves_x = invert(dx)
     inverse_y, moves_y = invert(dy)
     inverse_z, moves_z = invert(dz)
@@ -223,10 +223,10 @@ def exact_kernel(
     volume_ptr,  # (V, X, Y, Z)
     labels_ptr,  # (V, X, Y, Z) or None
     gradient_ptr,  # (B, C, N) or None; with labels it weighs the volume
-    source_ptr, target_ptr, length_ptr,  # (B, N, 3), (B, N, 3) and (B, N)
+    source_ptr, target_ptr, length_ptr,  # (B, 3, N or 1), (B, 3, N) and (B, N)
     image_ptr,  # (parts, B, N) is filled: in mm, or, with a gradient, for length 1; with labels and no gradient (B, C, N), zero, is added to
-    slopes_ptr,  # (parts, B, N, 6) is filled, or None
-    X, Y, Z, N, tiles, height, width, rows,
+    slopes_ptr,  # (parts, B, 6, N) is filled, or None
+    X, Y, Z, N, sources, tiles, height, width, rows,
     channels,  # C of gradient or image
     BATCHED: tl.constexpr, LABELS_BATCHED: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
     PER_UNIT: tl.constexpr, UNROLL: tl.constexpr,
@@ -244,7 +244,7 @@ def exact_kernel(
     (
         sx, sy, sz, dx, dy, dz, inverse_x, inverse_y, inverse_z, from_x, from_y, from_z,
         step_x, step_y, step_z, plane_x, plane_y, plane_z, a, end, turns, zero,
-    ) = begin_walk(source_ptr, target_ptr, ray, exists, X, Y, Z, PER_UNIT, UNROLL)
+    ) = begin_walk(source_ptr, target_ptr, sources, N, picture, pixel, exists, X, Y, Z, PER_UNIT, UNROLL)
     DTYPE: tl.constexpr = zero.dtype
     third = tl.full([1], 1.0, DTYPE) / 3.0
     total = zero
@@ -306,10 +306,11 @@ def exact_kernel(
             plane_z += tl.where(crosses_z, step_z, 0.0)
             a = after
 
-    part_ray = tl.program_id(1).to(tl.int64) * (tl.num_programs(0) // tiles) * N + ray
+    part_picture = tl.program_id(1).to(tl.int64) * (tl.num_programs(0) // tiles) + picture
+    image_part_ptr = image_ptr + part_picture * N + pixel
     if gradient_ptr is None:
         if labels_ptr is None:
-            tl.store(image_ptr + part_ray, total * length, mask=exists)
+            tl.store(image_part_ptr, total * length, mask=exists)
         else:
             tl.atomic_add(image_ptr + channel_offset + label.to(tl.int64) * N, total * length, mask=exists, sem="relaxed")
     else:
@@ -317,31 +318,32 @@ def exact_kernel(
             weight = tl.load(gradient_ptr + channel_offset, mask=exists, other=0.0)
             total *= weight
             length *= weight
-        tl.store(image_ptr + part_ray, total, mask=exists)
+        tl.store(image_part_ptr, total, mask=exists)
     if slopes_ptr is not None:
-        slopes_ptr += part_ray * 6
+        slopes_ptr += part_picture * 6 * N + pixel
         tl.store(slopes_ptr, early_x * length, mask=exists)
-        tl.store(slopes_ptr + 1, early_y * length, mask=exists)
-        tl.store(slopes_ptr + 2, early_z * length, mask=exists)
-        tl.store(slopes_ptr + 3, late_x * length, mask=exists)
-        tl.store(slopes_ptr + 4, late_y * length, mask=exists)
-        tl.store(slopes_ptr + 5, late_z * length, mask=exists)
+        tl.store(slopes_ptr + N, early_y * length, mask=exists)
+        tl.store(slopes_ptr + 2 * N, early_z * length, mask=exists)
+        tl.store(slopes_ptr + 3 * N, late_x * length, mask=exists)
+        tl.store(slopes_ptr + 4 * N, late_y * length, mask=exists)
+        tl.store(slopes_ptr + 5 * N, late_z * length, mask=exists)
 
 # %% ../../nbs/api/16_kernels_triton_trilinear.ipynb #463f6b2d
 @triton.jit
 def sampled_span(
-    source_ptr, target_ptr,  # (B N, 3) each
-    alphas_ptr,  # (B N, 2) where sampling begins and ends, or None
-    ray,  # numbers of rays in the batch
+    source_ptr, target_ptr,  # (B, 3, M) and (B, 3, N)
+    alphas_ptr,  # (B, N, 2) where sampling begins and ends, or None
+    sources, N, picture, pixel,  # see `load_rays`
     exists,  # which of them to sample
     X, Y, Z,  # shape of the volume
     MARGIN: tl.constexpr,  # how far the field reaches beyond the centres of the outer voxels
 ):  # source, direction, zero, where sampling begins and ends, inverse of the direction along the axis whose plane is there, and which axis it is (0, 1, 2; 3 if none)
     "Find where to sample rays."
-    sx, sy, sz, dx, dy, dz, zero = load_rays(source_ptr, target_ptr, ray, exists)
+    sx, sy, sz, dx, dy, dz, zero = load_rays(source_ptr, target_ptr, sources, N, picture, pixel, exists)
     if alphas_ptr is not None:
-        enter = tl.load(alphas_ptr + ray * 2, mask=exists, other=0.0)
-        leave = tl.load(alphas_ptr + ray * 2 + 1, mask=exists, other=0.0)
+        alphas_ptr += (picture * N + pixel) * 2
+        enter = tl.load(alphas_ptr, mask=exists, other=0.0)
+        leave = tl.load(alphas_ptr + 1, mask=exists, other=0.0)
         nowhere = tl.full(sx.shape, 3, tl.int32)
         return sx, sy, sz, dx, dy, dz, zero, enter, leave, zero, zero, nowhere, nowhere
     inverse_x, moves_x = invert(dx)
@@ -365,11 +367,11 @@ def sampled_kernel(
     volume_ptr,  # (V, X, Y, Z)
     labels_ptr,  # (V, X, Y, Z) or None
     gradient_ptr,  # (B, C, N) or None; with labels it weighs the volume
-    source_ptr, target_ptr, length_ptr,  # (B, N, 3), (B, N, 3) and (B, N)
+    source_ptr, target_ptr, length_ptr,  # (B, 3, N or 1), (B, 3, N) and (B, N)
     alphas_ptr,  # (B, N, 2) or None
     image_ptr,  # as in `exact_kernel`
-    slopes_ptr,  # (parts, B, N, 6) is filled, or None
-    X, Y, Z, N, tiles, height, width, rows,
+    slopes_ptr,  # (parts, B, 6, N) is filled, or None
+    X, Y, Z, N, sources, tiles, height, width, rows,
     channels,  # C of gradient or image
     n_points,  # samples of a ray
     BATCHED: tl.constexpr, LABELS_BATCHED: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
@@ -385,7 +387,7 @@ def sampled_kernel(
         labels_ptr += picture * X * Y * Z
     channel_offset = picture * channels * N + pixel
     sx, sy, sz, dx, dy, dz, zero, enter, leave, inverse_first, inverse_last, first, last = sampled_span(
-        source_ptr, target_ptr, alphas_ptr, ray, exists, X, Y, Z, 0.5 if NEAREST else 1.0
+        source_ptr, target_ptr, alphas_ptr, sources, N, picture, pixel, exists, X, Y, Z, 0.5 if NEAREST else 1.0
     )
     DTYPE: tl.constexpr = zero.dtype
     span = leave - enter
@@ -433,24 +435,25 @@ def sampled_kernel(
                 hy += value_y * a
                 hz += value_z * a
 
-    part_ray = tl.program_id(1).to(tl.int64) * (tl.num_programs(0) // tiles) * N + ray
+    part_picture = tl.program_id(1).to(tl.int64) * (tl.num_programs(0) // tiles) + picture
+    image_part_ptr = image_ptr + part_picture * N + pixel
     factor = length / n_points.to(DTYPE)
     if gradient_ptr is None:
         if labels_ptr is None:
-            tl.store(image_ptr + part_ray, total * scale, mask=exists)
+            tl.store(image_part_ptr, total * scale, mask=exists)
         else:
             tl.atomic_add(image_ptr + channel_offset + label.to(tl.int64) * N, total * scale, mask=exists, sem="relaxed")
     else:
         if labels_ptr is None:
             weight = tl.load(gradient_ptr + channel_offset, mask=exists, other=0.0)
             factor *= weight
-            tl.store(image_ptr + part_ray, total * weight * spacing, mask=exists)
+            tl.store(image_part_ptr, total * weight * spacing, mask=exists)
         else:
-            tl.store(image_ptr + part_ray, total * spacing, mask=exists)
+            tl.store(image_part_ptr, total * spacing, mask=exists)
     if slopes_ptr is not None:
         along_g, along_h = gx * dx + gy * dy + gz * dz, hx * dx + hy * dy + hz * dz
         by_first, by_last = (leave * along_g - along_h - total) * inverse_first, (along_h - enter * along_g + total) * inverse_last
-        slopes_ptr += part_ray * 6
+        slopes_ptr += part_picture * 6 * N + pixel
         for axis in tl.static_range(3):
             if axis == 0:
                 g, h = gx, hx
@@ -461,8 +464,8 @@ def sampled_kernel(
             moved_first, moved_last = tl.where(first == axis, by_first, 0.0), tl.where(last == axis, by_last, 0.0)
             early = span * (g - h) - (1.0 - enter) * moved_first - (1.0 - leave) * moved_last
             late = span * h - enter * moved_first - leave * moved_last
-            tl.store(slopes_ptr + axis, early * factor, mask=exists)
-            tl.store(slopes_ptr + axis + 3, late * factor, mask=exists)
+            tl.store(slopes_ptr + axis * N, early * factor, mask=exists)
+            tl.store(slopes_ptr + (axis + 3) * N, late * factor, mask=exists)
 
 # %% ../../nbs/api/16_kernels_triton_trilinear.ipynb #610f3a04
 def check_sampling(
@@ -490,16 +493,15 @@ def integrate(
     n_points: int | None,
     mode: str,
     alphas: torch.Tensor | None,  # (B, N, 2)
-) -> tuple[torch.Tensor, torch.Tensor | None]:  # (B, N), or (B, C, N) with labels and no gradient; (B, N, 6)
+) -> tuple[torch.Tensor, torch.Tensor | None]:  # (B, N), or (B, C, N) with labels and no gradient; (B, 6, N)
     "Run a kernel, and add up the parts of rays."
     check_sampling(n_points, mode, alphas)
-    source, target, length = dense(source, target, length)
-    gradient = None if gradient is None else dense(source, target, gradient)[2]
+    source, target, length, gradient, alphas = dense(source, target, length, gradient, alphas)
     labels = None if labels is None else labels.contiguous()
     separate = labels is not None and gradient is None
-    grid, arguments = plan(volume, labels, target, split=not (separate and torch.are_deterministic_algorithms_enabled()))
-    image = target.new_zeros(len(target), n_labels, target.shape[1]) if separate else target.new_empty(grid[1], *length.shape)
-    slopes = target.new_empty(grid[1], *length.shape, 6) if with_slopes else None
+    grid, arguments = plan(volume, labels, source, target, split=not (separate and torch.are_deterministic_algorithms_enabled()))
+    image = target.new_zeros(len(target), n_labels, length.shape[1]) if separate else target.new_empty(grid[1], *length.shape)
+    slopes = target.new_empty(grid[1], len(target), 6, length.shape[1]) if with_slopes else None
     arguments |= dict(channels=n_labels if separate else 1 if gradient is None else gradient.shape[1])
     inputs = volume.detach().contiguous(), labels, gradient, source, target, length
     if target.numel():
@@ -507,7 +509,6 @@ def integrate(
             if n_points is None:
                 exact_kernel[grid](*inputs, image, slopes, PER_UNIT=1 if labels is None else 2, UNROLL=UNROLL, **arguments)
             else:
-                alphas = None if alphas is None else dense(source, target, alphas)[2]
                 sampled_kernel[grid](*inputs, alphas, image, slopes, n_points=n_points, NEAREST=mode == "nearest", **arguments)
     add = lambda parts: parts[0] if len(parts) == 1 else parts.sum(dim=0)
     return image if separate else add(image), add(slopes) if with_slopes else None
@@ -537,7 +538,7 @@ def render_with_slopes(
     n_points: int | None = None,  # as in `render`, with the two below
     mode: str = "bilinear",
     alphas: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:  # (B, 1, N) image, and (B, N, 6) its derivatives with respect to source and target
+) -> tuple[torch.Tensor, torch.Tensor]:  # (B, 1, N) image, and (B, 6, N) its derivatives with respect to source and target
     "Integrate the interpolated volume along rays, and differentiate in the same pass."
     image, slopes = integrate(volume, source, target, length, None, None, 1, True, n_points, mode, alphas)
     return image[:, None], slopes
@@ -553,7 +554,7 @@ def ray_gradient(
     n_points: int | None = None,  # as in `render`, with the two below
     mode: str = "bilinear",
     alphas: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:  # (B, N, 6) with respect to source and target, and (B, N) with respect to the length
+) -> tuple[torch.Tensor, torch.Tensor]:  # (B, 6, N) with respect to source and target, and (B, N) with respect to the length
     "Compute the gradient of a loss with respect to rays."
     totals, slopes = integrate(volume, source, target, length, labels, gradient, 1, True, n_points, mode, alphas)
     return slopes, totals
@@ -564,8 +565,8 @@ def exact_adjoint_kernel(
     adjoint_ptr,  # (V, X, Y, Z), zero; is filled
     labels_ptr,  # (V, X, Y, Z) or None
     gradient_ptr,  # (B, C, N)
-    source_ptr, target_ptr, length_ptr,  # (B, N, 3), (B, N, 3) and (B, N)
-    X, Y, Z, N, tiles, height, width, rows,
+    source_ptr, target_ptr, length_ptr,  # (B, 3, N or 1), (B, 3, N) and (B, N)
+    X, Y, Z, N, sources, tiles, height, width, rows,
     channels,  # C
     BATCHED: tl.constexpr, LABELS_BATCHED: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
     PER_UNIT: tl.constexpr, UNROLL: tl.constexpr,
@@ -582,7 +583,7 @@ def exact_adjoint_kernel(
     (
         sx, sy, sz, dx, dy, dz, inverse_x, inverse_y, inverse_z, from_x, from_y, from_z,
         step_x, step_y, step_z, plane_x, plane_y, plane_z, a, end, turns, zero,
-    ) = begin_walk(source_ptr, target_ptr, ray, exists, X, Y, Z, PER_UNIT, UNROLL)
+    ) = begin_walk(source_ptr, target_ptr, sources, N, picture, pixel, exists, X, Y, Z, PER_UNIT, UNROLL)
     DTYPE: tl.constexpr = zero.dtype
     third = tl.full([1], 1.0, DTYPE) / 3.0
     length = tl.load(length_ptr + ray, mask=exists, other=0.0)
@@ -616,9 +617,9 @@ def sampled_adjoint_kernel(
     adjoint_ptr,  # (V, X, Y, Z), zero; is filled
     labels_ptr,  # (V, X, Y, Z) or None
     gradient_ptr,  # (B, C, N)
-    source_ptr, target_ptr, length_ptr,  # (B, N, 3), (B, N, 3) and (B, N)
+    source_ptr, target_ptr, length_ptr,  # (B, 3, N or 1), (B, 3, N) and (B, N)
     alphas_ptr,  # (B, N, 2) or None
-    X, Y, Z, N, tiles, height, width, rows,
+    X, Y, Z, N, sources, tiles, height, width, rows,
     channels,  # C
     n_points,  # samples of a ray
     BATCHED: tl.constexpr, LABELS_BATCHED: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
@@ -634,7 +635,7 @@ def sampled_adjoint_kernel(
         labels_ptr += picture * X * Y * Z
     gradient_ptr += picture * channels * N + pixel
     sx, sy, sz, dx, dy, dz, zero, enter, leave, inverse_first, inverse_last, first, last = sampled_span(
-        source_ptr, target_ptr, alphas_ptr, ray, exists, X, Y, Z, 0.5 if NEAREST else 1.0
+        source_ptr, target_ptr, alphas_ptr, sources, N, picture, pixel, exists, X, Y, Z, 0.5 if NEAREST else 1.0
     )
     DTYPE: tl.constexpr = zero.dtype
     visible = enter != leave
@@ -680,9 +681,9 @@ def volume_gradient(
     "Compute the gradient of a loss with respect to the voxels. Raises a `RuntimeError` if torch is told to be deterministic."
     check_sampling(n_points, mode, alphas)
     need_atomics("the gradient with respect to the volume")
-    source, target, length, gradient = dense(source, target, length, gradient)
+    source, target, length, gradient, alphas = dense(source, target, length, gradient, alphas)
     labels = None if labels is None else labels.contiguous()
-    grid, arguments = plan(volume, labels, target)
+    grid, arguments = plan(volume, labels, source, target)
     arguments |= dict(channels=gradient.shape[1])
     adjoint = torch.zeros(volume.shape, dtype=torch.promote_types(volume.dtype, torch.float32), device=volume.device)
     inputs = adjoint, labels, gradient, source, target, length
@@ -691,6 +692,5 @@ def volume_gradient(
             if n_points is None:
                 exact_adjoint_kernel[grid](*inputs, PER_UNIT=1 if labels is None else 2, UNROLL=1, **arguments)
             else:
-                alphas = None if alphas is None else dense(source, target, alphas)[2]
                 sampled_adjoint_kernel[grid](*inputs, alphas, n_points=n_points, NEAREST=mode == "nearest", **arguments)
     return adjoint
