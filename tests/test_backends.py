@@ -181,6 +181,28 @@ print(siddon(torch.ones(3, 3, 3), source, target, torch.full((1, 1), 16.0), back
     assert march.read_text() != text and render() == pytest.approx(whole / 2)
 
 
+def test_compiled_code_on_disk_is_loaded_without_the_compiler():
+    "A fresh process has its first picture, channels and gradients before Numba could have got ready to compile. Raise `NEWEST_NUMBA` if this fails with a new one, and all other tests pass."
+    code = """
+import sys
+import torch
+from diffdrr.kernels import numba_siddon, numba_trilinear
+torch.manual_seed(0)
+volume, target, length = torch.rand(1, 5, 6, 7), 4 * torch.rand(1, 70, 3) + 9, torch.ones(1, 70)
+source, labels = torch.full((1, 1, 3), -9.0).expand_as(target), (volume > 0.5).byte()
+rays = volume, source, target, length
+for kernel in numba_siddon, numba_trilinear:
+    image, slopes = kernel.render_with_slopes(*rays)
+    results = kernel.render(*rays), slopes, kernel.render(*rays, labels, 2), kernel.volume_gradient(image, *rays)
+    print(*(x.double().sum().item() for x in results))
+print("numba.np.linalg" in sys.modules)
+"""
+    render = lambda: subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    *sums, _ = render()  # compiles what is not on disk yet
+    *again, compiler = render()
+    assert again == sums and compiler == "False"
+
+
 def test_without_a_folder_for_compiled_code():
     "A read-only installation in a container without a home renders, too."
     code = """

@@ -15,19 +15,21 @@ from importlib.util import find_spec
 from math import ceil, floor, inf
 from pathlib import Path
 
+import numba
 import numpy as np
 import torch
 from numba import njit, types
 from numba.core.caching import FunctionCache
+from numba.core.runtime import rtsys
 from numba.extending import overload
 
 from ..threads import kernel_threads
 
 # %% auto #0
-__all__ = ['OPTIONS', 'SOURCES', 'compiled', 'inlined', 'strict', 'Axis', 'Ray', 'Order', 'AHEAD', 'can_write_cache',
-           'digest_sources', 'KernelCache', 'compile_with', 'point', 'clip', 'nothing', 'dominant', 'set_up_axis',
-           'set_up', 'slab', 'cell', 'crossing', 'address', 'planes', 'list_crossings', 'cut', 'read', 'widen',
-           'as_array', 'row_length', 'plan', 'in_order', 'pool', 'share', 'as_rays', 'as_volume', 'as_classes',
+__all__ = ['OPTIONS', 'SOURCES', 'NEWEST_NUMBA', 'compiled', 'inlined', 'strict', 'Axis', 'Ray', 'Order', 'AHEAD',
+           'can_write_cache', 'digest_sources', 'KernelCache', 'compile_with', 'point', 'clip', 'nothing', 'dominant',
+           'set_up_axis', 'set_up', 'slab', 'cell', 'crossing', 'address', 'planes', 'list_crossings', 'cut', 'read',
+           'widen', 'as_array', 'row_length', 'plan', 'in_order', 'pool', 'share', 'as_rays', 'as_volume', 'as_classes',
            'differentiate_with', 'backproject_with']
 
 # %% ../../nbs/api/11_kernels_numba_march.ipynb #dc7f5a1f
@@ -50,13 +52,21 @@ def digest_sources() -> str:
 
 
 SOURCES = digest_sources()
+NEWEST_NUMBA = (0, 68)  # that was seen to need no more than its run-time system for compiled code
 
 
 class KernelCache(FunctionCache):
-    "Compiled code on disk, out of date as soon as any kernel has changed."
+    "Compiled code on disk, out of date as soon as any kernel has changed, and loaded without the compiler."
 
     def _index_key(self, *args):
         return *super()._index_key(*args), SOURCES
+
+    def load_overload(self, sig, target_context):
+        if numba.version_info.short > NEWEST_NUMBA:
+            return super().load_overload(sig, target_context)
+        rtsys.initialize(target_context)
+        with self._guard_against_spurious_io_errors():
+            return self._load_overload(sig, target_context)
 
 
 def compile_with(
