@@ -16,6 +16,8 @@ if not CUDA:
     os.environ["TRITON_INTERPRET"] = "1"  # before the first import of triton
 pytest.importorskip("triton", reason="triton is not installed")
 
+from diffdrr.data import load_example_ct
+from diffdrr.drr import DRR
 from diffdrr.kernels import reference, triton_siddon, triton_trilinear
 
 ROOT = Path(__file__).parents[1]
@@ -396,6 +398,28 @@ def test_cuda_graph(kernel):
     graph.replay()
     again, slopes_again = module.render_with_slopes(volume, source, target, length, **options)
     assert torch.equal(image, again) and torch.equal(slopes, slopes_again)
+
+
+@on_gpu
+@pytest.mark.parametrize("renderer", ["siddon", "trilinear"])
+def test_the_host_never_waits(renderer):
+    "From the parameters of a pose to the picture, the channels and the gradients."
+    drr = DRR(load_example_ct(shape=(32, 32, 16), spacing=(11.2, 11.2, 20.0)), sdd=1020.0, height=32, delx=10.0, renderer=renderer).to(DEVICE)
+    rotation, translation = torch.zeros(1, 3, device=DEVICE), torch.tensor([[0.0, 850, 0]], device=DEVICE)
+
+    def render():
+        ends = [x.clone().requires_grad_() for x in (rotation, translation)]
+        for channels in (False, True):
+            drr(*ends, parameterization="euler_angles", convention="ZXY", mask_to_channels=channels).sum().backward()
+        with torch.no_grad():
+            return drr(*ends, parameterization="euler_angles", convention="ZXY"), drr.jacobian(*ends, parameterization="euler_angles", convention="ZXY")
+
+    render()  # compiles, and looks at the labels
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        render()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @on_gpu

@@ -10,14 +10,16 @@ from importlib.util import find_spec
 
 import torch
 from torch.utils.checkpoint import checkpoint
+from torch.utils.weak import WeakIdKeyDictionary
 
 from . import reference
 from .operators import SAMPLES_PER_CHUNK, How, integrate
 from .reference import SAMPLERS, reduce
 
 # %% auto #0
-__all__ = ['BACKENDS', 'FLOATS', 'DEVICES', 'INSTALLED', 'check_backend', 'check_choices', 'check_rays', 'in_chunks', 'why_not',
-           'choose_backend', 'as_classes', 'render_compiled', 'render_by_reference', 'siddon', 'trilinear']
+__all__ = ['BACKENDS', 'FLOATS', 'DEVICES', 'INSTALLED', 'RANGES', 'check_backend', 'check_choices', 'check_rays', 'in_chunks',
+           'why_not', 'choose_backend', 'find_range', 'recall_range', 'as_classes', 'render_compiled',
+           'render_by_reference', 'siddon', 'trilinear']
 
 # %% ../../nbs/api/18_kernels_dispatch.ipynb #097e0f36
 BACKENDS = ("auto", "torch", "numba", "triton")
@@ -128,6 +130,27 @@ def choose_backend(
     able = [backend] if backend in DEVICES else [name for name, reason in reasons.items() if reason is None]
     return able[0] if able else "torch"
 
+# %% ../../nbs/api/18_kernels_dispatch.ipynb #5f351d6f
+RANGES = WeakIdKeyDictionary()  # of label maps on a GPU: version, smallest and largest label
+
+
+def find_range(
+    labels: torch.Tensor,  # whole numbers
+) -> tuple[float, float]:  # smallest and largest
+    "Find the range of labels."
+    return tuple(x.item() for x in labels.aminmax())
+
+
+def recall_range(
+    labels: torch.Tensor,  # whole numbers
+) -> tuple[float, float]:  # smallest and largest
+    "Find the range of labels, or recall it if they have not changed since."
+    version, found = RANGES.get(labels, (None, None))
+    if version != labels._version:
+        found = find_range(labels)
+        RANGES[labels] = labels._version, found
+    return found
+
 # %% ../../nbs/api/18_kernels_dispatch.ipynb #beaa2257
 def as_classes(
     labels: torch.Tensor | None,  # whole numbers, in any dtype
@@ -141,7 +164,7 @@ def as_classes(
     if torch.compiler.is_compiling() and n_labels is not None:
         labels = labels.to(torch.int32) if labels.is_floating_point() else labels
         return labels.clamp(0, min(n_labels - 1, torch.iinfo(labels.dtype).max)).expand(shape), n_labels
-    low, high = (x.item() for x in labels.aminmax())
+    low, high = find_range(labels) if labels.device.type == "cpu" or labels.is_inference() else recall_range(labels)
     n_labels = int(high) + 1 if n_labels is None else n_labels
     if low < 0 or high >= n_labels:
         raise ValueError(f"labels must be at least 0 and less than the number of channels, {n_labels}, not from {low} to {high}")
