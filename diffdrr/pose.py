@@ -114,7 +114,7 @@ class AffineTransform(nn.Module):
     ) -> torch.Tensor:  # (B, 3, N)
         "Transform points that are the columns of a matrix, which torch does several times as fast."
         with torch.autocast(x.device.type, enabled=False):
-            return self.rotation @ x + self.translation[..., None]
+            return self.rotation.contiguous() @ x + self.translation[..., None]  # an inverse is stored by columns: if x is, too, the product would take eight times as long
 
     def compose(
         self,
