@@ -15,6 +15,7 @@ from .detector import bin_pixels
 from .drr import DRR, INTRINSICS
 from .metrics import gaussian_kernel
 from .pose import RigidTransform
+from .precision import matmul
 from .renderers import Trilinear
 from .se3 import twist_to_matrix
 from .so3 import hat
@@ -111,8 +112,8 @@ class Placement:
         pivot: torch.Tensor,  # (3,) point about which a twist turns, mm
     ) -> Placement:
         "Return where a step leads to."
-        motion = twist_to_matrix(step[:, :6] @ twist_at_origin(pivot).mT)
-        return Placement(motion @ self.motion, self.offsets + step[:, 6:])
+        motion = twist_to_matrix(matmul(step[:, :6], twist_at_origin(pivot).mT))
+        return Placement(matmul(motion, self.motion), self.offsets + step[:, 6:])
 
     def replaced(
         self,
@@ -210,7 +211,7 @@ class Objective:
         calibration = view.drr.detector.calibration.matrix.expand(len(placement), 4, 4).clone()
         for name, offset in zip(self.refine, placement.offsets[:, i * k : (i + 1) * k].unbind(dim=1)):
             calibration[(slice(None), *INTRINSICS[name])] += offset
-        return RigidTransform(placement.motion @ view.pose.matrix), RigidTransform(calibration)
+        return RigidTransform(matmul(placement.motion, view.pose.matrix)), RigidTransform(calibration)
 
     def residual(
         self,
@@ -235,7 +236,7 @@ class Objective:
         for i, (view, sigma, target) in enumerate(zip(self.views, self.sigmas, self.targets)):
             pose, calibration = self.cameras(placement, i)
             picture, derivatives = view.drr.jacobian(pose, calibration=calibration, intrinsics=k > 0, n_points=None)
-            turned = twist_at_origin(self.pivot).mT @ derivatives[:, :6].flatten(2)
+            turned = matmul(twist_at_origin(self.pivot).mT, derivatives[:, :6].flatten(2))
             derivatives = torch.cat([turned.reshape(derivatives[:, :6].shape), derivatives[:, columns]], dim=1)
             standardized, slopes = standardize_locally(picture, view.mask, sigma, derivatives)
             jacobian = standardized.new_zeros(len(placement), 6 + k * len(self.views), target.shape[1])

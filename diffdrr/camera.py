@@ -10,6 +10,8 @@ from numbers import Real
 
 import torch
 
+from .precision import matmul
+
 # %% auto #0
 __all__ = ['ORIENTATIONS', 'BEAMS', 'orientation_matrix', 'check_positive', 'calibration_matrix', 'detector_depth',
            'intrinsic_matrix', 'flip_matrix', 'pixel_centres', 'unit_detector', 'check_beam', 'unit_source', 'project',
@@ -76,7 +78,7 @@ def intrinsic_matrix(
     origin moved from the centre of the detector to its corner."""
     M = torch.cat([calibration[..., :3, :2], calibration[..., :3, 2:3] + calibration[..., :3, 3:]], dim=-1)
     corner = torch.tensor([[1, 0, width / 2], [0, 1, height / 2], [0, 0, 1]], dtype=M.dtype, device=M.device)
-    return detector_depth(calibration)[..., None, None] * (corner @ torch.linalg.inv(M))
+    return detector_depth(calibration)[..., None, None] * matmul(corner, torch.linalg.inv(M))
 
 # %% ../nbs/api/04_camera.ipynb #015e0a58
 def flip_matrix(
@@ -105,7 +107,7 @@ def unit_detector(
 ) -> torch.Tensor:  # (height * width, 3) pixel centres on the plane z = 1, in the order of the picture
     "Place the pixels of the picture on the unit detector, whose pixels are 1 wide and whose centre is (0, 0, 1)."
     centre = torch.tensor([width / 2, height / 2, 0.0])
-    return pixel_centres(height, width) @ flip_matrix(height, width, reverse_x_axis).mT - centre
+    return matmul(pixel_centres(height, width), flip_matrix(height, width, reverse_x_axis).mT) - centre
 
 # %% ../nbs/api/04_camera.ipynb #72a7d303
 BEAMS = ("cone", "parallel")
@@ -140,7 +142,7 @@ def project(
     if beam == "parallel":
         depth = sdd.reshape(-1, 1, 1).expand_as(points[..., 2:])
         points = torch.cat([points[..., :2], depth], dim=-1)
-    homogeneous = points @ pixel_from_camera.mT
+    homogeneous = matmul(points, pixel_from_camera.mT)
     return homogeneous[..., :2] / homogeneous[..., 2:]
 
 # %% ../nbs/api/04_camera.ipynb #3d97fbfc
@@ -151,7 +153,7 @@ def backproject(
 ) -> torch.Tensor:  # (B, N, 3) points of the detector plane in camera coordinates, mm
     "Find the points of the detector plane that pixels show."
     homogeneous = torch.nn.functional.pad(pixels, (0, 1), value=1.0)
-    return sdd.reshape(-1, 1, 1) * (homogeneous @ torch.linalg.inv(pixel_from_camera).mT)
+    return sdd.reshape(-1, 1, 1) * matmul(homogeneous, torch.linalg.inv(pixel_from_camera).mT)
 
 # %% ../nbs/api/04_camera.ipynb #0ba8c236
 def decompose_projection_matrix(

@@ -23,6 +23,7 @@ from diffdrr.camera import (
     unit_source,
 )
 from .pose import RigidTransform
+from .precision import matmul
 
 # %% auto #0
 __all__ = ['number', 'check_size', 'Detector', 'make_intrinsic_matrix', 'get_focal_length', 'get_principal_point',
@@ -89,7 +90,7 @@ class Detector(nn.Module):
         "Which pixels are rendered, counted row by row; read off the rays, so that both come from a checkpoint together."
         centre = self.target.new_tensor([self.width / 2, self.height / 2, 0.0])
         flip = flip_matrix(self.height, self.width, self.reverse_x_axis).to(self.target)
-        column, row = ((self.target[0] + centre) @ flip.mT).floor().long()[:, :2].unbind(dim=-1)
+        column, row = matmul(self.target[0] + centre, flip.mT).floor().long()[:, :2].unbind(dim=-1)
         return row * self.width + column
 
     @property
@@ -172,7 +173,7 @@ class Detector(nn.Module):
         "Compute $F K$, which takes camera coordinates to the pixels of the picture, flips included."
         C = (self.calibration if calibration is None else calibration).matrix
         flip = flip_matrix(self.height, self.width, self.reverse_x_axis).to(C)
-        return flip @ intrinsic_matrix(C, self.height, self.width)
+        return matmul(flip, intrinsic_matrix(C, self.height, self.width))
 
     def project(
         self,
@@ -183,8 +184,7 @@ class Detector(nn.Module):
         "Project points of the world to the picture."
         C = (self.calibration if calibration is None else calibration).matrix
         camera_from_world = self.reorient.compose(pose).inverse()
-        with torch.autocast(C.device.type, enabled=False):
-            return project(camera_from_world(points), self.pixel_from_camera(calibration), detector_depth(C), self.beam)
+        return project(camera_from_world(points), self.pixel_from_camera(calibration), detector_depth(C), self.beam)
 
     def backproject(
         self,
@@ -195,8 +195,7 @@ class Detector(nn.Module):
         "Find the points of the detector, in the world, that pixels show."
         C = (self.calibration if calibration is None else calibration).matrix
         world_from_camera = self.reorient.compose(pose)
-        with torch.autocast(C.device.type, enabled=False):
-            return world_from_camera(backproject(pixels, self.pixel_from_camera(calibration), detector_depth(C)))
+        return world_from_camera(backproject(pixels, self.pixel_from_camera(calibration), detector_depth(C)))
 
 # %% ../nbs/api/05_detector.ipynb #7e326b51
 def make_intrinsic_matrix(
@@ -264,7 +263,7 @@ def opencv_camera(
     $R$ is a reflection when the picture is mirrored: for a PA orientation with `reverse_x_axis`, or an AP one without."""
     signs = _opencv_signs(detector.reverse_x_axis).to(pose.matrix)
     K = detector.pixel_from_camera()[0] * signs.diagonal()[:3]
-    return K, signs @ detector.reorient.compose(pose).inverse().matrix
+    return K, matmul(signs, detector.reorient.compose(pose).inverse().matrix)
 
 # %% ../nbs/api/05_detector.ipynb #5a74e8da
 def _opencv_signs(reverse_x_axis: bool) -> torch.Tensor:  # (4, 4)
@@ -279,8 +278,8 @@ def pose_from_opencv(
 ) -> RigidTransform:
     "Return the pose of an OpenCV camera. Raises a `ValueError` if it would have to mirror the picture."
     signs = _opencv_signs(reverse_x_axis).to(extrinsic)
-    world_from_camera = torch.linalg.inv(extrinsic) @ signs
-    matrix = world_from_camera @ torch.linalg.inv(reorient.to(extrinsic))
+    world_from_camera = matmul(torch.linalg.inv(extrinsic), signs)
+    matrix = matmul(world_from_camera, torch.linalg.inv(reorient.to(extrinsic)))
     if not (torch.linalg.det(matrix[..., :3, :3]) > 0).all():
         raise ValueError("extrinsic cannot be reached by a rigid pose: with this orientation the picture would be mirrored; change reverse_x_axis or the orientation")
     return RigidTransform(matrix)

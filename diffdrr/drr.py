@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .detector import Detector, binned_size, check_size
 from .pose import AffineTransform, RigidTransform, convert
+from .precision import matmul
 from .renderers import Siddon, Trilinear
 from .threads import serial_for_few
 from .volume import as_labels, block_mean, voxel_from_block, voxel_from_world
@@ -192,7 +193,7 @@ class DRR(nn.Module):
         with torch.enable_grad():
             img = self._integrate(self.density.detach(), *rays, **kwargs)
         gradients = torch.autograd.grad(img, rays, torch.ones_like(img), materialize_grads=True)  # a pixel depends on its own ray only
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False), serial_for_few(img.shape[0] * img.shape[-1], self.device):
+        with torch.no_grad(), serial_for_few(img.shape[0] * img.shape[-1], self.device):
             derivatives = []
             if intrinsics:
                 for place in INTRINSICS.values():
@@ -200,9 +201,9 @@ class DRR(nn.Module):
                     change[..., place[0], place[1]] = 1
                     _, moved = torch.func.jvp(lambda matrix: self._in_voxels(*self.detector.columns(pose, RigidTransform(matrix))), (calibration.matrix,), (change,))
                     derivatives.append(sum((g * x).sum(dim=1, keepdim=True) for g, x in zip(gradients, moved)))
-            gradients = [self.affine_inverse.rotation.mT @ g for g in gradients[:2]]  # by world coordinates; rigid motions do not change the length
+            gradients = [matmul(self.affine_inverse.rotation.mT, g) for g in gradients[:2]]  # by world coordinates; rigid motions do not change the length
             if frame == "camera":
-                ends, gradients = [pose.inverse().columns(x) for x in ends], [pose.rotation.mT @ g for g in gradients]
+                ends, gradients = [pose.inverse().columns(x) for x in ends], [matmul(pose.rotation.mT, g) for g in gradients]
             translational, rotational = sum(gradients), sum(_cross(p, g) for p, g in zip(ends, gradients))
             jacobian = torch.cat([translational, rotational, *derivatives], dim=1)
         return tuple(self.reshape_transform(x, batch_size=len(img)) for x in (img.detach(), jacobian))
@@ -238,7 +239,7 @@ class DRR(nn.Module):
 
     def _in_voxels(self, source: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # (B, 3, 1 or N), (B, 3, N) and (B, 1, N)
         "Convert columns of world coordinates to voxel coordinates, and measure rays in mm."
-        with serial_for_few(target[:, 0].numel(), self.device), torch.autocast(self.device.type, enabled=False):
+        with serial_for_few(target[:, 0].numel(), self.device):
             return self.affine_inverse.columns(source), self.affine_inverse.columns(target), (target - source).square().sum(dim=1, keepdim=True).sqrt()
 
     def _integrate(self, density, source, target, length, mask_to_channels=False, **kwargs) -> torch.Tensor:  # (B, C, N)

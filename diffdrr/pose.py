@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from .precision import matmul
 from .se3 import homogeneous, matrix_to_twist, se3_exp_map, se3_log_map, twist_to_matrix
 from diffdrr.so3 import (
     acos_linear_extrapolation,
@@ -105,16 +106,14 @@ class AffineTransform(nn.Module):
         x: torch.Tensor,  # (B, N, 3) or (1, N, 3) points
     ) -> torch.Tensor:  # (B, N, 3)
         "Transform points. A batch of one broadcasts against the other batch."
-        with torch.autocast(x.device.type, enabled=False):  # millimetres need more digits than half precision has
-            return x @ self.rotation.mT + self.translation[:, None]
+        return matmul(x, self.rotation.mT) + self.translation[:, None]
 
     def columns(
         self,
         x: torch.Tensor,  # (B, 3, N) or (1, 3, N) points
     ) -> torch.Tensor:  # (B, 3, N)
         "Transform points that are the columns of a matrix, which torch does several times as fast."
-        with torch.autocast(x.device.type, enabled=False):
-            return self.rotation.contiguous() @ x + self.translation[..., None]  # an inverse is stored by columns: if x is, too, the product would take eight times as long
+        return matmul(self.rotation.contiguous(), x) + self.translation[..., None]  # an inverse is stored by columns: if x is, too, the product would take eight times as long
 
     def compose(
         self,
@@ -122,8 +121,7 @@ class AffineTransform(nn.Module):
     ) -> AffineTransform:
         "Return the transform that applies this one, then `T`. It is rigid if both are."
         both_rigid = isinstance(self, RigidTransform) and isinstance(T, RigidTransform)
-        with torch.autocast(self.matrix.device.type, enabled=False):
-            return (RigidTransform if both_rigid else AffineTransform)(T.matrix @ self.matrix)
+        return (RigidTransform if both_rigid else AffineTransform)(matmul(T.matrix, self.matrix))
 
     def inverse(self) -> AffineTransform:
         "Return the inverse transform."
@@ -138,8 +136,7 @@ class RigidTransform(AffineTransform):
     def inverse(self) -> RigidTransform:
         "Return the inverse transform: $R^T$ and $-R^T t$."
         R = self.rotation.mT
-        with torch.autocast(R.device.type, enabled=False):
-            return RigidTransform(make_matrix(R, -(R @ self.translation[..., None])[..., 0]))
+        return RigidTransform(make_matrix(R, -matmul(R, self.translation[..., None])[..., 0]))
 
     def convert(
         self,
@@ -153,7 +150,7 @@ class RigidTransform(AffineTransform):
             translation, rotation = self.get_se3_log().split(3, dim=-1)
             return rotation, translation
         with torch.autocast(self.matrix.device.type, enabled=False):
-            return parameters.from_matrix(self.rotation), (self.rotation.mT @ self.translation[..., None])[..., 0]
+            return parameters.from_matrix(self.rotation), matmul(self.rotation.mT, self.translation[..., None])[..., 0]
 
     def get_se3_log(self) -> torch.Tensor:  # (B, 6) translational part (mm), then rotational part (rad)
         "Return the twist whose exponential is this transform."
@@ -252,7 +249,7 @@ def convert(
         if parameterization == "se3_log_map":
             return RigidTransform(twist_to_matrix(torch.cat([translation, rotation], dim=-1)))
         R = parameters.to_matrix(rotation)
-        return RigidTransform(make_matrix(R, (R @ translation[..., None])[..., 0]))
+        return RigidTransform(make_matrix(R, matmul(R, translation[..., None])[..., 0]))
 
 # %% ../nbs/api/03_pose.ipynb #8de3dc2c
 def random_rigid_transform(

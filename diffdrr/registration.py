@@ -21,6 +21,7 @@ from .alignment import Iterate, Objective, Placement, View, covariance, levenber
 from .drr import DRR, INTRINSICS
 from .files import whole_file
 from .pose import PARAMETERIZATIONS, RigidTransform, convert, parameterization_of
+from .precision import matmul
 from .se3 import matrix_to_twist
 from .threads import serial_torch
 from .xray import XRay
@@ -287,7 +288,7 @@ def reason_to_doubt(
     before, last = (step.guess for step in trace[-2:])
     fine = Objective(objective.views, DETAIL_WINDOW, objective.refine)
     broad, detail = last.similarity.item(), fine.score(last.placement).item()
-    last_move = matrix_to_twist(last.placement.motion @ RigidTransform(before.placement.motion).inverse().matrix)
+    last_move = matrix_to_twist(matmul(last.placement.motion, RigidTransform(before.placement.motion).inverse().matrix))
     if inverted:
         return "the negative of the X-ray fits better; bones must be bright: use the negative logarithm of the intensity, or diffdrr.xray.invert where a file says the opposite of what it holds"
     if broad < 0.2:
@@ -439,7 +440,7 @@ def trace_table(
     from pandas import DataFrame
 
     motions = torch.cat([step.guess.placement.motion for step in trace])
-    angles, translations = RigidTransform(motions @ init.matrix).convert("euler_angles", "ZXY")
+    angles, translations = RigidTransform(matmul(motions, init.matrix)).convert("euler_angles", "ZXY")
     columns = dict(zip(("alpha", "beta", "gamma", "bx", "by", "bz"), torch.cat([angles, translations], dim=1).T.tolist()))
     return DataFrame({"pixels": [step.pixels for step in trace], "iteration": [step.iteration for step in trace], "similarity": [step.guess.similarity.item() for step in trace], **columns})
 

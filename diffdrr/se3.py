@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from .precision import matmul
 from .so3 import exp_coefficients, hat, so3_exp_map, so3_log_map
 
 # %% auto #0
@@ -19,7 +20,7 @@ def left_jacobian(
     "Compute $V$, the left Jacobian of SO(3): the matrix that turns the translational part of a twist into a translation."
     _, b, c = exp_coefficients(w.square().sum(dim=-1)[..., None, None])
     w = hat(w)
-    return torch.eye(3, dtype=w.dtype, device=w.device) + b * w + c * (w @ w)
+    return torch.eye(3, dtype=w.dtype, device=w.device) + b * w + c * matmul(w, w)
 
 # %% ../nbs/api/02_se3.ipynb #4281cbf1
 def homogeneous(
@@ -37,7 +38,7 @@ def twist_to_matrix(
 ) -> torch.Tensor:  # (..., 4, 4) acting on column vectors
     "Compute the exponential of a twist."
     v, w = twist.split(3, dim=-1)
-    return homogeneous(so3_exp_map(w), left_jacobian(w) @ v[..., None])
+    return homogeneous(so3_exp_map(w), matmul(left_jacobian(w), v[..., None]))
 
 # %% ../nbs/api/02_se3.ipynb #f9a83711
 def matrix_to_twist(

@@ -10,6 +10,8 @@ from math import factorial
 import torch
 import torch.nn.functional as F
 
+from .precision import matmul
+
 # %% auto #0
 __all__ = ['EULER_CONVENTIONS', 'hat', 'hat_inv', 'taylor', 'exp_coefficients', 'so3_exp_map', 'so3_exponential_map',
            'axis_angle_to_matrix', 'matrix_to_axis_angle', 'so3_log_map', 'so3_rotation_angle', 'so3_relative_angle',
@@ -75,7 +77,7 @@ def so3_exp_map(
         raise ValueError(f"log_rot must have shape (..., 3), not {tuple(log_rot.shape)}")
     a, b, _ = exp_coefficients(log_rot.square().sum(dim=-1)[..., None, None])
     w = hat(log_rot)
-    return torch.eye(3, dtype=w.dtype, device=w.device) + a * w + b * (w @ w)
+    return torch.eye(3, dtype=w.dtype, device=w.device) + a * w + b * matmul(w, w)
 
 # %% ../nbs/api/01_so3.ipynb #a3402c54
 def so3_exponential_map(
@@ -136,7 +138,7 @@ def so3_relative_angle(
     eps: float = 0.0001,  # accepted for code written for 0.6.1
 ) -> torch.Tensor:  # (...) angle in [0, pi], rad
     "Compute the angle of the rotation between two rotations."
-    return so3_rotation_angle(R1 @ R2.mT, cos_angle=cos_angle)
+    return so3_rotation_angle(matmul(R1, R2.mT), cos_angle=cos_angle)
 
 # %% ../nbs/api/01_so3.ipynb #8d204266
 def acos_linear_extrapolation(
@@ -209,7 +211,7 @@ def quaternion_apply(
     "Rotate points by quaternions."
     if point.shape[-1] != 3:
         raise ValueError(f"point must have shape (..., 3), not {tuple(point.shape)}")
-    return (quaternion_to_matrix(quaternion) @ point[..., None])[..., 0]
+    return matmul(quaternion_to_matrix(quaternion), point[..., None])[..., 0]
 
 # %% ../nbs/api/01_so3.ipynb #b77dac0b
 def axis_angle_to_quaternion(
@@ -251,7 +253,7 @@ def euler_angles_to_matrix(
     o, i = torch.zeros_like(c), torch.ones_like(c)
     about_x = torch.stack([i, o, o, o, c, -s, o, s, c], dim=-1).unflatten(-1, (3, 3)).unbind(dim=-3)
     first, second, third = (R.roll((k, k), dims=(-2, -1)) for R, k in zip(about_x, map("XYZ".index, convention)))
-    return first @ second @ third
+    return matmul(matmul(first, second), third)
 
 # %% ../nbs/api/01_so3.ipynb #f5fb23be
 def matrix_to_euler_angles(

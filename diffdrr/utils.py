@@ -12,6 +12,7 @@ from .camera import pixel_centres
 from .detector import Detector
 from .drr import DRR
 from .pose import RigidTransform, make_matrix
+from .precision import matmul
 
 # %% auto #0
 __all__ = ['resample', 'PinholeCamera', 'get_pinhole_camera']
@@ -93,7 +94,7 @@ class PinholeCamera:
     @property
     def projmat(self) -> torch.Tensor:  # (B, 3, 4)
         "The projection matrix."
-        return (self.intrinsics @ self.extrinsics)[:, :3]
+        return matmul(self.intrinsics, self.extrinsics)[:, :3]
 
     @property
     def pose(self) -> RigidTransform:
@@ -105,7 +106,7 @@ class PinholeCamera:
         points: torch.Tensor,  # (B or 1, N, 3) world coordinates, mm
     ) -> torch.Tensor:  # (B, N, 2) pixels
         "Project points."
-        homogeneous = torch.nn.functional.pad(points, (0, 1), value=1.0) @ self.projmat.mT
+        homogeneous = matmul(torch.nn.functional.pad(points, (0, 1), value=1.0), self.projmat.mT)
         return homogeneous[..., :2] / homogeneous[..., 2:]
 
 # %% ../nbs/api/27_utils.ipynb #f5e835da

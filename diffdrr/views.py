@@ -13,6 +13,7 @@ import torch
 from .camera import check_positive, orientation_matrix
 from .detector import Detector, opencv_camera, pose_from_opencv
 from .pose import RigidTransform, convert
+from .precision import matmul
 
 # %% auto #0
 __all__ = ['BASE_VIEWS', 'OBLIQUE_VIEWS', 'TILTS', 'LARGEST_MISS', 'world_from_positioner', 'camera_at_rest',
@@ -63,7 +64,7 @@ def positioner_angles(
     orientation: str | None = "AP",  # of the subject that is rendered
 ) -> tuple[torch.Tensor, torch.Tensor]:  # primary (B,) and secondary (B,) angle, degrees
     "Read the angles of a C-arm off a pose."
-    direction = pose.matrix[:, :3, :3] @ orientation_matrix(orientation).to(pose.matrix)[:3, 2]
+    direction = matmul(pose.rotation, orientation_matrix(orientation).to(pose.matrix)[:3, 2:3])[..., 0]
     x, y, z = direction.unbind(dim=-1)
     return torch.atan2(-x, y).rad2deg(), torch.atan2(z, torch.hypot(x, y)).rad2deg()
 
