@@ -240,7 +240,8 @@ class DRR(nn.Module):
     def _in_voxels(self, source: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # (B, 3, 1 or N), (B, 3, N) and (B, 1, N)
         "Convert columns of world coordinates to voxel coordinates, and measure rays in mm."
         with serial_for_few(target[:, 0].numel(), self.device):
-            return self.affine_inverse.columns(source), self.affine_inverse.columns(target), (target - source).square().sum(dim=1, keepdim=True).sqrt()
+            squares = (target - source).square().sum(dim=1, keepdim=True).clamp(min=torch.finfo(target.dtype).tiny)  # the root has no derivative at zero
+            return self.affine_inverse.columns(source), self.affine_inverse.columns(target), squares.sqrt()
 
     def _integrate(self, density, source, target, length, mask_to_channels=False, **kwargs) -> torch.Tensor:  # (B, C, N)
         "Render along columns of voxel coordinates."
