@@ -279,8 +279,9 @@ def normal_equations(
     weights: torch.Tensor,  # (B, M)
 ) -> tuple[torch.Tensor, torch.Tensor]:  # (B, P, P) and (B, P), float64
     "Compute $J W J^T$ and $J W r$."
+    jacobian, residual = jacobian.double(), residual.double()
     weighted = jacobian * weights[:, None]
-    return (weighted @ jacobian.mT).double(), (weighted @ residual[..., None])[..., 0].double()
+    return weighted @ jacobian.mT, (weighted @ residual[..., None])[..., 0]
 
 # %% ../nbs/api/23_alignment.ipynb #2aab05d1
 @dataclass(frozen=True, eq=False)

@@ -148,22 +148,13 @@ class Detector(nn.Module):
         calibration: RigidTransform | None = None,  # (1 or B) instead of the detector's own
     ) -> tuple[torch.Tensor, torch.Tensor]:  # source (B, 1, 3), or (B, N, 3) for a parallel beam, and target (B, N, 3), mm
         "Make the rays in world coordinates."
-        source, target = self.columns(extrinsic, calibration)
-        return source.mT.contiguous(), target.mT.contiguous()
-
-    def columns(
-        self,
-        extrinsic: RigidTransform,  # (B) poses: world from camera
-        calibration: RigidTransform | None = None,  # (1 or B) instead of the detector's own
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # source (B, 3, 1), or (B, 3, N) for a parallel beam, and target (B, 3, N), mm
-        "Make the rays as columns of world coordinates, with which torch and the kernels are fastest."
         calibration = self.calibration if calibration is None else calibration
         if len(extrinsic) != len(calibration) and 1 not in (len(extrinsic), len(calibration)):
             raise ValueError(f"poses and calibrations must have the same batch size, or one of them 1, not {len(extrinsic)} and {len(calibration)}")
         world_from_camera = self.reorient.compose(extrinsic)
         world_from_unit = calibration.compose(world_from_camera)
-        source = (world_from_unit if self.beam == "parallel" else world_from_camera).columns(self.source.mT)
-        target = world_from_unit.columns(self.target.mT)
+        source = (world_from_unit if self.beam == "parallel" else world_from_camera)(self.source)
+        target = world_from_unit(self.target)
         return source.expand(len(target), -1, -1), target  # one pose may come with several calibrations
 
     def pixel_from_camera(

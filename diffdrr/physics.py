@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from .camera import check_positive
+from .precision import matmul
 
 if TYPE_CHECKING:
     from torchio import Subject
@@ -566,8 +567,7 @@ class PolyenergeticBeam(nn.Module):
             raise ValueError(f"channels must have shape (B, {len(self.materials)}, ...), one for each material, not {tuple(channels.shape)}; render with MaterialChannels(drr)")
         signal = (self.fluence * self.response)[self.present]
         log_weights = torch.log(signal / signal.sum())
-        with torch.autocast(channels.device.type, enabled=False):  # half precision has too few digits for an exponent
-            depths = channels.movedim(1, -1) @ self.coefficients.to(channels).mT
+        depths = matmul(channels.movedim(1, -1), self.coefficients.to(channels).mT)
         return -torch.logsumexp(log_weights.to(channels) - depths, dim=-1).unsqueeze(1)
 
 # %% ../nbs/api/25_physics.ipynb #f38b59e0

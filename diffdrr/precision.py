@@ -15,22 +15,23 @@ def is_full(
     device_type: str,  # such as "cuda"
 ) -> bool:
     "Tell whether torch surely multiplies matrices of float32 in full precision. A program that is being compiled cannot ask."
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled(device_type):
+    if torch.compiler.is_compiling():
         return False
     try:
-        return torch.get_float32_matmul_precision() == "highest"
-    except RuntimeError:  # it was set for each backend, and torch does not sum that up
+        return not torch.is_autocast_enabled(device_type) and torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # a device without autocast; or it was set for each backend, and torch does not sum that up
         return False
 
 
 def matmul(
-    a: torch.Tensor,  # (..., N, K), where K is 3 or 4
+    a: torch.Tensor,  # (..., N, K), where K is small
     b: torch.Tensor,  # (..., K, M)
 ) -> torch.Tensor:  # (..., N, M)
     "Multiply matrices in full precision: as a sum over products of columns and rows, unless torch's own product will do."
     if is_full(a.device.type):
         return a @ b
-    total = a[..., :1] * b[..., :1, :]
-    for k in range(1, a.shape[-1]):
-        total = torch.addcmul(total, a[..., k : k + 1], b[..., k : k + 1, :])
+    (column, row), *others = zip(a.split(1, dim=-1), b.split(1, dim=-2), strict=True)
+    total = column * row
+    for column, row in others:
+        total = torch.addcmul(total, column, row)
     return total

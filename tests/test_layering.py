@@ -44,7 +44,7 @@ ARROWS: dict[str, set[str] | None] = {
     "datasets": {"pose", "camera", "detector", "data"},
     "utils": {"precision", "pose", "camera", "detector", "drr"},
     "reconstruction": {"files", "se3", "pose", "views", "threads", "drr"},
-    "physics": {"camera", "data"},
+    "physics": {"precision", "camera", "data"},
     "anatomy": {"files", "pose", "renderers", "drr"},
     "scene_page": {"files"},
     "visualization": ANYTHING,

@@ -144,7 +144,7 @@ def find_range(
 def recall_range(
     labels: torch.Tensor,  # whole numbers
 ) -> tuple[float, float]:  # smallest and largest
-    "Find the range of labels, or recall it if they have not changed since."
+    "Find the range of labels, or recall it if they have not changed since: as far as torch knows, so not through `labels.data` or another library."
     version, found = RANGES.get(labels, (None, None))
     if version != labels._version:
         found = find_range(labels)
