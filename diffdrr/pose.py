@@ -105,7 +105,9 @@ class AffineTransform(nn.Module):
         self,
         x: torch.Tensor,  # (B, N, 3) or (1, N, 3) points
     ) -> torch.Tensor:  # (B, N, 3)
-        "Transform points. A batch of one broadcasts against the other batch. In memory, all x come before all y and all z: so torch and the kernels are fastest."
+        "Transform points. A batch of one broadcasts against the other batch. In memory, all x come before all y and all z: so torch and the kernels are fastest. Raises a `ValueError` for anything but points in space."
+        if x.shape[-1] != 3:
+            raise ValueError(f"x must have shape (B, N, 3), not {tuple(x.shape)}")
         R = self.rotation.contiguous()  # an inverse is stored by columns, and its product with rows takes eight times as long
         return (matmul(R, x.mT) + self.translation[..., None]).mT
 
