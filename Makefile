@@ -11,7 +11,7 @@
 PYTHON ?= python3
 # The version that the tests run with; TORCH=torch takes the newest.
 TORCH ?= torch==2.13.0
-NBS ?= $(wildcard nbs/*.ipynb nbs/*/*.ipynb)
+NBS ?= $(shell find nbs -name "*.ipynb" -not -path "*/.*" | sort)
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
@@ -46,7 +46,7 @@ test: .venv/dev.installed
 	@touch $@
 
 pose: .venv-pose/installed
-	.venv-pose/bin/python -m pytest --nb-flags pose nbs/api/23_registration.ipynb nbs/tutorials/pose_regression.ipynb
+	.venv-pose/bin/python -m pytest --nb-flags pose nbs/api/registration/715_pipeline.ipynb nbs/tutorials/pose_regression.ipynb
 
 check: .venv/dev.installed
 	$(BIN)/python -m tools.check

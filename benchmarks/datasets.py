@@ -29,11 +29,11 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from diffdrr.datasets import DeepFluoro, Ljubljana, RegistrationDataset, shrink
-from diffdrr.drr import DRR
-from diffdrr.metrics import reprojection_distance, rotation_error, target_registration_error
-from diffdrr.pose import RigidTransform, make_matrix
-from diffdrr.so3 import so3_exp_map
+from diffdrr.xrays import DeepFluoro, Ljubljana, RegistrationDataset, shrink
+from diffdrr.rendering import DRR
+from diffdrr.compare import reprojection_distance, rotation_error, target_registration_error
+from diffdrr.geometry import RigidTransform, make_matrix
+from diffdrr.geometry import so3_exp_map
 
 from . import machine
 from .report import markdown_table
@@ -197,7 +197,7 @@ def main(
     "Run the evaluation, and print a table."
     chosen = parse(arguments)
     if register is None:
-        from diffdrr import registration
+        from diffdrr.registration import pipeline as registration
 
         register = partial(registration.register, verbose=False)  # one progress bar is enough
     measured = []

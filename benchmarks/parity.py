@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from diffdrr.kernels import reference
-from diffdrr.renderers import Siddon, Trilinear
+from diffdrr.rendering import Siddon, Trilinear
 
 TOLERANCE = 1e-4  # relative, in the L2 norm: float32 rounds crossings to about 1e-6 of a ray, which is 1e-4 of a voxel's side
 SHAPE = (13, 11, 9)

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torchio import Subject
 
-from diffdrr.detector import bin_pixels
-from diffdrr.pose import RigidTransform
-from diffdrr.volume import block_mean, voxel_from_block
+from diffdrr.geometry import bin_pixels
+from diffdrr.geometry import RigidTransform
+from diffdrr.volumes import block_mean, voxel_from_block
 
 from .scene import ROOT
 from .worker import SCRIPTS, THREADS, Failure

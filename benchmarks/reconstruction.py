@@ -27,11 +27,11 @@ from skimage.metrics import structural_similarity
 from tqdm import tqdm
 
 import diffdrr
-from diffdrr.data import load_example_ct, read
-from diffdrr.drr import DRR
-from diffdrr.phantom import Ellipsoid
+from diffdrr.volumes import load_example_ct, read
+from diffdrr.rendering import DRR
+from diffdrr.volumes import Ellipsoid
 from diffdrr.reconstruction import Projector, circular_orbit
-from diffdrr.volume import block_mean, voxel_from_block
+from diffdrr.volumes import block_mean, voxel_from_block
 
 from . import machine
 from .peers import FOLDER, Unavailable, prepare

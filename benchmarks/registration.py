@@ -28,12 +28,12 @@ from torchio import Subject
 from tqdm import tqdm
 
 import diffdrr
-from diffdrr.data import load_example_ct, read
-from diffdrr.drr import DRR
-from diffdrr.metrics import rotation_error, target_registration_error, translation_error
-from diffdrr.pose import RigidTransform, convert
+from diffdrr.volumes import load_example_ct, read
+from diffdrr.rendering import DRR
+from diffdrr.compare import rotation_error, target_registration_error, translation_error
+from diffdrr.geometry import RigidTransform, convert
 from diffdrr.registration import register
-from diffdrr.se3 import twist_to_matrix
+from diffdrr.geometry import twist_to_matrix
 
 from . import machine
 from .peers import FOLDER, Unavailable, prepare

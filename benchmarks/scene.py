@@ -1,6 +1,6 @@
 """What is photographed, from where, and what the pictures should show.
 
-The geometry is written down here once more, from the conventions of the project (`nbs/api/00_conventions.ipynb`) and in float64, so
+The geometry is written down here once more, from the conventions of the project (`nbs/api/000_conventions.ipynb`) and in float64, so
 that the camera of the package is measured like everything else.
 """
 
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from tqdm import tqdm
 
-from diffdrr.data import load_example_ct, read
+from diffdrr.volumes import load_example_ct, read
 from diffdrr.kernels import reference
 
 ROOT = Path(__file__).parents[1]

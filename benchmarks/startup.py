@@ -12,8 +12,8 @@ from .scene import ROOT
 RENDER = """
 import torch
 from torchio import ScalarImage, Subject
-from diffdrr.camera import orientation_matrix
-from diffdrr.drr import DRR
+from diffdrr.geometry import orientation_matrix
+from diffdrr.rendering import DRR
 image = ScalarImage(tensor=torch.rand(1, 64, 64, 64), affine=torch.eye(4).double())
 subject = Subject(volume=image, density=image, mask=None, reorient=orientation_matrix("AP"))
 drr = DRR(subject, sdd=1020.0, height=200, delx=2.0)

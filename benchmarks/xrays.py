@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torchio import ScalarImage, Subject
 
-from diffdrr.alignment import blur
-from diffdrr.data import save_arrays
-from diffdrr.drr import DRR
-from diffdrr.pose import RigidTransform
+from diffdrr.registration import blur
+from diffdrr.volumes import save_arrays
+from diffdrr.rendering import DRR
+from diffdrr.geometry import RigidTransform
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ import h5py
 import numpy as np
 import torch
 
-from diffdrr.data import transform_hu_to_density
-from diffdrr.phantom import chest_ct
-from diffdrr.renderers import Siddon
+from diffdrr.volumes import transform_hu_to_density
+from diffdrr.volumes import chest_ct
+from diffdrr.rendering import Siddon
 
 SHAPE, SPACING = (56, 48, 40), (6.0, 7.0, 8.0)  # of the volume along x, y, z; mm
 CENTRE = np.array([12.0, -31.0, -940.0])  # of the volume in the frame of the file, mm

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.testing import assert_close
 
-from diffdrr import anatomy
-from diffdrr.data import read
-from diffdrr.drr import DRR
-from diffdrr.pose import RigidTransform, convert
+from diffdrr.anatomy import masks as anatomy
+from diffdrr.volumes import read
+from diffdrr.rendering import DRR
+from diffdrr.geometry import RigidTransform, convert
 
 TABLE = pd.DataFrame({"structure": ["background", "ball", "shell", "nowhere"], "id": [0, 3, 300, 5]})
 AWAY = {"AP": (0.0, 850.0, 0.0), "PA": (0.0, -850.0, 0.0), None: (0.0, 0.0, -850.0)}

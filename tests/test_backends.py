@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffdrr.data import load_example_ct
-from diffdrr.drr import DRR
+from diffdrr.volumes import load_example_ct
+from diffdrr.rendering import DRR
 from diffdrr.kernels.dispatch import as_classes
-from diffdrr.pose import RigidTransform, convert
+from diffdrr.geometry import RigidTransform, convert
 
 GRID = dict(shape=(65, 64, 33), spacing=(5.6, 5.6, 10.0))
 # Of the largest value. Both compute the same integral; the reference does it in the precision of the rays, at voxel coordinates of some hundred.
@@ -175,7 +175,7 @@ print(siddon(torch.ones(3, 3, 3), source, target, torch.full((1, 1), 16.0), back
 """
     render = lambda: float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True).stdout)
     whole = render()
-    march = tmp_path / "diffdrr" / "kernels" / "numba_march.py"
+    march = tmp_path / "diffdrr" / "kernels" / "cpu" / "march.py"
     text = march.read_text()
     march.write_text(text.replace("enter, leave, enter_axis, leave_axis = 0.0, 1.0,", "enter, leave, enter_axis, leave_axis = 0.0, 0.5,"))
     assert march.read_text() != text and render() == pytest.approx(whole / 2)
@@ -186,7 +186,8 @@ def test_compiled_code_on_disk_is_loaded_without_the_compiler():
     code = """
 import sys
 import torch
-from diffdrr.kernels import numba_siddon, numba_trilinear
+from diffdrr.kernels.cpu import siddon as numba_siddon
+from diffdrr.kernels.cpu import trilinear as numba_trilinear
 torch.manual_seed(0)
 volume, target, length = torch.rand(1, 5, 6, 7), 4 * torch.rand(1, 70, 3) + 9, torch.ones(1, 70)
 source, labels = torch.full((1, 1, 3), -9.0).expand_as(target), (volume > 0.5).byte()
@@ -211,7 +212,7 @@ for implementation in (caching.CompileResultCacheImpl, caching.CodeLibraryCacheI
     implementation._locator_classes = []
 import torch
 from diffdrr.kernels.dispatch import siddon
-from diffdrr.kernels.numba_march import OPTIONS
+from diffdrr.kernels.cpu.march import OPTIONS
 assert not OPTIONS["cache"]
 end = torch.tensor([[[1.0, 1.0, 9.0]]])
 assert siddon(torch.ones(3, 3, 3), -end, end, torch.full((1, 1), 1.0), backend="numba") > 0

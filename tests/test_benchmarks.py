@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import parity
-from diffdrr.kernels import numba_siddon, numba_trilinear
+from diffdrr.kernels.cpu import siddon as numba_siddon
+from diffdrr.kernels.cpu import trilinear as numba_trilinear
 
 
 def test_backends_pass():

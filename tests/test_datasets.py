@@ -16,10 +16,10 @@ import torch
 from dataset_files import ATTENUATION, BONES, CONTRAST, FEMUR_FROM_PELVIS, LANDMARKS, SDD, Film, write_deepfluoro, write_ljubljana
 
 from benchmarks import datasets as evaluation
-from diffdrr.datasets import DeepFluoro, Ljubljana, shrink
-from diffdrr.drr import DRR
-from diffdrr.metrics import target_registration_error
-from diffdrr.pose import RigidTransform
+from diffdrr.xrays import DeepFluoro, Ljubljana, shrink
+from diffdrr.rendering import DRR
+from diffdrr.compare import target_registration_error
+from diffdrr.geometry import RigidTransform
 
 PIXELS = 1e-3  # the files hold matrices in float32: coordinates of up to 2000 mm are known to 1e-4 mm
 RELATIVE = 1e-4  # of the brightest pixel: a ray that moves by 1e-4 mm enters other voxels near edges
@@ -238,7 +238,7 @@ def test_error_without_h5py(files, monkeypatch):
 
 
 def test_import_is_light():
-    program = "import sys, diffdrr.datasets; print(*(m for m in ('h5py', 'torchio', 'pandas', 'SimpleITK', 'matplotlib.pyplot') if m in sys.modules))"
+    program = "import sys, diffdrr.xrays.datasets; print(*(m for m in ('h5py', 'torchio', 'pandas', 'SimpleITK', 'matplotlib.pyplot') if m in sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]).stdout.split()
     assert loaded == []
 

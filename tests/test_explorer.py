@@ -23,12 +23,12 @@ import pytest
 import torch
 from PIL import Image
 
-from diffdrr import explorer
-from diffdrr.data import load_example_ct
-from diffdrr.drr import DRR
-from diffdrr.explorer import Controls, CameraView, code_of, explore, first_view, grey_picture, serve, view_name
-from diffdrr.pose import RigidTransform, convert
-from diffdrr.views import pose_from_view
+from diffdrr.show import explorer
+from diffdrr.volumes import load_example_ct
+from diffdrr.rendering import DRR
+from diffdrr.show import Controls, CameraView, code_of, explore, first_view, grey_picture, serve, view_name
+from diffdrr.geometry import RigidTransform, convert
+from diffdrr.geometry import pose_from_view
 
 HALF_A_GREY_VALUE = 0.6  # is lost to 8 bits; the rest is rounding in float32
 
@@ -162,7 +162,7 @@ def test_missing_panel(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_import_is_light():
-    loaded = subprocess.run([sys.executable, "-c", "import sys, diffdrr.explorer; print(*sys.modules)"], capture_output=True, text=True, check=True).stdout.split()
+    loaded = subprocess.run([sys.executable, "-c", "import sys, diffdrr.show.explorer; print(*sys.modules)"], capture_output=True, text=True, check=True).stdout.split()
     assert not {"panel", "bokeh", "tornado", "torchio"} & set(loaded)
 
 
@@ -174,7 +174,7 @@ def address(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     "Serve a CT of a file from a process of its own."
     path = tmp_path_factory.mktemp("ct") / "chest.nii.gz"
     example().volume.save(path)
-    program = f"from diffdrr.explorer import serve; serve({str(path)!r}, orientation='PA', port=0, show=False)"
+    program = f"from diffdrr.show import serve; serve({str(path)!r}, orientation='PA', port=0, show=False)"
     server = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     try:
         said = server.stdout.readline()

@@ -9,9 +9,9 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from diffdrr.data import load_example_ct, read
-from diffdrr.drr import DRR
-from diffdrr.pose import convert
+from diffdrr.volumes import load_example_ct, read
+from diffdrr.rendering import DRR
+from diffdrr.geometry import convert
 
 SHAPE, SPACING, ORIGIN = (12, 11, 10), (2.0, 2.5, 3.0), (-40.0, 15.0, -300.0)
 

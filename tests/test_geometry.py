@@ -9,11 +9,11 @@ import torchio
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from diffdrr.camera import ORIENTATIONS
-from diffdrr.data import read
-from diffdrr.detector import opencv_camera
-from diffdrr.drr import DRR
-from diffdrr.pose import convert
+from diffdrr.geometry import ORIENTATIONS
+from diffdrr.volumes import read
+from diffdrr.geometry import opencv_camera
+from diffdrr.rendering import DRR
+from diffdrr.geometry import convert
 
 # How far the centre of the picture of a ball may be from the image of its centre, in pixels of about 0.7 mm. Perspective moves it by little. The trilinear picture is
 # smooth; Siddon's is made of blocks of up to 2.5 mm, whose edges fall between pixels.

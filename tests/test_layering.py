@@ -10,51 +10,39 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "diffdrr"
-ANYTHING = None
 
-# What each module may import of the package. A kernel imports only what its backend shares; operators load compiled kernels by name, when they are used.
-ARROWS: dict[str, set[str] | None] = {
+# The rooms, and which others each may import from. Within a room, a module imports only from those before it.
+ROOMS: dict[str, set[str]] = {
     "files": set(),
-    "precision": set(),
-    "so3": {"precision"},
-    "se3": {"precision", "so3"},
-    "pose": {"precision", "so3", "se3"},
-    "camera": {"precision"},
-    "detector": {"precision", "pose", "camera"},
-    "views": {"precision", "pose", "camera", "detector"},
-    "xray": {"files", "pose", "camera", "detector", "views"},
-    "volume": set(),
-    "phantom": set(),
-    "data": {"files", "pose", "camera", "volume", "phantom"},
-    "kernels.reference": set(),
-    "threads": set(),
-    "kernels.numba_march": {"threads"},
-    "kernels.numba_siddon": {"kernels.numba_march"},
-    "kernels.numba_trilinear": {"kernels.numba_march"},
-    "kernels.triton_common": set(),
-    "kernels.triton_siddon": {"kernels.triton_common"},
-    "kernels.triton_trilinear": {"kernels.triton_common"},
-    "kernels.operators": {"kernels.reference"},
-    "kernels.dispatch": {"kernels.reference", "kernels.operators"},
-    "renderers": {"kernels.dispatch"},
-    "drr": {"precision", "pose", "camera", "detector", "volume", "threads", "renderers"},
-    "metrics": {"pose", "so3"},
-    "alignment": {"precision", "so3", "se3", "pose", "detector", "renderers", "drr", "metrics"},
-    "registration": {"precision", "files", "se3", "pose", "xray", "threads", "drr", "alignment"},
-    "datasets": {"pose", "camera", "detector", "data"},
-    "utils": {"precision", "pose", "camera", "detector", "drr"},
-    "reconstruction": {"files", "se3", "pose", "views", "threads", "drr"},
-    "physics": {"precision", "camera", "data"},
-    "anatomy": {"files", "pose", "renderers", "drr"},
-    "scene_page": {"files"},
-    "visualization": ANYTHING,
-    "explorer": {"pose", "drr", "views", "visualization", "data"},
-    "cli": ANYTHING,
+    "geometry": set(),
+    "volumes": {"files", "geometry"},
+    "xrays": {"files", "geometry", "volumes"},
+    "kernels": set(),
+    "rendering": {"geometry", "volumes", "kernels"},
+    "physics": {"geometry", "volumes"},
+    "compare": {"geometry"},
+    "registration": {"files", "geometry", "xrays", "kernels", "rendering", "compare"},
+    "reconstruction": {"files", "geometry", "kernels", "rendering"},
+    "anatomy": {"files", "geometry", "rendering"},
+    "show": {"files", "geometry", "volumes", "rendering"},
+    "cli": {"files", "geometry", "volumes", "xrays", "rendering", "registration", "show"},
 }
+NAMES_OF_061 = {"data", "detector", "drr", "metrics", "pose", "renderers", "utils", "visualization", "so3", "se3"}  # re-exports, nothing else
 
 # Who may import what others must not need.
-COMPILED = {"numba": {"kernels.numba_march", "kernels.numba_siddon", "kernels.numba_trilinear"}, "triton": {"kernels.triton_common", "scene_page"}}
-OWNERS = {"torchio": {"data"}, "xraydb": {"data"}, "pyvista": {"scene_page"}, "h5py": {"datasets"}, "cv2": {"views"}, "pydicom": {"xray"}, "skimage": {"xray"}, "panel": {"explorer"}, "imageio_ffmpeg": {"visualization"}, **COMPILED}
+OWNERS = {
+    "torchio": {"volumes"},
+    "xraydb": {"volumes"},
+    "pyvista": {"show"},
+    "h5py": {"xrays"},
+    "cv2": {"geometry"},
+    "pydicom": {"xrays"},
+    "skimage": {"xrays"},
+    "panel": {"show"},
+    "imageio_ffmpeg": {"show"},
+    "numba": {"kernels"},
+    "triton": {"kernels", "show"},
+}
 
 
 def path_of(module: str) -> Path:
@@ -62,9 +50,26 @@ def path_of(module: str) -> Path:
 
 
 def modules() -> list[str]:
-    "Name the modules of the package, as in `kernels.dispatch`."
+    "Name the modules of the package, as in `kernels.dispatch`, but those that re-export names."
     paths = (path.relative_to(PACKAGE).with_suffix("") for path in sorted(PACKAGE.rglob("*.py")))
-    return [".".join(path.parts) for path in paths if path.name not in ("__init__", "_modidx")]
+    names = (".".join(path.parts) for path in paths if path.name not in ("__init__", "_modidx"))
+    return [name for name in names if name not in NAMES_OF_061]
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[0]
+
+
+def number_of(module: str) -> int:
+    "Read the number of the notebook that a module comes from."
+    return int(notebook_of(path_of(module)).name.split("_")[0])
+
+
+def notebook_of(path: Path) -> Path:
+    "Find the notebook that a file of the package comes from."
+    header = re.search(r"File to edit: (\S+\.ipynb)", path.read_text(encoding="utf-8"))
+    assert header, f"{path} is not exported from a notebook"
+    return (path.parent / header[1]).resolve()
 
 
 def absolute_names(node: ast.Import | ast.ImportFrom, module: str) -> list[str]:
@@ -120,22 +125,23 @@ if TYPE_CHECKING:
     assert imported_modules(source, "kernels.dispatch", known) == {"kernels.reference", "pose", "camera"}
 
 
-def test_every_module_has_its_arrows():
-    assert set(modules()) == set(ARROWS), "a module is new or gone: ARROWS in this file says what each may import"
+def test_every_module_has_a_room():
+    assert {room_of(module) for module in modules()} == set(ROOMS), "a room is new or gone: ROOMS in this file says what each may import"
 
 
 @pytest.mark.parametrize("module", modules())
-def test_arrows(module: str):
-    allowed = ARROWS[module]
-    found = imported_modules(path_of(module).read_text(encoding="utf-8"), module, modules())
-    if allowed is ANYTHING:
-        allowed = set(modules())
-    assert found <= allowed, f"{module} must not import {', '.join(sorted(found - allowed))}"
+def test_arrows_between_rooms(module: str):
+    names = imported_names(path_of(module).read_text(encoding="utf-8"), module)
+    inside = {name.removeprefix("diffdrr.").split(".")[0] for name in names if name.startswith("diffdrr.")} & (set(ROOMS) | NAMES_OF_061)
+    found = inside - {room_of(module)}
+    assert found <= ROOMS[room_of(module)], f"{module} must not import from {', '.join(sorted(found - ROOMS[room_of(module)]))}"
 
 
-def test_only_what_is_shown_imports_visualization():
-    importers = {module for module in modules() if "visualization" in imported_modules(path_of(module).read_text(encoding="utf-8"), module, modules())}
-    assert importers <= {"cli", "explorer"}
+@pytest.mark.parametrize("module", modules())
+def test_arrows_within_a_room(module: str):
+    inside = imported_modules(path_of(module).read_text(encoding="utf-8"), module, modules())
+    after = {other for other in inside if room_of(other) == room_of(module) and number_of(other) >= number_of(module)}
+    assert not after, f"{module} must not import {', '.join(sorted(after))}, which comes later"
 
 
 @pytest.mark.parametrize("library", OWNERS)
@@ -144,12 +150,15 @@ def test_libraries_have_owners(library: str):
         names = imported_names(path_of(module).read_text(encoding="utf-8"), module)
         return any(name.split(".")[0] == library for name in names)
 
-    assert {module for module in modules() if uses(module)} <= OWNERS[library]
+    assert {room_of(module) for module in modules() if uses(module)} <= OWNERS[library]
 
 
 @pytest.mark.parametrize("module", modules())
 def test_module_comes_from_a_notebook(module: str):
-    header = re.search(r"File to edit: (\S+\.ipynb)", path_of(module).read_text(encoding="utf-8"))
-    assert header, f"{module} is not exported from a notebook"
-    notebook = (path_of(module).parent / header[1]).resolve()
-    assert notebook.is_file() and notebook.is_relative_to(ROOT / "nbs" / "api"), header[1]
+    notebook = notebook_of(path_of(module))
+    assert notebook.is_file() and notebook.is_relative_to(ROOT / "nbs" / "api"), notebook
+
+
+def test_notebooks_have_numbers_of_their_own():
+    numbers = [path.name.split("_")[0] for path in (ROOT / "nbs" / "api").rglob("*.ipynb") if "checkpoint" not in path.name]
+    assert len(numbers) == len(set(numbers)), sorted(number for number in set(numbers) if numbers.count(number) > 1)

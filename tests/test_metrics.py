@@ -16,24 +16,10 @@ from scipy.spatial.transform import Rotation
 from scipy.stats import pearsonr
 from torch.autograd import gradcheck
 
-from diffdrr import metrics
-from diffdrr.detector import Detector
-from diffdrr.metrics import (
-    DoubleGeodesicSE3,
-    GradientNormalizedCrossCorrelation2d,
-    LogGeodesicSE3,
-    MultiscaleNormalizedCrossCorrelation2d,
-    MutualInformation,
-    NormalizedCrossCorrelation2d,
-    Sobel,
-    projection_distance,
-    reprojection_distance,
-    rotation_error,
-    target_registration_error,
-    to_patches,
-    translation_error,
-)
-from diffdrr.pose import RigidTransform, convert
+from diffdrr.compare import pictures as metrics
+from diffdrr.geometry import Detector
+from diffdrr.compare import DoubleGeodesicSE3, GradientNormalizedCrossCorrelation2d, LogGeodesicSE3, MultiscaleNormalizedCrossCorrelation2d, MutualInformation, NormalizedCrossCorrelation2d, Sobel, projection_distance, reprojection_distance, rotation_error, target_registration_error, to_patches, translation_error
+from diffdrr.geometry import RigidTransform, convert
 
 # Scores lie between -1 and 1 and are averages of some hundred pixels.
 FLOAT64 = 1e-10  # loops and tensors add in different orders

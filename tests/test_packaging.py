@@ -126,7 +126,7 @@ def test_rendering_loads_only_what_it_needs(environment: Path, tmp_path: Path):
 
 
 def test_visualization_and_data_load_no_extras(environment: Path, tmp_path: Path):
-    loaded = loaded_by("import diffdrr.visualization, diffdrr.data, diffdrr.datasets, diffdrr.registration, diffdrr.cli", environment, tmp_path)
+    loaded = loaded_by("import diffdrr.visualization, diffdrr.data, diffdrr.xrays.datasets, diffdrr.registration.pipeline, diffdrr.show.explorer, diffdrr.cli", environment, tmp_path)
     assert not loaded & {"pyvista", "timm", "xraydb", "h5py", "skimage", "cv2"}
 
 

@@ -16,34 +16,11 @@ from scatter_simulation import scatter_to_primary
 from torch import nn
 from torch.autograd import gradcheck
 
-from diffdrr import physics
-from diffdrr.data import load_example_ct, read
-from diffdrr.drr import DRR
-from diffdrr.physics import (
-    MATERIALS,
-    Blur,
-    Collimator,
-    ElectronicNoise,
-    HeelEffect,
-    InverseSquare,
-    Log,
-    Material,
-    MaterialChannels,
-    PolyenergeticBeam,
-    QuantumNoise,
-    Scatter,
-    Spectrum,
-    Transmission,
-    Window,
-    attenuation,
-    csi_response,
-    half_value_layer,
-    label_materials,
-    look,
-    tube_spectrum,
-    voxelize,
-)
-from diffdrr.pose import convert
+from diffdrr.physics import beam as physics
+from diffdrr.volumes import load_example_ct, read
+from diffdrr.rendering import DRR
+from diffdrr.physics import MATERIALS, Blur, Collimator, ElectronicNoise, HeelEffect, InverseSquare, Log, Material, MaterialChannels, PolyenergeticBeam, QuantumNoise, Scatter, Spectrum, Transmission, Window, attenuation, csi_response, half_value_layer, label_materials, look, tube_spectrum, voxelize
+from diffdrr.geometry import convert
 
 ALUMINIUM = {"aluminium": 2.5}
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # some tens of rounding errors of an exponential

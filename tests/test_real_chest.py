@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
-from diffdrr.data import read
-from diffdrr.drr import DRR
-from diffdrr.pose import convert
+from diffdrr.volumes import read
+from diffdrr.rendering import DRR
+from diffdrr.geometry import convert
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 pytestmark = pytest.mark.skipif(not (DATA / "chest_ct.nii.gz").exists(), reason=f"the real chest CT is not in {DATA}")

@@ -11,11 +11,11 @@ import torch
 from scipy.sparse.linalg import lsqr
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffdrr import reconstruction
-from diffdrr.data import read
-from diffdrr.drr import DRR
-from diffdrr.phantom import Ellipsoid
-from diffdrr.pose import RigidTransform, convert
+from diffdrr.reconstruction import projector as reconstruction
+from diffdrr.volumes import read
+from diffdrr.rendering import DRR
+from diffdrr.volumes import Ellipsoid
+from diffdrr.geometry import RigidTransform, convert
 from diffdrr.reconstruction import CGLS, SIRT, Descent, FreeGeometry, Projector, TotalVariation, circular_orbit, fdk
 
 WATER = 0.02  # 1/mm

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torchio import Subject
 
-from diffdrr import registration
-from diffdrr.data import load_example_ct
-from diffdrr.drr import DRR
-from diffdrr.metrics import target_registration_error
-from diffdrr.pose import RigidTransform, convert
+from diffdrr.registration import pipeline as registration
+from diffdrr.volumes import load_example_ct
+from diffdrr.rendering import DRR
+from diffdrr.compare import target_registration_error
+from diffdrr.geometry import RigidTransform, convert
 from diffdrr.registration import RegistrationResult, Stage, register
-from diffdrr.views import pose_from_view
-from diffdrr.xray import XRay, invert, xray_of_rendering
+from diffdrr.geometry import pose_from_view
+from diffdrr.xrays import XRay, invert, xray_of_rendering
 
 QUICK = (Stage(32, 0.15, 3, float("inf")), Stage(64, 0.05, 1, 2.0))
 POINTS = torch.rand(1, 100, 3, generator=torch.Generator().manual_seed(0)) * 200 - 100  # mm

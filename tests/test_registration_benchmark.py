@@ -17,10 +17,10 @@ from benchmarks.recipe import Recipe, Start, climb
 from benchmarks.registration import Check, Outcome
 from benchmarks.worker import Failure
 from benchmarks.xrays import Exposure, Patient
-from diffdrr.alignment import Objective, View
-from diffdrr.data import load_example_ct, read
-from diffdrr.pose import RigidTransform
-from diffdrr.se3 import twist_to_matrix
+from diffdrr.registration import Objective, View
+from diffdrr.volumes import load_example_ct, read
+from diffdrr.geometry import RigidTransform
+from diffdrr.geometry import twist_to_matrix
 
 SMALL = Exposure(height=48, delx=400 / 48, oversampling=2)
 CLEAN = replace(SMALL, photons=1e9, scatter=0.0, gain=0.0, steel=0.0)

@@ -16,9 +16,11 @@ if not CUDA:
     os.environ["TRITON_INTERPRET"] = "1"  # before the first import of triton
 pytest.importorskip("triton", reason="triton is not installed")
 
-from diffdrr.data import load_example_ct
-from diffdrr.drr import DRR
-from diffdrr.kernels import reference, triton_siddon, triton_trilinear
+from diffdrr.volumes import load_example_ct
+from diffdrr.rendering import DRR
+from diffdrr.kernels import reference
+from diffdrr.kernels.gpu import siddon as triton_siddon
+from diffdrr.kernels.gpu import trilinear as triton_trilinear
 
 ROOT = Path(__file__).parents[1]
 DEVICE = "cuda" if CUDA else "cpu"
@@ -297,7 +299,7 @@ def test_shapes_that_disagree(kernel):
 
 
 def test_missing_triton_is_named():
-    code = "import sys; sys.modules['triton'] = None; import diffdrr.kernels.triton_siddon"
+    code = "import sys; sys.modules['triton'] = None; import diffdrr.kernels.gpu.siddon"
     done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode and "ImportError: the GPU kernels need triton: pip install triton" in done.stderr
 
@@ -306,7 +308,8 @@ COMPILE = """
 import triton, triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from diffdrr.kernels import triton_siddon, triton_trilinear
+from diffdrr.kernels.gpu import siddon as triton_siddon
+from diffdrr.kernels.gpu import trilinear as triton_trilinear
 
 def compile(kernel, rays, volume, **constants):
     def kind(name):

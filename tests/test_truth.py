@@ -7,11 +7,11 @@ import pytest
 import torch
 import torchio
 
-from diffdrr.camera import calibration_matrix
-from diffdrr.data import read
-from diffdrr.drr import DRR
-from diffdrr.phantom import Box, Ellipsoid, Phantom, Structure, chest_ct, chest_phantom, water_equivalent
-from diffdrr.pose import RigidTransform, convert
+from diffdrr.geometry import calibration_matrix
+from diffdrr.volumes import read
+from diffdrr.rendering import DRR
+from diffdrr.volumes import Box, Ellipsoid, Phantom, Structure, chest_ct, chest_phantom, water_equivalent
+from diffdrr.geometry import RigidTransform, convert
 
 # Siddon is exact for volumes of constant voxels; this is the rounding of some hundred additions in float64.
 EXACT = 1e-9

@@ -25,11 +25,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffdrr import scene_page
-from diffdrr import visualization as viz
-from diffdrr.data import read
-from diffdrr.drr import DRR
-from diffdrr.pose import RigidTransform, convert
+from diffdrr.show import page as scene_page
+from diffdrr.show import pictures as viz
+from diffdrr.volumes import read
+from diffdrr.rendering import DRR
+from diffdrr.geometry import RigidTransform, convert
 
 needs_pyvista = functools.partial(pytest.importorskip, "pyvista", reason="pyvista comes with the extra [viz]")
 
@@ -432,7 +432,7 @@ def pyvista():
 
 def test_triton_can_be_imported_after_drawing(pyvista):
     pytest.importorskip("triton")
-    code = "from diffdrr.visualization import import_pyvista; pv = import_pyvista(); p = pv.Plotter(off_screen=True); p.add_mesh(pv.Sphere()); p.screenshot(return_img=True); import triton"
+    code = "from diffdrr.show.page import import_pyvista; pv = import_pyvista(); p = pv.Plotter(off_screen=True); p.add_mesh(pv.Sphere()); p.screenshot(return_img=True); import triton"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 

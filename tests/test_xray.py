@@ -14,11 +14,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydicom.uid import ComputedRadiographyImageStorage, generate_uid
 
-from diffdrr.data import read
-from diffdrr.drr import DRR
-from diffdrr.pose import convert
-from diffdrr.views import pose_from_positioner_angles
-from diffdrr.xray import XRay, crop, find_field, make_dataset, prepare, quantize, read_xray, resize, to_line_integrals, write_xray, xray_of_rendering
+from diffdrr.volumes import read
+from diffdrr.rendering import DRR
+from diffdrr.geometry import convert
+from diffdrr.geometry import pose_from_positioner_angles
+from diffdrr.xrays import XRay, crop, find_field, make_dataset, prepare, quantize, read_xray, resize, to_line_integrals, write_xray, xray_of_rendering
 
 VALUES = torch.arange(48.0).reshape(1, 1, 6, 8) * 10 + 100
 

@@ -11,9 +11,9 @@ from torch_tasks import Pictures, bandwidth_of_card, peak_on, synchronize_on
 from torchio import ScalarImage, Subject
 
 import diffdrr
-from diffdrr.camera import orientation_matrix
-from diffdrr.drr import DRR
-from diffdrr.pose import RigidTransform, convert
+from diffdrr.geometry import orientation_matrix
+from diffdrr.rendering import DRR
+from diffdrr.geometry import RigidTransform, convert
 
 EULER = dict(parameterization="euler_angles", convention="ZXY")
 METHODS = {  # renderer, arguments of its forward, what it integrates

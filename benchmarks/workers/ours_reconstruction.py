@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from process_memory import most_memory
 
-from diffdrr.data import read
-from diffdrr.drr import DRR
-from diffdrr.pose import RigidTransform
+from diffdrr.volumes import read
+from diffdrr.rendering import DRR
+from diffdrr.geometry import RigidTransform
 from diffdrr.reconstruction import SIRT, Projector, TotalVariation, fdk
 
 
