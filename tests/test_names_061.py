@@ -9,9 +9,13 @@ import ast
 import importlib
 import inspect
 import json
+import pickle
 from pathlib import Path
 
 import pytest
+import torch
+
+from diffdrr import pose as pose_module
 
 FIXTURES = Path(__file__).parent / "fixtures"
 INTERFACE: dict[str, dict[str, dict]] = json.loads((FIXTURES / "interface_061.json").read_text(encoding="utf-8"))
@@ -94,3 +98,22 @@ def test_calls_are_understood_as_they_were(module: str, name: str):
             wrong += differences(theirs, parameters_of(getattr(ours, method)), f"{name}.{method}")
     wrong += [f"{name} has no attribute {attribute}" for attribute in facts.get("properties", []) if not hasattr(ours, attribute)]
     assert not wrong, "\n".join(wrong)
+
+
+def read_pickle(name: str) -> object:
+    return pickle.loads((FIXTURES / name).read_bytes())
+
+
+def test_a_pose_that_061_wrote():
+    pose = read_pickle("pose_061.pkl")
+    expected = pose_module.convert(torch.tensor([[0.1, 0.2, -0.1]]), torch.tensor([[1.0, 60.0, -2.0]]), parameterization="euler_angles", convention="ZXY")
+    assert isinstance(pose, pose_module.RigidTransform)
+    torch.testing.assert_close(pose.matrix, expected.matrix)
+    torch.testing.assert_close(pose.compose(pose.inverse()).matrix, torch.eye(4)[None], atol=1e-4, rtol=0)
+
+
+def test_a_drr_that_061_wrote():
+    written = read_pickle("drr_061.pkl")
+    drr, pose = written["drr"], read_pickle("pose_061.pkl")
+    torch.testing.assert_close(drr(pose), written["picture"], atol=1e-4, rtol=1e-4)
+    assert (drr.detector.sdd, drr.detector.delx, drr.detector.x0) == (120.0, 2.0, 0.5)
