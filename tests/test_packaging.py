@@ -146,5 +146,7 @@ def test_imports_are_required(settings: configparser.SectionProxy):
                 imported |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 imported.add(node.module.split(".")[0])
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) == "need" and isinstance(node.args[0], ast.Constant):
+                imported.add(node.args[0].value.split(".")[0])
     third_party = imported - set(sys.stdlib_module_names) - {"diffdrr", "triton"}  # torch for CUDA brings triton
     assert third_party <= required_names(settings), "settings.ini does not name all that the package imports"
