@@ -5,8 +5,6 @@
 # %% ../../nbs/api/geometry/106_detector.ipynb #7581ef77
 from __future__ import annotations
 
-from numbers import Real
-
 import torch
 from torch import nn
 
@@ -15,9 +13,11 @@ from diffdrr.geometry.camera import (
     calibration_matrix,
     check_beam,
     check_positive,
+    check_size,
     detector_depth,
     flip_matrix,
     intrinsic_matrix,
+    number,
     project,
     unit_detector,
     unit_source,
@@ -26,25 +26,8 @@ from .pose import RigidTransform
 from .precision import matmul
 
 # %% auto #0
-__all__ = ['number', 'check_size', 'Detector', 'make_intrinsic_matrix', 'get_focal_length', 'get_principal_point',
-           'parse_intrinsic_matrix', 'intrinsics_from_matrix', 'opencv_camera', 'pose_from_opencv', 'binned_size',
-           'bin_pixels']
-
-# %% ../../nbs/api/geometry/106_detector.ipynb #c72561eb
-def number(
-    x: torch.Tensor,  # ()
-) -> float | torch.Tensor:
-    "Return a Python number, or the tensor itself where it carries a gradient."
-    return x if x.requires_grad else x.item()
-
-# %% ../../nbs/api/geometry/106_detector.ipynb #4a70e48b
-def check_size(
-    name: str,  # of the argument
-    value: int,  # what the caller gave
-) -> None:
-    "Raise a `ValueError` that names the argument unless its value is a positive whole number."
-    if isinstance(value, bool) or not isinstance(value, Real) or int(value) != value or value < 1:
-        raise ValueError(f"{name} must be a positive whole number of pixels, not {value!r}")
+__all__ = ['Detector', 'make_intrinsic_matrix', 'get_focal_length', 'get_principal_point', 'parse_intrinsic_matrix',
+           'intrinsics_from_matrix', 'decompose_projection_matrix', 'opencv_camera', 'pose_from_opencv']
 
 # %% ../../nbs/api/geometry/106_detector.ipynb #9ec8e348
 class Detector(nn.Module):
@@ -244,6 +227,26 @@ def intrinsics_from_matrix(
     x0, y0 = get_principal_point(K, height, width, delx, dely)
     return dict(sdd=sdd, height=height, width=width, delx=delx, dely=dely, x0=x0 if reverse_x_axis else -x0, y0=y0, reverse_x_axis=reverse_x_axis)
 
+# %% ../../nbs/api/geometry/106_detector.ipynb #0ba8c236
+def decompose_projection_matrix(
+    P: torch.Tensor,  # (3, 4) projection matrix, of any scale
+) -> tuple[torch.Tensor, torch.Tensor]:  # K (3, 3) with a positive diagonal and K[2, 2] = 1; [R | t] (4, 4) rigid
+    "Take a projection matrix apart into intrinsic and extrinsic matrix, in OpenCV's convention, in float64."
+    if P.shape != (3, 4):
+        raise ValueError(f"P must have shape (3, 4), not {tuple(P.shape)}")
+    P = P.double()
+    scale = torch.linalg.det(P[:, :3])
+    if not scale.abs() > 0:
+        raise ValueError("P must have an invertible left 3 x 3 block: a camera at a finite place")
+    P = P * scale.sign()  # so that R is a rotation, not a reflection
+    Q, R = torch.linalg.qr(P[:, :3].flip(0).mT)  # RQ of a matrix is QR of its transpose with the rows reversed
+    K, rotation = R.mT.flip(0, 1), Q.mT.flip(0)
+    signs = K.diagonal().sign()
+    K, rotation = K * signs, signs[:, None] * rotation
+    extrinsic = torch.eye(4, dtype=P.dtype, device=P.device)
+    extrinsic[:3, :3], extrinsic[:3, 3] = rotation, torch.linalg.solve(K, P[:, 3])
+    return K / K[2, 2], extrinsic
+
 # %% ../../nbs/api/geometry/106_detector.ipynb #b713782f
 def opencv_camera(
     detector: Detector,
@@ -274,28 +277,3 @@ def pose_from_opencv(
     if not (torch.linalg.det(matrix[..., :3, :3]) > 0).all():
         raise ValueError("extrinsic cannot be reached by a rigid pose: with this orientation the picture would be mirrored; change reverse_x_axis or the orientation")
     return RigidTransform(matrix)
-
-# %% ../../nbs/api/geometry/106_detector.ipynb #4467095f
-def binned_size(
-    height: int,  # rows, pixels
-    width: int,  # columns, pixels
-    n: int,  # rows and columns of a block
-) -> tuple[int, int]:  # rows and columns of blocks
-    "Count the blocks that fit around the middle of a picture. Raises a `ValueError` when none do, or when they cannot be put in the middle."
-    if n % 2 == 0 and (height % 2 or width % 2):
-        raise ValueError(f"n must be odd for an odd number of rows or columns, {height} x {width}, not {n}")
-    sizes = tuple(size // n - (size - size // n * n) % 2 for size in (height, width))
-    if n < 1 or min(sizes) < 1:
-        raise ValueError(f"n must be at least 1 and leave a block of {height} x {width} pixels, not {n}")
-    return sizes
-
-# %% ../../nbs/api/geometry/106_detector.ipynb #0d1c2648
-def bin_pixels(
-    pictures: torch.Tensor,  # (B, C, H, W)
-    n: int,  # rows and columns of a block
-) -> torch.Tensor:  # (B, C, H / n, W / n) rounded down
-    "Average blocks of pixels around the middle of pictures. Raises the errors of `binned_size`."
-    height, width = pictures.shape[-2:]
-    rows, columns = binned_size(height, width, n)
-    top, left = (height - rows * n) // 2, (width - columns * n) // 2
-    return torch.nn.functional.avg_pool2d(pictures[..., top : top + rows * n, left : left + columns * n], n)
