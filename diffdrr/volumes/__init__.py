@@ -10,7 +10,7 @@ import lazy_loader
 
 # %% ../../nbs/api/volumes/200_volumes.ipynb #f0473361
 NAMES = {
-    "grid": ["as_labels", "block_mean", "voxel_from_block", "voxel_from_world"],
+    "grid": ["Grid", "as_labels", "block_mean", "voxel_from_block", "voxel_from_world"],
     "labels": ["structure_table"],
     "attenuation": ["attenuation_coefficient", "transform_hu_to_attenuation", "transform_hu_to_density"],
     "phantom": ["Box", "Ellipsoid", "Phantom", "Structure", "averaged", "chest_ct", "chest_phantom", "water_equivalent"],
