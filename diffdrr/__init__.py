@@ -14,9 +14,9 @@ import lazy_loader
 # %% ../nbs/api/001_front_door.ipynb #47b650ed
 ROOMS = ["geometry", "volumes", "xrays", "kernels", "rendering", "physics", "compare", "registration", "reconstruction", "anatomy", "show"]
 NAMES = {  # by task, and by the room that each name comes from
-    "Read a CT": {"volumes": ["read", "load_example_ct"]},
+    "Read a CT": {"volumes": ["read", "load_example_ct", "Grid"]},
     "Render": {"rendering": ["DRR", "Siddon", "Trilinear"]},
-    "Place the camera": {"geometry": ["RigidTransform", "convert", "random_rigid_transform", "pose_from_view", "pose_from_positioner_angles", "pose_from_landmarks", "opencv_camera", "pose_from_opencv", "intrinsics_from_matrix"], "volumes": ["pose_in_scanner"], "reconstruction": ["circular_orbit"]},
+    "Place the camera": {"geometry": ["RigidTransform", "convert", "random_rigid_transform", "pose_from_view", "pose_from_positioner_angles", "pose_from_landmarks", "opencv_camera", "pose_from_opencv", "Camera"], "volumes": ["pose_in_scanner"], "reconstruction": ["circular_orbit"]},
     "Read and prepare X-rays": {"xrays": ["XRay", "read_xray", "write_xray", "prepare"]},
     "Compare": {"compare": ["NormalizedCrossCorrelation2d", "MultiscaleNormalizedCrossCorrelation2d", "GradientNormalizedCrossCorrelation2d", "MutualInformation", "LogGeodesicSE3", "DoubleGeodesicSE3", "target_registration_error"]},
     "Register": {"registration": ["register", "RegistrationResult", "Registration", "PoseRegressor"]},

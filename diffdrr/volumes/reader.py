@@ -322,7 +322,7 @@ def load_example_ct(
     "Load an example chest CT: procedural, labelled, with a table of its `structures`; or a real one by name."
     import pandas as pd
 
-    from diffdrr.volumes.phantom import STRUCTURES
+    from diffdrr.volumes.labels import STRUCTURES
 
     options = dict(orientation=orientation, bone_attenuation_multiplier=bone_attenuation_multiplier, **kwargs)
     if isinstance(labels, str):
