@@ -21,7 +21,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from diffdrr.checks import need
-from diffdrr.geometry import Camera, RigidTransform, convert, pose_from_view, positioner_angles
+from diffdrr.geometry import INTRINSICS, Camera, RigidTransform, convert, pose_from_view, positioner_angles
 from diffdrr.rendering import DRR, RENDERERS
 from diffdrr.show.pictures import LOOKS
 
@@ -126,7 +126,7 @@ def drr_arguments(
 ) -> str:  # "sdd=1020.0, height=400, delx=1.0"
     "Write the arguments of the `DRR` of a view, but those that have their default."
     camera, renderer = view.camera, drr.renderer
-    lengths = {name: round_to_float32(getattr(camera, name)) for name in ("sdd", "delx", "dely", "x0", "y0")}
+    lengths = {name: round_to_float32(getattr(camera, name)) for name in INTRINSICS}
     given = dict(sdd=lengths.pop("sdd"), height=camera.height, delx=lengths["delx"], width=camera.width) | lengths
     given |= dict(reverse_x_axis=camera.reverse_x_axis, renderer=view.renderer, voxel_shift=renderer.voxel_shift)
     given |= dict(beam=camera.beam, backend=renderer.backend)
@@ -167,9 +167,8 @@ def camera_of(
     drr: DRR,
 ) -> Camera:
     "Return the camera of a DRR, as numbers without the digits that float32 does not have."
-    detector = drr.detector
-    lengths = {name: round_to_float32(float(getattr(detector, name))) for name in ("sdd", "delx", "dely", "x0", "y0")}
-    return Camera(height=detector.height, width=detector.width, reverse_x_axis=detector.reverse_x_axis, beam=detector.beam, **lengths)
+    camera = drr.detector.camera
+    return camera.replace(**{name: round_to_float32(float(getattr(camera, name))) for name in INTRINSICS})
 
 
 def first_view(
