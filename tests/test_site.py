@@ -276,3 +276,17 @@ def test_first_cell_holds_title_and_description_only(path: Path):
 def test_links_of_git_to_configuration():
     assert (ROOT / "nbs/_quarto.yml").resolve() == ROOT / "_quarto.yml"
     assert (ROOT / "nbs/changelog.md").resolve() == ROOT / "CHANGELOG.md"
+
+
+def test_first_page_of_the_reference_is_up_to_date():
+    "The table of names is made from the front door; a name that came, went or moved must be seen there."
+    cells = json.loads((ROOT / "nbs" / "api" / "001_front_door.ipynb").read_text(encoding="utf-8"))["cells"]
+    sources = ["".join(cell["source"]) for cell in cells]
+    names: dict = {}
+    for source in sources:
+        if source.startswith("#| hide\n") and "nbdev_export" not in source:
+            exec(source, names)
+    (shown,) = (output for cell in cells for output in cell.get("outputs", []) if "text/markdown" in output.get("data", {}))
+    expected = names["table_of_names"]()
+    assert "".join(shown["data"]["text/markdown"]) == expected, "run python -m tools.nbrun nbs/api/001_front_door.ipynb"
+    assert 45 <= expected.count("](") <= 70, "about fifty names"

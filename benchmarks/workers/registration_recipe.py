@@ -29,7 +29,7 @@ do_without("torchvision.transforms.functional", "torchvision.transforms", "torch
 
 from diffdrr.rendering.drr import DRR  # noqa: E402
 from diffdrr.compare.pictures import NormalizedCrossCorrelation2d  # noqa: E402
-from diffdrr.registration.pipeline import Registration  # noqa: E402
+from diffdrr.registration import Registration  # noqa: E402
 
 AP = [[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]]
 EULER = dict(parameterization="euler_angles", convention="ZXY")
