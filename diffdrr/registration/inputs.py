@@ -54,6 +54,13 @@ def is_close(
     return a == b or (not isinstance(a, str) and math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-3))
 
 
+def spell(
+    value: float | str,  # of a camera
+) -> str:
+    "Write a value with the digits that count."
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def drr_of(
     drr: DRR | Subject,  # what the caller gave
     xray: Shaped[Tensor, "1 1 H W"] | XRay,
@@ -70,7 +77,7 @@ def drr_of(
     given, wanted = vars(drr.detector.camera), vars(xray.camera)
     wrong = [name for name in wanted if not is_close(given[name], wanted[name])]
     if wrong:
-        found = ", ".join(f"{name}={given[name]} instead of {wanted[name]}" for name in wrong)
+        found = ", ".join(f"{name}={spell(given[name])} instead of {spell(wanted[name])}" for name in wrong)
         raise ValueError(f"drr must have the geometry of the X-ray, DRR(subject, **vars(xray.camera)), but has {found}")
     return drr
 
