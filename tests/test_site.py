@@ -278,15 +278,13 @@ def test_links_of_git_to_configuration():
     assert (ROOT / "nbs/changelog.md").resolve() == ROOT / "CHANGELOG.md"
 
 
-def test_first_page_of_the_reference_is_up_to_date():
-    "The table of names is made from the front door; a name that came, went or moved must be seen there."
-    cells = json.loads((ROOT / "nbs" / "api" / "001_front_door.ipynb").read_text(encoding="utf-8"))["cells"]
-    sources = ["".join(cell["source"]) for cell in cells]
+@pytest.mark.parametrize(("page", "table"), [("api/001_front_door", "table_of_names"), ("explanations/architecture", "table_of_rooms")])
+def test_tables_made_from_the_code_are_up_to_date(page: str, table: str):
+    "A name or a page that came, went or moved must be seen in the tables of names and of rooms."
+    cells = json.loads((ROOT / "nbs" / f"{page}.ipynb").read_text(encoding="utf-8"))["cells"]
     names: dict = {}
-    for source in sources:
+    for source in ("".join(cell["source"]) for cell in cells):
         if source.startswith("#| hide\n") and "nbdev_export" not in source:
             exec(source, names)
     (shown,) = (output for cell in cells for output in cell.get("outputs", []) if "text/markdown" in output.get("data", {}))
-    expected = names["table_of_names"]()
-    assert "".join(shown["data"]["text/markdown"]) == expected, "run python -m tools.nbrun nbs/api/001_front_door.ipynb"
-    assert 45 <= expected.count("](") <= 70, "about fifty names"
+    assert "".join(shown["data"]["text/markdown"]) == names[table](), f"run python -m tools.nbrun nbs/{page}.ipynb"
