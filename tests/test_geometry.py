@@ -9,11 +9,9 @@ import torchio
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from diffdrr.geometry import ORIENTATIONS
-from diffdrr.volumes import read
-from diffdrr.geometry import opencv_camera
+from diffdrr.geometry import INTRINSICS, ORIENTATIONS, Camera, Detector, RigidTransform, convert, opencv_camera, orientation_matrix
 from diffdrr.rendering import DRR
-from diffdrr.geometry import convert
+from diffdrr.volumes import read
 
 # How far the centre of the picture of a ball may be from the image of its centre, in pixels of about 0.7 mm. Perspective moves it by little. The trilinear picture is
 # smooth; Siddon's is made of blocks of up to 2.5 mm, whose edges fall between pixels.
@@ -103,5 +101,57 @@ def test_opencv_draws_the_same_points(orientation, reverse_x_axis):
     points = torch.randn(10, 3) * 30
     camera = points @ extrinsic[0, :3, :3].T + extrinsic[0, :3, 3]
     assert (camera[:, 2] > 0).all()  # in front of the camera
-    pixels = camera[:, :2] / camera[:, 2:] * K.diagonal()[:2] + K[:2, 2]
+    pixels = camera[:, :2] / camera[:, 2:] * K.diagonal()[:2] + K[:2, 2] + 0.5  # OpenCV counts from the centre of the first pixel
     assert torch.allclose(pixels, drr.perspective_projection(pose, points[None])[0], atol=1e-2)
+
+
+@EXAMPLES
+@given(
+    cuts=st.tuples(*[st.integers(0, 5)] * 4), n=st.sampled_from([1, 2, 4]), size=st.tuples(st.integers(4, 90), st.integers(4, 90)), scale=st.sampled_from([0.25, 0.5, 2.0]),
+    reverse_x_axis=st.booleans(), beam=st.sampled_from(["cone", "parallel"]), principal_point=st.tuples(offsets, offsets),
+)
+def test_cameras_move_with_their_pictures(cuts, n, size, scale, reverse_x_axis, beam, principal_point):
+    "Cropping, binning and resizing move the image of a point as they move the pixels."
+    top, bottom, left, right = (8 * cut for cut in cuts)
+    camera = Camera(1000.0, 96, 128, 2.0, 1.5, *principal_point, reverse_x_axis, beam)
+    detector = lambda c: Detector.from_camera(c, torch.eye(4))
+    points, pose = torch.tensor([0.0, 0, 500]) + 20 * torch.randn(1, 10, 3), RigidTransform(torch.eye(4))
+    pixels = detector(camera).project(pose, points)
+    cropped = camera.crop(top, bottom, left, right)
+    ratio = torch.tensor([size[1] / cropped.width, size[0] / cropped.height])
+    for other, moved in (
+        (cropped, pixels - torch.tensor([float(left), top])),
+        (cropped.bin(n), (pixels - torch.tensor([float(left), top])) / n),
+        (cropped.resize(*size), (pixels - torch.tensor([float(left), top])) * ratio),
+        (cropped.rescale(scale), (pixels - torch.tensor([float(left), top])) * scale),
+    ):
+        assert torch.allclose(detector(other).project(pose, points), moved, atol=5e-3)
+        assert torch.allclose(detector(other).calibration.matrix, other.calibration) and torch.allclose(detector(other).intrinsic, other.intrinsic)
+
+
+def test_cameras_carry_gradients():
+    "Every intrinsic has a gradient, whatever is done to the camera."
+    values = torch.tensor([1000.0, 2.0, 1.5, 3.0, -4.0], dtype=torch.float64, requires_grad=True)
+
+    def matrices(values: torch.Tensor) -> torch.Tensor:
+        camera = Camera(**dict(zip(INTRINSICS, values)), height=96, width=128).crop(top=8, right=16).bin(2).resize(30, 40).rescale(0.5)
+        again = Camera.from_opencv(camera.to_opencv(), camera.height, camera.width, camera.sdd)
+        return torch.stack([camera.calibration, again.calibration])
+
+    found = matrices(values)
+    assert torch.allclose(found[0], found[1])
+    assert torch.autograd.gradcheck(matrices, (values,))
+
+
+def test_opencv_counts_pixels_from_the_centre_of_the_first():
+    "OpenCV itself projects points half a pixel before where we do."
+    cv2 = pytest.importorskip("cv2")
+    for reverse_x_axis in (True, False):
+        camera = Camera(1000.0, 96, 128, 2.0, 1.5, 9.0, -3.0, reverse_x_axis)
+        detector = Detector.from_camera(camera, orientation_matrix("AP" if reverse_x_axis else "PA"))
+        pose = frontal("AP" if reverse_x_axis else "PA", (0.2, -0.1, 0.3))
+        points = 30 * torch.randn(10, 3)
+        K, extrinsic = (x.double().numpy() for x in opencv_camera(detector, pose))
+        theirs = cv2.projectPoints(points.double().numpy(), cv2.Rodrigues(extrinsic[0, :3, :3])[0], extrinsic[0, :3, 3], K, None)[0][:, 0]
+        ours = detector.project(pose, points[None])[0]
+        assert np.allclose(theirs + 0.5, ours.numpy(), atol=1e-2)

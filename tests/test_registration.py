@@ -16,6 +16,8 @@ from diffdrr.compare import target_registration_error
 from diffdrr.geometry import RigidTransform, convert
 from diffdrr.registration import RegistrationResult, Stage, register
 from diffdrr.geometry import pose_from_view
+from diffdrr.registration.inputs import make_views
+from diffdrr.registration.pyramid import make_pyramid
 from diffdrr.xrays import XRay, invert, xray_of_rendering
 
 QUICK = (Stage(32, 0.15, 3, float("inf")), Stage(64, 0.05, 1, 2.0))
@@ -77,8 +79,14 @@ def test_a_drr_with_another_geometry_is_refused(subject: Subject, xray: XRay, tr
 
 
 def test_raw_values_are_refused(subject: Subject, xray: XRay):
-    with pytest.raises(ValueError, match="diffdrr.xray.prepare makes them"):
+    with pytest.raises(ValueError, match="diffdrr.xrays.prepare makes them"):
         register(subject, invert(xray), verbose=False)
+
+
+def test_the_backend_that_was_chosen_renders(subject: Subject, xray: XRay, true: RigidTransform):
+    drr = DRR(subject, sdd=1020.0, height=64, delx=6.0, backend="torch")
+    pyramid = make_pyramid(make_views(drr, xray.image, true, None), [32, 64])
+    assert {view.drr.renderer.backend for views in pyramid.values() for view in views} == {"torch"}
 
 
 def test_the_trusted_attempt_is_kept(monkeypatch: pytest.MonkeyPatch, drr: DRR, xray: XRay, true: RigidTransform):
@@ -88,8 +96,8 @@ def test_the_trusted_attempt_is_kept(monkeypatch: pytest.MonkeyPatch, drr: DRR, 
 
 
 def test_a_random_start_that_fits_the_negative_is_no_reason_to_doubt(monkeypatch: pytest.MonkeyPatch, drr: DRR, xray: XRay, true: RigidTransform):
-    search = registration.search
-    monkeypatch.setattr(registration, "search", lambda *args: (search(*args)[0], 0.7))  # better than the starts, worse than the pose that is found
+    best_starts = registration.best_starts
+    monkeypatch.setattr(registration, "best_starts", lambda *args: (best_starts(*args)[0], 0.7))  # better than the starts, worse than the pose that is found
     assert not register(drr, xray.image, near(true), schedule=QUICK, n_starts=10, verbose=False).failed
 
 

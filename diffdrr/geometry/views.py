@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from .camera import check_positive, orientation_matrix
-from .detector import Detector, opencv_camera, pose_from_opencv
+from .detector import Detector
+from .opencv import opencv_camera, pose_from_opencv
 from .pose import RigidTransform, convert
 from .precision import matmul
 
@@ -100,7 +101,7 @@ def pose_from_view(
 # %% ../../nbs/api/geometry/108_views.ipynb #39321ca2
 def solve_pnp(
     points: np.ndarray,  # (N, 3) world coordinates, mm
-    pixels: np.ndarray,  # (N, 2) pixel coordinates
+    pixels: np.ndarray,  # (N, 2) pixel coordinates as OpenCV counts them: the centre of the first pixel is (0, 0)
     K: np.ndarray,  # (3, 3) intrinsic matrix, OpenCV's convention
 ) -> np.ndarray:  # (4, 4) camera from world
     "Solve the perspective-n-point problem. Raises an `ImportError` without OpenCV, and a `ValueError` if there is no solution."
@@ -153,9 +154,9 @@ def pose_from_landmarks(
         raise ValueError("points must not lie on a line; add a landmark beside it")
     K, extrinsic = (x.detach().cpu().double() for x in opencv_camera(detector, RigidTransform(torch.eye(4, device=detector.source.device))))
     mirror = torch.diag(torch.tensor([torch.linalg.det(extrinsic[0]).sign(), 1.0, 1.0, 1.0], dtype=torch.float64))
-    solution = solve_pnp((points @ mirror[:3, :3]).numpy(), pixels.numpy(), K.numpy())
+    solution = solve_pnp((points @ mirror[:3, :3]).numpy(), (pixels - 0.5).numpy(), K.numpy())
     camera_from_world = torch.tensor(solution) @ mirror
     projected = (points @ camera_from_world[:3, :3].T + camera_from_world[:3, 3]) @ K.T
     size = torch.tensor([float(detector.delx), float(detector.dely)], dtype=torch.float64)
-    check_miss((projected[:, :2] / projected[:, 2:] - pixels) * size, pixels * size)
+    check_miss((projected[:, :2] / projected[:, 2:] + 0.5 - pixels) * size, pixels * size)
     return RigidTransform(pose_from_opencv(camera_from_world, detector.reorient.matrix[0].cpu(), detector.reverse_x_axis).matrix.float())

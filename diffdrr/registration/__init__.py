@@ -10,7 +10,14 @@ import lazy_loader
 
 # %% ../../nbs/api/registration/710_registration.ipynb #efc6b6dc
 NAMES = {
-    "objective": ["Objective", "View", "blur", "first_order", "levenberg_marquardt", "standardize_locally"],
-    "pipeline": ["PoseRegressor", "Registration", "RegistrationResult", "Stage", "draw_motions", "register"],
+    "module": ["Registration"],
+    "objective": ["Objective"],
+    "optimiser": ["first_order", "levenberg_marquardt"],
+    "pipeline": ["register"],
+    "pyramid": ["View"],
+    "regressor": ["N_ANGULAR_COMPONENTS", "PoseRegressor"],
+    "result": ["RegistrationResult"],
+    "search": ["SCHEDULE", "Stage", "draw_motions"],
+    "windows": ["blur", "standardize_locally"],
 }
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=NAMES)

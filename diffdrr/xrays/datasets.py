@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from ..geometry import orientation_matrix
-from ..geometry import get_focal_length, intrinsics_from_matrix, pose_from_opencv
+from ..geometry import Camera, get_focal_length, pose_from_opencv
 from ..geometry import RigidTransform
 
 if TYPE_CHECKING:
@@ -82,7 +82,8 @@ def drr_camera(
     K, extrinsic = torch.from_numpy(intrinsic), torch.from_numpy(extrinsic)
     reverse_x_axis = bool(torch.linalg.det(extrinsic) * torch.linalg.det(reorient) > 0)
     sdd = get_focal_length(K, spacing[1], spacing[0])
-    intrinsics = intrinsics_from_matrix(K, *shape, sdd, reverse_x_axis)
+    half = torch.tensor([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]], dtype=K.dtype)  # OpenCV counts from the centre of the first pixel
+    intrinsics = {name: value for name, value in vars(Camera.from_opencv(K - half, *shape, sdd, reverse_x_axis)).items() if name != "beam"}
     return intrinsics, RigidTransform(pose_from_opencv(extrinsic, reorient, reverse_x_axis).matrix.float())
 
 # %% ../../nbs/api/xrays/310_datasets.ipynb #f098ecb7
