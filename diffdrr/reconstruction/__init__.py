@@ -10,6 +10,13 @@ import lazy_loader
 
 # %% ../../nbs/api/reconstruction/800_reconstruction.ipynb #ab78218e
 NAMES = {
-    "projector": ["CGLS", "Descent", "FreeGeometry", "Projector", "SIRT", "TotalVariation", "circular_orbit", "fdk"],
+    "analytic": ["fdk"],
+    "descent": ["Batch", "Descent"],
+    "geometry": ["FreeGeometry"],
+    "iterative": ["CGLS", "SIRT"],
+    "orbit": ["circular_orbit"],
+    "projector": ["Projector"],
+    "solver": ["Solver"],
+    "variation": ["TotalVariation"],
 }
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=NAMES)
