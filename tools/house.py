@@ -113,13 +113,21 @@ class House:
                 if isinstance(node, ast.ClassDef):
                     yield f"{Path(file).stem}.{node.name}", node
 
-    def code_lines(self) -> Iterator[tuple[str, str]]:
-        "Yield the lines of code that people write: cells of notebooks, programs and tests."
+    def python_lines(self) -> Iterator[tuple[str, str]]:
+        "Yield lines of code without those within strings of several lines, which hold docstrings, HTML or other programs."
+        for name, source in self.sources():
+            within = {line for start, end in long_strings(source) for line in range(start, end + 1)}
+            yield from ((name, line) for number, line in enumerate(source.splitlines(), 1) if number not in within)
+
+    def sources(self) -> Iterator[tuple[str, str]]:
+        "Yield the code that people write: cells of notebooks, programs and tests."
         for name, cells in self.notebooks.items():
-            for cell in cells:
-                if cell["cell_type"] == "code":
-                    yield from ((name, line) for line in "".join(cell["source"]).splitlines())
-        for name, source in self.programs.items():
+            yield from ((name, "".join(cell["source"])) for cell in cells if cell["cell_type"] == "code")
+        yield from self.programs.items()
+
+    def code_lines(self) -> Iterator[tuple[str, str]]:
+        "Yield the lines of that code."
+        for name, source in self.sources():
             yield from ((name, line) for line in source.splitlines())
 
     def public_names(self) -> set[tuple[str, str]]:
@@ -174,6 +182,23 @@ def walk(node: ast.AST, parents: tuple = ()) -> Iterator[tuple[ast.FunctionDef, 
             yield from walk(child, parents)
 
 
+def long_strings(source: str) -> list[tuple[int, int]]:
+    "Return the first and the last line of strings that hold several."
+    try:
+        nodes = list(ast.walk(ast.parse(source)))
+    except SyntaxError:  # a cell with a magic
+        return []
+    strings = [node for node in nodes if isinstance(node, (ast.Constant, ast.JoinedStr)) and node.end_lineno != node.lineno]
+    lines = source.splitlines()
+    return [(node.lineno, node.end_lineno) for node in strings if re.search(r"\"{3}|'{3}", lines[node.lineno - 1])]
+
+
+def length_of(cls: ast.ClassDef) -> int:
+    "Count the lines of a class without those of docstrings."
+    functions = [node for node in ast.walk(cls) if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node)]
+    return cls.end_lineno - cls.lineno + 1 - sum(node.body[0].end_lineno - node.body[0].lineno + 1 for node in functions)
+
+
 def is_prose(cell: dict) -> bool:
     text = "".join(cell["source"]).strip()
     return cell["cell_type"] == "markdown" and not text.startswith("#")
@@ -200,7 +225,7 @@ def broken_rules(house: House) -> dict[str, list[str]]:
     functions = list(house.functions())
     wide = {f.name: f"{f.file}: {f.name} has {len(f.parameters)} parameters" for f in functions if len(f.parameters) > MOST_PARAMETERS}
     long = {f.name: f"{f.file}: {f.name} has {f.lines} lines" for f in functions if f.lines > LONGEST_FUNCTION}
-    large = {name: f"{name} has {node.end_lineno - node.lineno + 1} lines" for name, node in house.classes() if node.end_lineno - node.lineno + 1 > LONGEST_CLASS}
+    large = {name: f"{name} has {length_of(node)} lines" for name, node in house.classes() if length_of(node) > LONGEST_CLASS}
     numbers = [match[1] for name in house.notebooks if (match := NUMBER.match(Path(name).name))]
     return {
         f"more than {MOST_PARAMETERS} parameters": excused(wide, TOO_MANY_PARAMETERS),
@@ -209,7 +234,7 @@ def broken_rules(house: House) -> dict[str, list[str]]:
         "two notebooks with one number": sorted({number for number in numbers if numbers.count(number) > 1}),
         "an assigned lambda": house.assigned_lambdas(),
         "a heading without prose": house.bare_headings(),
-        f"a line over {LONGEST_LINE} columns": [f"{name}: {line.strip()[:80]}..." for name, line in house.long_lines() if too_long_a_line(line)],
+        f"a line over {LONGEST_LINE} columns": [f"{name}: {line.strip()[:80]}..." for name, line in house.python_lines() if too_long_a_line(line)],
         "a choice checked by hand, which `checks.one_of` does": house.checks_by_hand(),
     }
 
@@ -220,7 +245,7 @@ def stale_excuses(house: House) -> list[str]:
     classes = dict(house.classes())
     stale = [name for name in TOO_MANY_PARAMETERS if name not in functions or len(functions[name].parameters) <= MOST_PARAMETERS]
     stale += [name for name in TOO_LONG if name not in functions or functions[name].lines <= LONGEST_FUNCTION]
-    return stale + [name for name in TOO_LONG_CLASSES if name not in classes or classes[name].end_lineno - classes[name].lineno + 1 <= LONGEST_CLASS]
+    return stale + [name for name in TOO_LONG_CLASSES if name not in classes or length_of(classes[name]) <= LONGEST_CLASS]
 
 
 def measures(house: House) -> dict[str, object]:
@@ -236,7 +261,7 @@ def measures(house: House) -> dict[str, object]:
         f"functions with more than {MOST_PARAMETERS} parameters": sum(len(f.parameters) > MOST_PARAMETERS for f in functions),
         "most parameters of a function": max(len(f.parameters) for f in functions),
         f"functions of more than {LONGEST_FUNCTION} lines": sum(f.lines > LONGEST_FUNCTION for f in functions),
-        f"classes of more than {LONGEST_CLASS} lines": sum(node.end_lineno - node.lineno + 1 > LONGEST_CLASS for _, node in house.classes()),
+        f"classes of more than {LONGEST_CLASS} lines": sum(length_of(node) > LONGEST_CLASS for _, node in house.classes()),
         "public names": len(doors) if doors else len(public),
         "names in __all__ of modules": len(public),
         "private functions and classes": len({(f, n) for f, n in house.top_level_names() if "AUTOGENERATED" in house.modules[f]} - public),
