@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..geometry import check_positive
+from ..checks import positive
 from ..geometry import Detector
 from ..files import whole_file
 from ..geometry import RigidTransform
@@ -105,7 +105,7 @@ def given_or_read(
     value = read if given is None else given
     if value is None or (given is None and value <= 0):
         raise ValueError(f"the file has no valid {tag}; give it as the argument {name}, in mm")
-    check_positive(name, value)
+    positive(name, value)
     return value
 
 # %% ../../nbs/api/xrays/301_xray.ipynb #cff6048a
