@@ -68,9 +68,9 @@ def as_labels(
 
 # %% ../../nbs/api/volumes/201_grid.ipynb #9c60e703
 def select_labels(
-    mask: Shaped[Tensor, "X Y Z"],  # label map
+    mask: Shaped[Tensor, "*shape"],  # label map
     labels: list[int],  # the labels to keep
-) -> Bool[Tensor, "X Y Z"]:
+) -> Bool[Tensor, "*shape"]:
     "Find the voxels that carry one of the given labels. Raises a `ValueError` for labels that are not in the map."
     present = mask.unique()
     missing = [label for label in labels if label not in present]
