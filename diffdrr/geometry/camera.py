@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import reduce
-from numbers import Real
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Tensor
 
+from ..checks import one_of, positive, whole
 from .precision import matmul
 
 # %% auto #0
-__all__ = ['ORIENTATIONS', 'PLACES', 'INTRINSICS', 'orientation_matrix', 'check_positive', 'check_size', 'calibration_matrix',
-           'pixel_centres', 'bin_pixels', 'calibration_slopes', 'Camera']
+__all__ = ['ORIENTATIONS', 'PLACES', 'INTRINSICS', 'orientation_matrix', 'calibration_matrix', 'pixel_centres', 'bin_pixels',
+           'calibration_slopes', 'Camera']
 
 # %% ../../nbs/api/geometry/105_camera.ipynb #febbf8e6
 ORIENTATIONS = {
@@ -31,36 +31,16 @@ def orientation_matrix(
     orientation: str | None,  # a key of `ORIENTATIONS`
 ) -> Float[Tensor, "4 4"]:
     "Look up the matrix that is applied to the camera before its pose. Raises a `ValueError` for an unknown orientation."
-    if orientation not in ORIENTATIONS:
-        raise ValueError(f"orientation must be one of {', '.join(map(repr, ORIENTATIONS))}, not {orientation!r}")
+    one_of("orientation", orientation, ORIENTATIONS)
     return torch.tensor(ORIENTATIONS[orientation], dtype=torch.float32)
-
-# %% ../../nbs/api/geometry/105_camera.ipynb #8cd5197f
-def check_positive(
-    name: str,  # of the argument
-    value: float | Tensor,  # what the caller gave
-) -> None:
-    "Raise a `ValueError` that names the argument unless its value is a positive, finite number, or a tensor of such numbers."
-    is_number = isinstance(value, (Real, Tensor)) and not isinstance(value, bool)
-    if not is_number or not torch.as_tensor((value > 0) & (value < float("inf"))).all():
-        raise ValueError(f"{name} must be a positive number, not {value!r}")
-
-# %% ../../nbs/api/geometry/105_camera.ipynb #4a70e48b
-def check_size(
-    name: str,  # of the argument
-    value: int,  # what the caller gave
-) -> None:
-    "Raise a `ValueError` that names the argument unless its value is a positive whole number."
-    if isinstance(value, bool) or not isinstance(value, Real) or int(value) != value or value < 1:
-        raise ValueError(f"{name} must be a positive whole number of pixels, not {value!r}")
 
 # %% ../../nbs/api/geometry/105_camera.ipynb #1a0ac5fb
 def calibration_matrix(
-    sdd: float | Float[Tensor, "*#B"],  # source-to-detector distance, mm
-    delx: float | Float[Tensor, "*#B"],  # width of a pixel, mm
-    dely: float | Float[Tensor, "*#B"],  # height of a pixel, mm
-    x0: float | Float[Tensor, "*#B"] = 0.0,  # shift of the detector along its rows, mm
-    y0: float | Float[Tensor, "*#B"] = 0.0,  # shift of the detector along its columns, mm
+    sdd: float | Real[Tensor, "*#B"],  # source-to-detector distance, mm
+    delx: float | Real[Tensor, "*#B"],  # width of a pixel, mm
+    dely: float | Real[Tensor, "*#B"],  # height of a pixel, mm
+    x0: float | Real[Tensor, "*#B"] = 0.0,  # shift of the detector along its rows, mm
+    y0: float | Real[Tensor, "*#B"] = 0.0,  # shift of the detector along its columns, mm
 ) -> Float[Tensor, "*B 4 4"]:
     "Assemble the calibration matrix. Tensors keep their gradient; the result has the widest of their dtypes."
     tensors = [v for v in (sdd, delx, dely, x0, y0) if isinstance(v, Tensor) and v.is_floating_point()]
@@ -124,21 +104,13 @@ def unit_detector(
 # %% ../../nbs/api/geometry/105_camera.ipynb #72a7d303
 BEAMS = ("cone", "parallel")
 
-# %% ../../nbs/api/geometry/105_camera.ipynb #e1e06b9d
-def check_beam(
-    beam: str,  # what the caller gave
-) -> None:
-    "Raise a `ValueError` unless `beam` is known."
-    if beam not in BEAMS:
-        raise ValueError(f"beam must be one of {', '.join(map(repr, BEAMS))}, not {beam!r}")
-
 # %% ../../nbs/api/geometry/105_camera.ipynb #defd5452
 def unit_source(
     unit_target: Float[Tensor, "N 3"],  # pixels of the unit detector
     beam: str,  # "cone" or "parallel"
 ) -> Float[Tensor, "_ 3"]:  # one for a cone, N for a parallel beam
     "Place the source, or the sources, that belong to pixels of the unit detector."
-    check_beam(beam)
+    one_of("beam", beam, BEAMS)
     if beam == "cone":
         return torch.zeros_like(unit_target[:1])
     return unit_target * unit_target.new_tensor([1, 1, 0])
@@ -210,8 +182,8 @@ def calibration_slopes(
 
 # %% ../../nbs/api/geometry/105_camera.ipynb #c72561eb
 def number(
-    x: Float[Tensor, "*B"],
-) -> float | Float[Tensor, "*B"]:
+    x: Real[Tensor, "*B"],
+) -> float | Real[Tensor, "*B"]:
     "Return a Python number, or the tensor itself where it carries a gradient or a batch."
     return x if x.requires_grad or x.dim() else x.item()
 
@@ -241,13 +213,13 @@ class Camera:
 
     Raises a `ValueError` for sizes and distances that are not positive, and for unknown beams."""
 
-    sdd: float | Float[Tensor, "*B"]  # source-to-detector distance, mm
+    sdd: float | Real[Tensor, "*#B"]  # source-to-detector distance, mm
     height: int  # rows, pixels
     width: int  # columns, pixels
-    delx: float | Float[Tensor, "*B"]  # width of a pixel, mm
-    dely: float | Float[Tensor, "*B"] | None = None  # height of a pixel, mm (default: `delx`)
-    x0: float | Float[Tensor, "*B"] = 0.0  # shift of the detector along its rows, mm
-    y0: float | Float[Tensor, "*B"] = 0.0  # shift of the detector along its columns, mm
+    delx: float | Real[Tensor, "*#B"]  # width of a pixel, mm
+    dely: float | Real[Tensor, "*#B"] | None = None  # height of a pixel, mm (default: `delx`)
+    x0: float | Real[Tensor, "*#B"] = 0.0  # shift of the detector along its rows, mm
+    y0: float | Real[Tensor, "*#B"] = 0.0  # shift of the detector along its columns, mm
     reverse_x_axis: bool = True  # show the patient's right on the left of the picture
     beam: str = "cone"  # "cone", or "parallel" for a source infinitely far away
 
@@ -255,11 +227,10 @@ class Camera:
         if self.dely is None:
             object.__setattr__(self, "dely", self.delx)
         for name in ("sdd", "delx", "dely"):
-            check_positive(name, getattr(self, name))
+            positive(name, getattr(self, name), batch=True)
         for name in ("height", "width"):
-            check_size(name, getattr(self, name))
-            object.__setattr__(self, name, int(getattr(self, name)))
-        check_beam(self.beam)
+            object.__setattr__(self, name, int(whole(name, getattr(self, name))))
+        one_of("beam", self.beam, BEAMS)
 
     @classmethod
     def from_calibration(

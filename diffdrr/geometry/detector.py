@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
 
+from ..checks import whole
 from diffdrr.geometry.camera import (
     PLACES,
     Camera,
@@ -49,13 +50,13 @@ class Detector(nn.Module):
 
     def __init__(
         self,
-        sdd: float | Float[Tensor, ""],  # source-to-detector distance, mm
+        sdd: float | Real[Tensor, "*#B"],  # source-to-detector distance, mm
         height: int,  # rows, pixels
         width: int,  # columns, pixels
-        delx: float | Float[Tensor, ""],  # width of a pixel, mm
-        dely: float | Float[Tensor, ""],  # height of a pixel, mm
-        x0: float | Float[Tensor, ""],  # shift of the detector along its rows, mm
-        y0: float | Float[Tensor, ""],  # shift of the detector along its columns, mm
+        delx: float | Real[Tensor, "*#B"],  # width of a pixel, mm
+        dely: float | Real[Tensor, "*#B"],  # height of a pixel, mm
+        x0: float | Real[Tensor, "*#B"],  # shift of the detector along its rows, mm
+        y0: float | Real[Tensor, "*#B"],  # shift of the detector along its columns, mm
         reorient: Float[Tensor, "4 4"],  # applied before the pose, see `camera.orientation_matrix`
         n_subsample: int | None = None,  # number of pixels to draw at random
         reverse_x_axis: bool = False,  # flip the picture horizontally
@@ -71,8 +72,7 @@ class Detector(nn.Module):
         target = unit_detector(self.height, self.width, reverse_x_axis)
         if n_subsample is not None:
             n_pixels = self.height * self.width
-            if not 1 <= n_subsample <= n_pixels:
-                raise ValueError(f"n_subsample must be between 1 and height * width = {n_pixels}, not {n_subsample}")
+            whole("n_subsample", n_subsample, most=n_pixels, remedy="the detector has no more pixels")
             target = target[torch.randperm(n_pixels)[:n_subsample]]
         self.register_buffer("source", unit_source(target, beam)[None])
         self.register_buffer("target", target[None])

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..checks import shaped
 from .camera import number, opencv_signs, principal_offset
 from .detector import Detector
 from .pose import RigidTransform
@@ -48,11 +49,10 @@ def pose_from_opencv(
 
 # %% ../../nbs/api/geometry/107_opencv.ipynb #0ba8c236
 def decompose_projection_matrix(
-    P: Float[Tensor, "..."],  # (3, 4) projection matrix, of any scale
+    P: Float[Tensor, "3 4"],  # projection matrix, of any scale
 ) -> tuple[Float[Tensor, "3 3"], Float[Tensor, "4 4"]]:  # K with a positive diagonal and K[2, 2] = 1; [R | t], rigid
     "Take a projection matrix apart into intrinsic and extrinsic matrix, in OpenCV's convention, in float64."
-    if P.shape != (3, 4):
-        raise ValueError(f"P must have shape (3, 4), not {tuple(P.shape)}")
+    shaped("P", P, "3 4")
     P = P.double()
     scale = torch.linalg.det(P[:, :3])
     if not scale.abs() > 0:

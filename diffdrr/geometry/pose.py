@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from .precision import matmul
 from .se3 import homogeneous, matrix_to_twist, se3_exp_map, se3_log_map, twist_to_matrix
@@ -60,9 +61,9 @@ _all_ = [  # code written for 0.6.1 imports these from diffdrr.pose
 
 # %% ../../nbs/api/geometry/104_pose.ipynb #4d4275c1
 def make_matrix(
-    R: torch.Tensor,  # (B, 3, 3) linear part
-    t: torch.Tensor,  # (B, 3) translation, mm
-) -> torch.Tensor:  # (B, 4, 4)
+    R: Float[Tensor, "B 3 3"],  # linear part
+    t: Float[Tensor, "B 3"],  # translation, mm
+) -> Float[Tensor, "B 4 4"]:
     "Assemble homogeneous matrices from a linear part and a translation."
     if len(R) != len(t):
         raise ValueError(f"R and t must have the same batch size, not {len(R)} and {len(t)}")
@@ -74,7 +75,7 @@ class AffineTransform(nn.Module):
 
     def __init__(
         self,
-        matrix: torch.Tensor,  # (4, 4) or (B, 4, 4) homogeneous, acting on column vectors
+        matrix: Float[Tensor, "4 4"] | Float[Tensor, "B 4 4"],  # homogeneous, acting on column vectors
     ):
         super().__init__()
         if matrix.dim() not in (2, 3) or matrix.shape[-2:] != (4, 4):
@@ -84,7 +85,7 @@ class AffineTransform(nn.Module):
     def __len__(self) -> int:
         return len(self.matrix)
 
-    def __getitem__(self, idx) -> torch.Tensor:
+    def __getitem__(self, idx) -> Float[Tensor, "..."]:
         "Return matrices of the batch, as 0.6.1 does."
         return self.matrix[idx]
 
@@ -92,19 +93,19 @@ class AffineTransform(nn.Module):
         return f"{type(self).__name__}({self.matrix!r})"
 
     @property
-    def rotation(self) -> torch.Tensor:  # (B, 3, 3)
+    def rotation(self) -> Float[Tensor, "B 3 3"]:
         "The linear part."
         return self.matrix[..., :3, :3]
 
     @property
-    def translation(self) -> torch.Tensor:  # (B, 3)
+    def translation(self) -> Float[Tensor, "B 3"]:
         "The translation in mm."
         return self.matrix[..., :3, 3]
 
     def forward(
         self,
-        x: torch.Tensor,  # (B, N, 3) or (1, N, 3) points
-    ) -> torch.Tensor:  # (B, N, 3)
+        x: Float[Tensor, "#B N 3"],  # points
+    ) -> Float[Tensor, "B N 3"]:
         "Transform points. A batch of one broadcasts against the other batch. In memory, all x come before all y and all z: so torch and the kernels are fastest. Raises a `ValueError` for anything but points in space."
         if x.shape[-1] != 3:
             raise ValueError(f"x must have shape (B, N, 3), not {tuple(x.shape)}")
@@ -139,7 +140,7 @@ class RigidTransform(AffineTransform):
         parameterization: str,  # a key of `PARAMETERIZATIONS`
         convention: str | None = None,  # for Euler angles, such as "ZXY"
         degrees: bool = False,  # Euler angles in degrees
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # rotation (B, width), or (B, 3, 3) for "matrix"; translation (B, 3), mm
+    ) -> tuple[Float[Tensor, "B ..."], Float[Tensor, "B 3"]]:  # rotation (B, width), or (B, 3, 3) for "matrix"; translation, mm
         "Return the rotation and the translation that the function `convert` turns back into this transform."
         parameters = parameterization_of(parameterization, convention, degrees)
         if parameterization == "se3_log_map":
@@ -148,7 +149,7 @@ class RigidTransform(AffineTransform):
         with torch.autocast(self.matrix.device.type, enabled=False):
             return parameters.from_matrix(self.rotation), matmul(self.rotation.mT, self.translation[..., None])[..., 0]
 
-    def get_se3_log(self) -> torch.Tensor:  # (B, 6) translational part (mm), then rotational part (rad)
+    def get_se3_log(self) -> Float[Tensor, "B 6"]:  # translational part (mm), then rotational part (rad)
         "Return the twist whose exponential is this transform."
         with torch.autocast(self.matrix.device.type, enabled=False):
             return matrix_to_twist(self.matrix)
@@ -157,15 +158,15 @@ class RigidTransform(AffineTransform):
 class Parameterization(NamedTuple):
     "How a rotation is written down."
     width: int  # numbers that describe the rotation
-    to_matrix: Callable[[torch.Tensor], torch.Tensor]  # (B, width) -> (B, 3, 3)
-    from_matrix: Callable[[torch.Tensor], torch.Tensor]  # (B, 3, 3) -> (B, width)
+    to_matrix: Callable[[Tensor], Tensor]  # (B, width) -> (B, 3, 3)
+    from_matrix: Callable[[Tensor], Tensor]  # (B, 3, 3) -> (B, width)
 
 # %% ../../nbs/api/geometry/104_pose.ipynb #3bafda34
 PARAMETERIZATIONS = {
     "axis_angle": Parameterization(3, axis_angle_to_matrix, matrix_to_axis_angle),
     "euler_angles": Parameterization(3, euler_angles_to_matrix, matrix_to_euler_angles),  # these two also take a convention
     "matrix": Parameterization(9, lambda R: R, lambda R: R),
-    "quaternion": Parameterization(4, quaternion_to_matrix, lambda R: standardize_quaternion(matrix_to_quaternion(R))),
+    "quaternion": Parameterization(4, quaternion_to_matrix, matrix_to_quaternion),
     "quaternion_adjugate": Parameterization(
         10,
         lambda x: quaternion_to_matrix(quaternion_adjugate_to_quaternion(x)),
@@ -203,15 +204,15 @@ def parameterization_of(
 
 # %% ../../nbs/api/geometry/104_pose.ipynb #449054e6
 def check_parameters(
-    rotation: torch.Tensor,  # as given by the user
-    translation: torch.Tensor,  # as given by the user
+    rotation: Tensor,  # as given by the user
+    translation: Tensor,  # as given by the user
     name: str,  # a key of `PARAMETERIZATIONS`
     width: int,  # numbers that describe the rotation
 ) -> None:
     "Raise a `TypeError` or `ValueError` when the parameters of a pose are no floating-point tensors, have the wrong shape, or disagree in batch size, dtype or device."
     for what, value in (("rotation", rotation), ("translation", translation)):
-        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
-            found = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            found = value.dtype if isinstance(value, Tensor) else type(value).__name__
             raise TypeError(f"{what} must be a tensor of floating-point numbers, not {found}; use torch.as_tensor(..., dtype=torch.float32)")
     shape = (3, 3) if name == "matrix" else (width,)
     if rotation.shape[1:] != shape:
@@ -226,7 +227,7 @@ def check_parameters(
 
 # %% ../../nbs/api/geometry/104_pose.ipynb #060be3f6
 def convert(
-    *args: torch.Tensor,  # rotation (B, width) and translation (B, 3) in mm; "matrix" also takes a single (B, 4, 4)
+    *args: Float[Tensor, "B ..."],  # rotation (B, width) and translation (B, 3) in mm; "matrix" also takes a single (B, 4, 4)
     parameterization: str,  # a key of `PARAMETERIZATIONS`
     convention: str | None = None,  # for Euler angles, such as "ZXY"
     degrees: bool = False,  # Euler angles in degrees

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 # %% auto #0
 __all__ = ['is_full', 'matmul']
@@ -24,9 +26,9 @@ def is_full(
 
 
 def matmul(
-    a: torch.Tensor,  # (..., N, K), where K is small
-    b: torch.Tensor,  # (..., K, M)
-) -> torch.Tensor:  # (..., N, M)
+    a: Float[Tensor, "*#B N K"],  # where K is small
+    b: Float[Tensor, "*#B K M"],
+) -> Float[Tensor, "*B N M"]:
     "Multiply matrices in full precision: as a sum over products of columns and rows, unless torch's own product will do."
     if is_full(a.device.type):
         return a @ b

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from .precision import matmul
 from .so3 import exp_coefficients, hat, so3_exp_map, so3_log_map
@@ -15,8 +17,8 @@ __all__ = ['left_jacobian', 'homogeneous', 'twist_to_matrix', 'matrix_to_twist',
 
 # %% ../../nbs/api/geometry/103_se3.ipynb #995a5854
 def left_jacobian(
-    w: torch.Tensor,  # (..., 3) axis times angle, rad
-) -> torch.Tensor:  # (..., 3, 3)
+    w: Float[Tensor, "*B 3"],  # axis times angle, rad
+) -> Float[Tensor, "*B 3 3"]:
     "Compute $V$, the left Jacobian of SO(3): the matrix that turns the translational part of a twist into a translation."
     _, b, c = exp_coefficients(w.square().sum(dim=-1)[..., None, None])
     w = hat(w)
@@ -24,9 +26,9 @@ def left_jacobian(
 
 # %% ../../nbs/api/geometry/103_se3.ipynb #4281cbf1
 def homogeneous(
-    R: torch.Tensor,  # (..., 3, 3) linear part
-    t: torch.Tensor,  # (..., 3, 1) translation, mm
-) -> torch.Tensor:  # (..., 4, 4) acting on column vectors
+    R: Float[Tensor, "*#B 3 3"],  # linear part
+    t: Float[Tensor, "*#B 3 1"],  # translation, mm
+) -> Float[Tensor, "*B 4 4"]:  # acting on column vectors
     "Assemble homogeneous matrices."
     top = torch.cat([R, t], dim=-1)
     bottom = torch.eye(4, dtype=top.dtype, device=top.device)[3:]  # made where it is needed: numbers from the host would have a GPU wait
@@ -34,16 +36,16 @@ def homogeneous(
 
 # %% ../../nbs/api/geometry/103_se3.ipynb #d890c3d1
 def twist_to_matrix(
-    twist: torch.Tensor,  # (..., 6) translational part (mm), then rotational part (rad)
-) -> torch.Tensor:  # (..., 4, 4) acting on column vectors
+    twist: Float[Tensor, "*B 6"],  # translational part (mm), then rotational part (rad)
+) -> Float[Tensor, "*B 4 4"]:  # acting on column vectors
     "Compute the exponential of a twist."
     v, w = twist.split(3, dim=-1)
     return homogeneous(so3_exp_map(w), matmul(left_jacobian(w), v[..., None]))
 
 # %% ../../nbs/api/geometry/103_se3.ipynb #f9a83711
 def matrix_to_twist(
-    matrix: torch.Tensor,  # (..., 4, 4) rigid, acting on column vectors
-) -> torch.Tensor:  # (..., 6) translational part (mm), then rotational part (rad, angle at most pi)
+    matrix: Float[Tensor, "*B 4 4"],  # rigid, acting on column vectors
+) -> Float[Tensor, "*B 6"]:  # translational part (mm), then rotational part (rad, angle at most pi)
     "Compute the logarithm of a rigid motion."
     w = so3_log_map(matrix[..., :3, :3])
     v = torch.linalg.solve(left_jacobian(w), matrix[..., :3, 3])
@@ -51,9 +53,9 @@ def matrix_to_twist(
 
 # %% ../../nbs/api/geometry/103_se3.ipynb #77958a16
 def se3_exp_map(
-    log_transform: torch.Tensor,  # (..., 6) translational part (mm), then rotational part (rad)
+    log_transform: Float[Tensor, "*B 6"],  # translational part (mm), then rotational part (rad)
     eps: float = 0.0001,  # accepted for code written for 0.6.1; the map needs no threshold
-) -> torch.Tensor:  # (..., 4, 4) acting on row vectors
+) -> Float[Tensor, "*B 4 4"]:  # acting on row vectors
     "Compute the exponential of a twist as a matrix that acts on row vectors."
     if log_transform.shape[-1] != 6:
         raise ValueError(f"log_transform must have shape (..., 6), not {tuple(log_transform.shape)}")
@@ -61,10 +63,10 @@ def se3_exp_map(
 
 # %% ../../nbs/api/geometry/103_se3.ipynb #d927b3c4
 def se3_log_map(
-    transform: torch.Tensor,  # (..., 4, 4) rigid, acting on row vectors
+    transform: Float[Tensor, "*B 4 4"],  # rigid, acting on row vectors
     eps: float = 0.0001,  # accepted for code written for 0.6.1
     cos_bound: float = 0.0001,  # accepted for code written for 0.6.1
-) -> torch.Tensor:  # (..., 6) translational part (mm), then rotational part (rad)
+) -> Float[Tensor, "*B 6"]:  # translational part (mm), then rotational part (rad)
     "Compute the logarithm of a rigid motion given as a matrix that acts on row vectors."
     if transform.shape[-2:] != (4, 4):
         raise ValueError(f"transform must have shape (..., 4, 4), not {tuple(transform.shape)}")

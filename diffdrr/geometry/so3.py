@@ -8,24 +8,27 @@ from __future__ import annotations
 from math import factorial
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 import torch.nn.functional as F
 
 from .precision import matmul
 
 # %% auto #0
-__all__ = ['EULER_CONVENTIONS', 'hat', 'hat_inv', 'taylor', 'exp_coefficients', 'so3_exp_map', 'so3_exponential_map',
-           'axis_angle_to_matrix', 'matrix_to_axis_angle', 'so3_log_map', 'so3_rotation_angle', 'so3_relative_angle',
-           'acos_linear_extrapolation', 'quaternion_to_matrix', 'matrix_to_quaternion', 'standardize_quaternion',
-           'quaternion_raw_multiply', 'quaternion_multiply', 'quaternion_invert', 'quaternion_apply',
-           'axis_angle_to_quaternion', 'quaternion_to_axis_angle', 'check_euler_convention', 'euler_angles_to_matrix',
-           'matrix_to_euler_angles', 'rotation_6d_to_matrix', 'matrix_to_rotation_6d', 'rotation_9d_to_matrix',
-           'matrix_to_rotation_9d', 'symmetric_from_triangle', 'triangle_from_symmetric', 'rotation_10d_to_quaternion',
-           'quaternion_to_rotation_10d', 'quaternion_adjugate_to_quaternion', 'quaternion_to_quaternion_adjugate']
+__all__ = ['DEFAULT_ACOS_BOUND', 'EULER_CONVENTIONS', 'hat', 'hat_inv', 'taylor', 'exp_coefficients', 'so3_exp_map',
+           'so3_exponential_map', 'axis_angle_to_matrix', 'matrix_to_axis_angle', 'so3_log_map', 'so3_rotation_angle',
+           'so3_relative_angle', 'acos_linear_extrapolation', 'quaternion_to_matrix', 'standardize_quaternion',
+           'matrix_to_quaternion', 'quaternion_raw_multiply', 'quaternion_multiply', 'quaternion_invert',
+           'quaternion_apply', 'axis_angle_to_quaternion', 'quaternion_to_axis_angle', 'check_euler_convention',
+           'euler_angles_to_matrix', 'matrix_to_euler_angles', 'rotation_6d_to_matrix', 'matrix_to_rotation_6d',
+           'rotation_9d_to_matrix', 'matrix_to_rotation_9d', 'symmetric_from_triangle', 'triangle_from_symmetric',
+           'rotation_10d_to_quaternion', 'quaternion_to_rotation_10d', 'quaternion_adjugate_to_quaternion',
+           'quaternion_to_quaternion_adjugate']
 
 # %% ../../nbs/api/geometry/102_so3.ipynb #8d3952e2
 def hat(
-    v: torch.Tensor,  # (..., 3)
-) -> torch.Tensor:  # (..., 3, 3) skew-symmetric
+    v: Float[Tensor, "*B 3"],
+) -> Float[Tensor, "*B 3 3"]:  # skew-symmetric
     "Return the matrix of the cross product with `v`."
     x, y, z = v.unbind(-1)
     o = torch.zeros_like(x)
@@ -33,8 +36,8 @@ def hat(
 
 # %% ../../nbs/api/geometry/102_so3.ipynb #34a499f9
 def hat_inv(
-    h: torch.Tensor,  # (..., 3, 3) skew-symmetric
-) -> torch.Tensor:  # (..., 3)
+    h: Float[Tensor, "*B 3 3"],  # skew-symmetric
+) -> Float[Tensor, "*B 3"]:
     "Invert `hat`."
     if h.shape[-2:] != (3, 3):
         raise ValueError(f"h must have shape (..., 3, 3), not {tuple(h.shape)}")
@@ -44,9 +47,9 @@ def hat_inv(
 
 # %% ../../nbs/api/geometry/102_so3.ipynb #0a370ad5
 def taylor(
-    x: torch.Tensor,  # squared angle
+    x: Float[Tensor, "*B"],  # squared angle
     first: int,  # the series is the sum over n of (-x)^n / (2n + first)!
-) -> torch.Tensor:
+) -> Float[Tensor, "*B"]:
     "Sum the first terms of the power series shared by the coefficients of the exponential maps (Horner's scheme)."
     total = torch.zeros_like(x)
     for n in reversed(range(8)):
@@ -55,8 +58,8 @@ def taylor(
 
 # %% ../../nbs/api/geometry/102_so3.ipynb #3132cb98
 def exp_coefficients(
-    x: torch.Tensor,  # squared angle, rad^2
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # sin(t)/t, (1 - cos(t))/t^2 and (t - sin(t))/t^3
+    x: Float[Tensor, "*B"],  # squared angle, rad^2
+) -> tuple[Float[Tensor, "*B"], Float[Tensor, "*B"], Float[Tensor, "*B"]]:  # sin(t)/t, (1 - cos(t))/t^2 and (t - sin(t))/t^3
     "Evaluate the coefficients of the exponential maps of SO(3) and SE(3) as smooth functions of the squared angle."
     small = x < 0.5
     safe = torch.where(small, torch.ones_like(x), x)  # keeps the square root away from zero in the branch that is not taken
@@ -69,9 +72,9 @@ def exp_coefficients(
 
 # %% ../../nbs/api/geometry/102_so3.ipynb #b18de73f
 def so3_exp_map(
-    log_rot: torch.Tensor,  # (..., 3) axis times angle, rad
+    log_rot: Float[Tensor, "*B 3"],  # axis times angle, rad
     eps: float = 0.0001,  # accepted for code written for 0.6.1; the map needs no threshold
-) -> torch.Tensor:  # (..., 3, 3)
+) -> Float[Tensor, "*B 3 3"]:
     "Compute the rotation matrix of a rotation vector by Rodrigues' formula, smooth at the identity."
     if log_rot.shape[-1] != 3:
         raise ValueError(f"log_rot must have shape (..., 3), not {tuple(log_rot.shape)}")
@@ -81,23 +84,23 @@ def so3_exp_map(
 
 # %% ../../nbs/api/geometry/102_so3.ipynb #a3402c54
 def so3_exponential_map(
-    log_rot: torch.Tensor,  # (..., 3) axis times angle, rad
+    log_rot: Float[Tensor, "*B 3"],  # axis times angle, rad
     eps: float = 0.0001,  # accepted for code written for 0.6.1
-) -> torch.Tensor:  # (..., 3, 3)
+) -> Float[Tensor, "*B 3 3"]:
     "Another name of `so3_exp_map`."
     return so3_exp_map(log_rot)
 
 # %% ../../nbs/api/geometry/102_so3.ipynb #4e1e2252
 def axis_angle_to_matrix(
-    axis_angle: torch.Tensor,  # (..., 3) axis times angle, rad
-) -> torch.Tensor:  # (..., 3, 3)
+    axis_angle: Float[Tensor, "*B 3"],  # axis times angle, rad
+) -> Float[Tensor, "*B 3 3"]:
     "Convert rotation vectors to rotation matrices."
     return so3_exp_map(axis_angle)
 
 # %% ../../nbs/api/geometry/102_so3.ipynb #2517a07f
 def matrix_to_axis_angle(
-    matrix: torch.Tensor,  # (..., 3, 3)
-) -> torch.Tensor:  # (..., 3) axis times angle, rad; the angle is at most pi
+    matrix: Float[Tensor, "*B 3 3"],
+) -> Float[Tensor, "*B 3"]:  # axis times angle, rad; the angle is at most pi
     "Convert rotation matrices to rotation vectors."
     import roma
 
@@ -105,20 +108,20 @@ def matrix_to_axis_angle(
 
 # %% ../../nbs/api/geometry/102_so3.ipynb #00de9438
 def so3_log_map(
-    R: torch.Tensor,  # (..., 3, 3)
+    R: Float[Tensor, "*B 3 3"],
     eps: float = 0.0001,  # accepted for code written for 0.6.1
     cos_bound: float = 0.0001,  # accepted for code written for 0.6.1
-) -> torch.Tensor:  # (..., 3) axis times angle, rad
+) -> Float[Tensor, "*B 3"]:  # axis times angle, rad
     "Compute the rotation vector of a rotation matrix: the inverse of `so3_exp_map` for angles up to pi."
     return matrix_to_axis_angle(R)
 
 # %% ../../nbs/api/geometry/102_so3.ipynb #eb4d3140
 def so3_rotation_angle(
-    R: torch.Tensor,  # (..., 3, 3)
+    R: Float[Tensor, "*B 3 3"],
     eps: float = 0.0001,  # accepted for code written for 0.6.1
     cos_angle: bool = False,  # return the cosine of the angle
     cos_bound: float = 0.0001,  # accepted for code written for 0.6.1
-) -> torch.Tensor:  # (...) angle in [0, pi], rad
+) -> Float[Tensor, "*B"]:  # angle in [0, pi], rad
     "Compute the angle of a rotation."
     if R.shape[-2:] != (3, 3):
         raise ValueError(f"R must have shape (..., 3, 3), not {tuple(R.shape)}")
@@ -131,20 +134,23 @@ def so3_rotation_angle(
 
 # %% ../../nbs/api/geometry/102_so3.ipynb #5aec2a3b
 def so3_relative_angle(
-    R1: torch.Tensor,  # (..., 3, 3)
-    R2: torch.Tensor,  # (..., 3, 3)
+    R1: Float[Tensor, "*#B 3 3"],
+    R2: Float[Tensor, "*#B 3 3"],
     cos_angle: bool = False,  # return the cosine of the angle
     cos_bound: float = 0.0001,  # accepted for code written for 0.6.1
     eps: float = 0.0001,  # accepted for code written for 0.6.1
-) -> torch.Tensor:  # (...) angle in [0, pi], rad
+) -> Float[Tensor, "*B"]:  # angle in [0, pi], rad
     "Compute the angle of the rotation between two rotations."
     return so3_rotation_angle(matmul(R1, R2.mT), cos_angle=cos_angle)
 
 # %% ../../nbs/api/geometry/102_so3.ipynb #8d204266
+DEFAULT_ACOS_BOUND = 1.0 - 1e-4
+
+
 def acos_linear_extrapolation(
-    x: torch.Tensor,  # cosines, also slightly outside [-1, 1]
-    bounds: tuple[float, float] = (-0.9999, 0.9999),  # the arc cosine is exact between them, linear outside
-) -> torch.Tensor:  # angles, rad
+    x: Float[Tensor, "*B"],  # cosines, also slightly outside [-1, 1]
+    bounds: tuple[float, float] = (-DEFAULT_ACOS_BOUND, DEFAULT_ACOS_BOUND),  # the arc cosine is exact between them, linear outside
+) -> Float[Tensor, "*B"]:  # angles, rad
     "Compute the arc cosine, continued by its tangents outside `bounds`."
     lower, upper = bounds
     if not -1 < lower < upper < 1:
@@ -154,34 +160,34 @@ def acos_linear_extrapolation(
 
 # %% ../../nbs/api/geometry/102_so3.ipynb #0e5c543f
 def quaternion_to_matrix(
-    quaternions: torch.Tensor,  # (..., 4) real part first, any length but zero
-) -> torch.Tensor:  # (..., 3, 3)
+    quaternions: Float[Tensor, "*B 4"],  # real part first, any length but zero
+) -> Float[Tensor, "*B 3 3"]:
     "Convert quaternions to rotation matrices."
     import roma
 
     return roma.unitquat_to_rotmat(roma.quat_wxyz_to_xyzw(F.normalize(quaternions, dim=-1)))
 
-# %% ../../nbs/api/geometry/102_so3.ipynb #fbe006f6
-def matrix_to_quaternion(
-    matrix: torch.Tensor,  # (..., 3, 3)
-) -> torch.Tensor:  # (..., 4) unit, real part first; the largest component is positive
-    "Convert rotation matrices to quaternions (Markley, Journal of Guidance, Control, and Dynamics 31(2), 2008)."
-    import roma
-
-    return roma.quat_xyzw_to_wxyz(roma.rotmat_to_unitquat(matrix))
-
 # %% ../../nbs/api/geometry/102_so3.ipynb #12355f65
 def standardize_quaternion(
-    quaternions: torch.Tensor,  # (..., 4) real part first
-) -> torch.Tensor:  # (..., 4) with a non-negative real part
+    quaternions: Float[Tensor, "*B 4"],  # real part first
+) -> Float[Tensor, "*B 4"]:  # with a non-negative real part
     "Choose, of the two quaternions of a rotation, the one with a non-negative real part."
     return torch.where(quaternions[..., :1] < 0, -quaternions, quaternions)
 
+# %% ../../nbs/api/geometry/102_so3.ipynb #fbe006f6
+def matrix_to_quaternion(
+    matrix: Float[Tensor, "*B 3 3"],
+) -> Float[Tensor, "*B 4"]:  # unit, real part first, which is not negative
+    "Convert rotation matrices to quaternions (Markley, Journal of Guidance, Control, and Dynamics 31(2), 2008)."
+    import roma
+
+    return standardize_quaternion(roma.quat_xyzw_to_wxyz(roma.rotmat_to_unitquat(matrix)))
+
 # %% ../../nbs/api/geometry/102_so3.ipynb #dfb3266d
 def quaternion_raw_multiply(
-    a: torch.Tensor,  # (..., 4) real part first
-    b: torch.Tensor,  # (..., 4) real part first
-) -> torch.Tensor:  # (..., 4)
+    a: Float[Tensor, "*#B 4"],  # real part first
+    b: Float[Tensor, "*#B 4"],  # real part first
+) -> Float[Tensor, "*B 4"]:
     "Multiply two quaternions."
     import roma
 
@@ -190,24 +196,24 @@ def quaternion_raw_multiply(
 
 # %% ../../nbs/api/geometry/102_so3.ipynb #9de8a716
 def quaternion_multiply(
-    a: torch.Tensor,  # (..., 4) real part first
-    b: torch.Tensor,  # (..., 4) real part first
-) -> torch.Tensor:  # (..., 4) with a non-negative real part
+    a: Float[Tensor, "*#B 4"],  # real part first
+    b: Float[Tensor, "*#B 4"],  # real part first
+) -> Float[Tensor, "*B 4"]:  # with a non-negative real part
     "Multiply two quaternions and standardize the product."
     return standardize_quaternion(quaternion_raw_multiply(a, b))
 
 # %% ../../nbs/api/geometry/102_so3.ipynb #6afaa74e
 def quaternion_invert(
-    quaternion: torch.Tensor,  # (..., 4) unit, real part first
-) -> torch.Tensor:  # (..., 4)
+    quaternion: Float[Tensor, "*B 4"],  # unit, real part first
+) -> Float[Tensor, "*B 4"]:
     "Invert unit quaternions."
     return quaternion * quaternion.new_tensor([1, -1, -1, -1])
 
 # %% ../../nbs/api/geometry/102_so3.ipynb #d1dc0cfa
 def quaternion_apply(
-    quaternion: torch.Tensor,  # (..., 4) real part first
-    point: torch.Tensor,  # (..., 3)
-) -> torch.Tensor:  # (..., 3)
+    quaternion: Float[Tensor, "*#B 4"],  # real part first
+    point: Float[Tensor, "*#B 3"],
+) -> Float[Tensor, "*B 3"]:
     "Rotate points by quaternions."
     if point.shape[-1] != 3:
         raise ValueError(f"point must have shape (..., 3), not {tuple(point.shape)}")
@@ -215,8 +221,8 @@ def quaternion_apply(
 
 # %% ../../nbs/api/geometry/102_so3.ipynb #b77dac0b
 def axis_angle_to_quaternion(
-    axis_angle: torch.Tensor,  # (..., 3) axis times angle, rad
-) -> torch.Tensor:  # (..., 4) unit, real part first
+    axis_angle: Float[Tensor, "*B 3"],  # axis times angle, rad
+) -> Float[Tensor, "*B 4"]:  # unit, real part first
     "Convert rotation vectors to quaternions."
     import roma
 
@@ -224,8 +230,8 @@ def axis_angle_to_quaternion(
 
 # %% ../../nbs/api/geometry/102_so3.ipynb #4314f805
 def quaternion_to_axis_angle(
-    quaternions: torch.Tensor,  # (..., 4) unit, real part first
-) -> torch.Tensor:  # (..., 3) axis times angle, rad; the angle goes up to 2 pi where the real part is negative
+    quaternions: Float[Tensor, "*B 4"],  # unit, real part first
+) -> Float[Tensor, "*B 3"]:  # axis times angle, rad; the angle goes up to 2 pi where the real part is negative
     "Convert quaternions to rotation vectors."
     import roma
 
@@ -244,9 +250,9 @@ def check_euler_convention(
 
 # %% ../../nbs/api/geometry/102_so3.ipynb #a9af6d40
 def euler_angles_to_matrix(
-    euler_angles: torch.Tensor,  # (..., 3) angles about the three axes in turn, rad
+    euler_angles: Float[Tensor, "*B 3"],  # angles about the three axes in turn, rad
     convention: str,  # such as "ZXY"
-) -> torch.Tensor:  # (..., 3, 3)
+) -> Float[Tensor, "*B 3 3"]:
     "Convert Euler angles to rotation matrices. A turn about y or z is one about x, with rows and columns moved on."
     check_euler_convention(convention)
     c, s = euler_angles.cos(), euler_angles.sin()
@@ -257,9 +263,9 @@ def euler_angles_to_matrix(
 
 # %% ../../nbs/api/geometry/102_so3.ipynb #f5fb23be
 def matrix_to_euler_angles(
-    matrix: torch.Tensor,  # (..., 3, 3)
+    matrix: Float[Tensor, "*B 3 3"],
     convention: str,  # such as "ZXY"
-) -> torch.Tensor:  # (..., 3) rad; at gimbal lock the third angle is zero
+) -> Float[Tensor, "*B 3"]:  # rad; at gimbal lock the third angle is zero
     "Convert rotation matrices to Euler angles."
     import roma
 
@@ -270,8 +276,8 @@ def matrix_to_euler_angles(
 
 # %% ../../nbs/api/geometry/102_so3.ipynb #c7314c00
 def rotation_6d_to_matrix(
-    d6: torch.Tensor,  # (..., 6) two linearly independent rows
-) -> torch.Tensor:  # (..., 3, 3)
+    d6: Float[Tensor, "*B 6"],  # two linearly independent rows
+) -> Float[Tensor, "*B 3 3"]:
     "Convert two rows to a rotation matrix by Gram-Schmidt orthonormalisation (Zhou et al., CVPR 2019, eq. 13)."
     import roma
 
@@ -279,15 +285,15 @@ def rotation_6d_to_matrix(
 
 # %% ../../nbs/api/geometry/102_so3.ipynb #abfdcc00
 def matrix_to_rotation_6d(
-    matrix: torch.Tensor,  # (..., 3, 3)
-) -> torch.Tensor:  # (..., 6)
+    matrix: Float[Tensor, "*B 3 3"],
+) -> Float[Tensor, "*B 6"]:
     "Return the first two rows of rotation matrices."
     return matrix[..., :2, :].flatten(-2)
 
 # %% ../../nbs/api/geometry/102_so3.ipynb #604e03d5
 def rotation_9d_to_matrix(
-    rotation: torch.Tensor,  # (..., 9) row by row
-) -> torch.Tensor:  # (..., 3, 3)
+    rotation: Float[Tensor, "*B 9"],  # row by row
+) -> Float[Tensor, "*B 3 3"]:
     "Project 3 x 3 matrices to the nearest rotation in the Frobenius norm (Levinson et al., NeurIPS 2020)."
     import roma
 
@@ -295,15 +301,15 @@ def rotation_9d_to_matrix(
 
 # %% ../../nbs/api/geometry/102_so3.ipynb #4eeec794
 def matrix_to_rotation_9d(
-    matrix: torch.Tensor,  # (..., 3, 3)
-) -> torch.Tensor:  # (..., 9)
+    matrix: Float[Tensor, "*B 3 3"],
+) -> Float[Tensor, "*B 9"]:
     "Return the entries of rotation matrices row by row."
     return matrix.flatten(-2)
 
 # %% ../../nbs/api/geometry/102_so3.ipynb #3feb9a7c
 def symmetric_from_triangle(
-    vector: torch.Tensor,  # (..., 10) upper triangle, row by row
-) -> torch.Tensor:  # (..., 4, 4) symmetric
+    vector: Float[Tensor, "*B 10"],  # upper triangle, row by row
+) -> Float[Tensor, "*B 4 4"]:  # symmetric
     "Fill a symmetric 4 x 4 matrix from its upper triangle."
     rows, cols = torch.triu_indices(4, 4, device=vector.device)
     position = torch.empty(4, 4, dtype=torch.long, device=vector.device)
@@ -312,16 +318,16 @@ def symmetric_from_triangle(
 
 # %% ../../nbs/api/geometry/102_so3.ipynb #59bbc52b
 def triangle_from_symmetric(
-    matrix: torch.Tensor,  # (..., 4, 4) symmetric
-) -> torch.Tensor:  # (..., 10) upper triangle, row by row
+    matrix: Float[Tensor, "*B 4 4"],  # symmetric
+) -> Float[Tensor, "*B 10"]:  # upper triangle, row by row
     "Invert `symmetric_from_triangle`."
     rows, cols = torch.triu_indices(4, 4, device=matrix.device)
     return matrix[..., rows, cols]
 
 # %% ../../nbs/api/geometry/102_so3.ipynb #97b7922b
 def rotation_10d_to_quaternion(
-    rotation: torch.Tensor,  # (..., 10) upper triangle of a symmetric 4 x 4 matrix
-) -> torch.Tensor:  # (..., 4) unit, real part first; its sign is arbitrary
+    rotation: Float[Tensor, "*B 10"],  # upper triangle of a symmetric 4 x 4 matrix
+) -> Float[Tensor, "*B 4"]:  # unit, real part first; its sign is arbitrary
     "Return the eigenvector of smallest eigenvalue of a symmetric matrix (Peretroukhin et al., RSS 2020)."
     import roma
 
@@ -329,15 +335,15 @@ def rotation_10d_to_quaternion(
 
 # %% ../../nbs/api/geometry/102_so3.ipynb #78b7f98d
 def quaternion_to_rotation_10d(
-    q: torch.Tensor,  # (..., 4) unit, real part first
-) -> torch.Tensor:  # (..., 10)
+    q: Float[Tensor, "*B 4"],  # unit, real part first
+) -> Float[Tensor, "*B 10"]:
     "Return the upper triangle of $-q q^T$, whose eigenvector of smallest eigenvalue is the quaternion."
     return triangle_from_symmetric(-q[..., :, None] * q[..., None, :])
 
 # %% ../../nbs/api/geometry/102_so3.ipynb #3d01584e
 def quaternion_adjugate_to_quaternion(
-    rotation: torch.Tensor,  # (..., 10) upper triangle of a symmetric 4 x 4 matrix
-) -> torch.Tensor:  # (..., 4) unit, real part first; its largest component is positive
+    rotation: Float[Tensor, "*B 10"],  # upper triangle of a symmetric 4 x 4 matrix
+) -> Float[Tensor, "*B 4"]:  # unit, real part first; its largest component is positive
     "Return the largest column of a quaternion's adjugate matrix, normalised (Lin et al., 2022, arXiv:2205.09116)."
     A = symmetric_from_triangle(rotation)
     largest = A.norm(dim=-2).argmax(dim=-1)
@@ -346,7 +352,7 @@ def quaternion_adjugate_to_quaternion(
 
 # %% ../../nbs/api/geometry/102_so3.ipynb #1ab87f83
 def quaternion_to_quaternion_adjugate(
-    q: torch.Tensor,  # (..., 4) unit, real part first
-) -> torch.Tensor:  # (..., 10)
+    q: Float[Tensor, "*B 4"],  # unit, real part first
+) -> Float[Tensor, "*B 10"]:
     "Return the upper triangle of $q q^T$."
     return triangle_from_symmetric(q[..., :, None] * q[..., None, :])

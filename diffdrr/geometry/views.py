@@ -9,8 +9,11 @@ import re
 
 import numpy as np
 import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
 
-from .camera import check_positive, orientation_matrix
+from ..checks import need, number, positive
+from .camera import orientation_matrix
 from .detector import Detector
 from .opencv import opencv_camera, pose_from_opencv
 from .pose import RigidTransform, convert
@@ -25,7 +28,7 @@ __all__ = ['BASE_VIEWS', 'OBLIQUE_VIEWS', 'TILTS', 'LARGEST_MISS', 'world_from_p
 def world_from_positioner(
     primary: float,  # degrees, positive towards the patient's left
     secondary: float,  # degrees, positive towards the head
-) -> torch.Tensor:  # (1, 3, 3)
+) -> Float[Tensor, "1 3 3"]:
     "Rotate a C-arm whose detector was in front of the patient."
     angles, still = torch.tensor([[primary, secondary, 0.0]], dtype=torch.float64), torch.zeros(1, 3, dtype=torch.float64)
     return convert(angles, still, parameterization="euler_angles", convention="ZXY", degrees=True).rotation
@@ -33,7 +36,7 @@ def world_from_positioner(
 # %% ../../nbs/api/geometry/108_views.ipynb #dea3098e
 def camera_at_rest(
     orientation: str | None,  # a key of `camera.ORIENTATIONS`
-) -> torch.Tensor:  # (3, 3) world from camera
+) -> Float[Tensor, "3 3"]:  # world from camera
     "Place a camera behind the patient that looks forward, with the head up, mirrored if the orientation mirrors."
     mirrored = torch.linalg.det(orientation_matrix(orientation)[:3, :3]) < 0
     return torch.tensor([[1.0 if mirrored else -1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0]], dtype=torch.float64)
@@ -43,16 +46,15 @@ def pose_from_positioner_angles(
     primary: float,  # degrees; 0 with the detector in front of the patient, 90 to the patient's left
     secondary: float,  # degrees, positive with the detector towards the head
     sod: float,  # distance from the source to the isocentre, mm
-    orientation: str | None = "AP",  # of the subject that is rendered, see `data.read`
+    orientation: str | None = "AP",  # of the subject that is rendered, see `read`
     isocentre: tuple[float, float, float] = (0.0, 0.0, 0.0),  # world coordinates, mm
 ) -> RigidTransform:  # (1)
     """Aim a C-arm at the isocentre.
 
     Raises a `ValueError` for a distance that is not positive, angles that are not finite, and an unknown orientation. The angles are those of DICOM's X-Ray Positioner Module (PS3.3 C.8.7.5)."""
-    check_positive("sod", sod)
-    for name, value in (("primary", primary), ("secondary", secondary)):
-        if not np.isfinite(value):
-            raise ValueError(f"{name} must be a number of degrees, not {value!r}")
+    positive("sod", sod)
+    number("primary", primary, remedy="give degrees")
+    number("secondary", secondary, remedy="give degrees")
     rotation = world_from_positioner(primary, secondary)[0]
     world_from_camera = torch.eye(4, dtype=torch.float64)
     world_from_camera[:3, :3] = rotation @ camera_at_rest(orientation)
@@ -63,7 +65,7 @@ def pose_from_positioner_angles(
 def positioner_angles(
     pose: RigidTransform,  # (B) world from camera
     orientation: str | None = "AP",  # of the subject that is rendered
-) -> tuple[torch.Tensor, torch.Tensor]:  # primary (B,) and secondary (B,) angle, degrees
+) -> tuple[Float[Tensor, "B"], Float[Tensor, "B"]]:  # primary and secondary angle, degrees
     "Read the angles of a C-arm off a pose."
     direction = matmul(pose.rotation, orientation_matrix(orientation).to(pose.matrix)[:3, 2:3])[..., 0]
     x, y, z = direction.unbind(dim=-1)
@@ -78,10 +80,10 @@ TILTS = {"CRA": 1.0, "CRAN": 1.0, "CRANIAL": 1.0, "CAU": -1.0, "CAUD": -1.0, "CA
 def angles_of_view(
     view: str,  # such as "AP", "left lateral", "LAO 30" or "RAO 20 CAU 15"
 ) -> tuple[float, float]:  # primary and secondary angle, degrees
-    "Read the name of a view. Raises a `ValueError` for a name that it does not know."
-    number = r"(\d+(?:\.\d+)?)"
-    names = rf"(?P<base>{'|'.join(BASE_VIEWS)})|(?P<oblique>{'|'.join(OBLIQUE_VIEWS)})\s*{number}"
-    found = re.fullmatch(rf"(?:{names})(?:\s+(?P<tilt>{'|'.join(TILTS)})\s*{number})?", re.sub(r"\s+", " ", view.strip().upper()))
+    "Read the name of a view. Raises a `ValueError` for a name that is none."
+    amount = r"(\d+(?:\.\d+)?)"
+    names = rf"(?P<base>{'|'.join(BASE_VIEWS)})|(?P<oblique>{'|'.join(OBLIQUE_VIEWS)})\s*{amount}"
+    found = re.fullmatch(rf"(?:{names})(?:\s+(?P<tilt>{'|'.join(TILTS)})\s*{amount})?", re.sub(r"\s+", " ", view.strip().upper()))
     if not found:
         raise ValueError(f"view must be one of {', '.join(BASE_VIEWS)}, or one of {', '.join(OBLIQUE_VIEWS)} with degrees, and may end in CRA or CAU with degrees, such as 'LAO 30 CRA 20', not {view!r}")
     base, oblique, degrees, tilt, tilted = found.groups()
@@ -92,7 +94,7 @@ def angles_of_view(
 def pose_from_view(
     view: str,  # such as "AP", "left lateral", "LAO 30" or "RAO 20 CAU 15"
     sod: float,  # distance from the source to the isocentre, mm
-    orientation: str | None = "AP",  # of the subject that is rendered, see `data.read`
+    orientation: str | None = "AP",  # of the subject that is rendered, see `read`
     isocentre: tuple[float, float, float] = (0.0, 0.0, 0.0),  # world coordinates, mm
 ) -> RigidTransform:  # (1)
     "Aim a C-arm at the isocentre from the name of a view. Raises the errors of `angles_of_view` and `pose_from_positioner_angles`."
@@ -100,15 +102,12 @@ def pose_from_view(
 
 # %% ../../nbs/api/geometry/108_views.ipynb #39321ca2
 def solve_pnp(
-    points: np.ndarray,  # (N, 3) world coordinates, mm
-    pixels: np.ndarray,  # (N, 2) pixel coordinates as OpenCV counts them: the centre of the first pixel is (0, 0)
-    K: np.ndarray,  # (3, 3) intrinsic matrix, OpenCV's convention
-) -> np.ndarray:  # (4, 4) camera from world
+    points: Float[np.ndarray, "N 3"],  # world coordinates, mm
+    pixels: Float[np.ndarray, "N 2"],  # pixel coordinates as OpenCV counts them: the centre of the first pixel is (0, 0)
+    K: Float[np.ndarray, "3 3"],  # intrinsic matrix, OpenCV's convention
+) -> Float[np.ndarray, "4 4"]:  # camera from world
     "Solve the perspective-n-point problem. Raises an `ImportError` without OpenCV, and a `ValueError` if there is no solution."
-    try:
-        import cv2
-    except ImportError as error:
-        raise ImportError("pose_from_landmarks needs OpenCV: pip install 'diffdrr[xray]'") from error
+    cv2 = need("cv2", "xray", "pose_from_landmarks")
     found, rotation, translation = cv2.solvePnP(points, pixels, K, None, flags=cv2.SOLVEPNP_SQPNP)
     if not found:
         raise ValueError("landmarks determine no pose; check that points and pixels are in the same order, and that they do not lie on a line")
@@ -122,21 +121,26 @@ LARGEST_MISS = 0.25  # of the extent of the landmarks in the picture, both as ro
 
 
 def check_miss(
-    missed: torch.Tensor,  # (N, 2) from where landmarks were clicked to where the pose shows them, mm on the detector
-    pixels: torch.Tensor,  # (N, 2) where they were clicked, mm on the detector
+    missed: Float[Tensor, "N 2"],  # from where landmarks were clicked to where the pose shows them, mm on the detector
+    pixels: Float[Tensor, "N 2"],  # where they were clicked, mm on the detector
 ) -> None:
     "Raise a `ValueError` if a pose does not explain the landmarks it was made from."
-    rms = lambda x: x.square().sum(dim=1).mean().sqrt().item()
+
+    def rms(x: Float[Tensor, "N 2"]) -> float:
+        return x.square().sum(dim=1).mean().sqrt().item()
+
     extent = rms(pixels - pixels.mean(dim=0))
     if rms(missed) > LARGEST_MISS * extent:
         worst = int(missed.norm(dim=1).argmax())
-        raise ValueError(f"points and pixels fit no pose: the best one misses by {rms(missed):.1f} mm on the detector (landmark {worst} by {missed[worst].norm().item():.1f} mm), of an extent of {extent:.1f} mm; check that both are in the same order, as x and y, and in mm and pixels")
+        found = f"misses by {rms(missed):.1f} mm on the detector (landmark {worst} by {missed[worst].norm().item():.1f} mm)"
+        remedy = "check that both are in the same order, as x and y, and in mm and pixels"
+        raise ValueError(f"points and pixels fit no pose: the best one {found}, of an extent of {extent:.1f} mm; {remedy}")
 
 # %% ../../nbs/api/geometry/108_views.ipynb #070e37ed
 def pose_from_landmarks(
     detector: Detector,  # of the `DRR`
-    points: torch.Tensor | np.ndarray,  # (N, 3) landmarks in world coordinates, mm
-    pixels: torch.Tensor | np.ndarray,  # (N, 2) their pixel coordinates, in the same order
+    points: Shaped[Tensor | np.ndarray, "N 3"],  # landmarks in world coordinates, mm
+    pixels: Shaped[Tensor | np.ndarray, "N 2"],  # their pixel coordinates, in the same order
 ) -> RigidTransform:  # (1)
     """Find the pose of an X-ray from landmarks.
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -58,13 +58,13 @@ class DRR(RayRenderer):
     def __init__(
         self,
         subject: Subject,  # a volume prepared by `read` or `load_example_ct`
-        sdd: float | Float[Tensor, ""],  # source-to-detector distance, mm
+        sdd: float | Real[Tensor, ""],  # source-to-detector distance, mm
         height: int,  # rows of the picture, pixels
-        delx: float | Float[Tensor, ""],  # width of a pixel, mm
+        delx: float | Real[Tensor, ""],  # width of a pixel, mm
         width: int | None = None,  # columns of the picture, pixels (default: `height`)
-        dely: float | Float[Tensor, ""] | None = None,  # height of a pixel, mm (default: `delx`)
-        x0: float | Float[Tensor, ""] = 0.0,  # shift of the detector along its rows, mm
-        y0: float | Float[Tensor, ""] = 0.0,  # shift of the detector along its columns, mm
+        dely: float | Real[Tensor, ""] | None = None,  # height of a pixel, mm (default: `delx`)
+        x0: float | Real[Tensor, ""] = 0.0,  # shift of the detector along its rows, mm
+        y0: float | Real[Tensor, ""] = 0.0,  # shift of the detector along its columns, mm
         p_subsample: float | None = None,  # proportion of the pixels to render, drawn at random
         reshape: bool = True,  # return pictures (B, C, H, W) instead of rays (B, C, N)
         reverse_x_axis: bool = True,  # show the patient's right on the left of the picture, as radiologists expect

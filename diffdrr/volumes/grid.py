@@ -13,16 +13,17 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from ..checks import shaped, whole
+
 # %% auto #0
 __all__ = ['voxel_from_world', 'check_volume', 'as_labels', 'select_labels', 'block_mean', 'voxel_from_block', 'Grid']
 
 # %% ../../nbs/api/volumes/201_grid.ipynb #d3e2b972
 def check_affine(
-    affine: Float[Tensor, "..."],  # (4, 4) if it is right; world from voxel
+    affine: Float[Tensor, "4 4"],  # world from voxel
 ) -> None:
     "Raise a `ValueError` unless the affine matrix is finite and invertible."
-    if affine.shape != (4, 4):
-        raise ValueError(f"affine must have shape (4, 4), not {tuple(affine.shape)}")
+    shaped("affine", affine, "4 4")
     linear = affine[:3, :3].double()
     if not affine.isfinite().all() or torch.linalg.matrix_rank(linear) < 3:
         advice = "check the header of the image (a spacing of zero?)"
@@ -30,7 +31,7 @@ def check_affine(
 
 # %% ../../nbs/api/volumes/201_grid.ipynb #dfa1552a
 def voxel_from_world(
-    affine: Float[Tensor, "..."],  # (4, 4) world from voxel
+    affine: Float[Tensor, "4 4"],  # world from voxel
 ) -> Float[Tensor, "4 4"]:  # voxel from world, float64
     "Invert an affine matrix in float64. Raises a `ValueError` if it is singular."
     check_affine(affine)
@@ -38,7 +39,7 @@ def voxel_from_world(
 
 # %% ../../nbs/api/volumes/201_grid.ipynb #645db213
 def check_volume(
-    volume: Shaped[Tensor, "..."],  # (1, X, Y, Z) if it is right, as images are read
+    volume: Shaped[Tensor, "1 X Y Z"],  # as images are read
     name: str = "volume",  # of the argument, for the message
 ) -> None:
     "Raise a `ValueError` unless an image is one three-dimensional volume without NaN or infinite voxels."
@@ -67,9 +68,9 @@ def as_labels(
 
 # %% ../../nbs/api/volumes/201_grid.ipynb #9c60e703
 def select_labels(
-    mask: Shaped[Tensor, "X Y Z"],  # label map
+    mask: Shaped[Tensor, "*shape"],  # label map
     labels: list[int],  # the labels to keep
-) -> Bool[Tensor, "X Y Z"]:
+) -> Bool[Tensor, "*shape"]:
     "Find the voxels that carry one of the given labels. Raises a `ValueError` for labels that are not in the map."
     present = mask.unique()
     missing = [label for label in labels if label not in present]
@@ -83,8 +84,8 @@ def block_mean(
     factors: tuple[int, int, int],  # voxels per block along each axis
 ) -> Float[Tensor, "U V W"]:  # X / factor and so on, rounded up
     "Average blocks of voxels. The last block of an axis is filled up with zeros."
-    if min(factors) < 1:
-        raise ValueError(f"factors must be at least 1, not {tuple(factors)}")
+    for factor in factors:
+        whole("factors", factor)
     return F.avg_pool3d(volume[None], tuple(factors), ceil_mode=True, divisor_override=math.prod(factors))[0]
 
 # %% ../../nbs/api/volumes/201_grid.ipynb #2b6a7c62
