@@ -29,16 +29,18 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from diffdrr.xrays import DeepFluoro, Ljubljana, RegistrationDataset
-from diffdrr.rendering import DRR
 from diffdrr.compare import reprojection_distance, rotation_error, target_registration_error
-from diffdrr.geometry import RigidTransform, make_matrix
-from diffdrr.geometry import so3_exp_map
+from diffdrr.geometry import RigidTransform, make_matrix, so3_exp_map
+from diffdrr.rendering import DRR
+from diffdrr.xrays import DeepFluoro, Ljubljana, RegistrationDataset
 
 from . import machine
 from .report import markdown_table
 
-DOUBTFUL = {"17-1882": ("003", "050"), "18-2799": ("002", "004")}  # https://github.com/rg2/DeepFluoroLabeling-IPCAI2020/issues/8
+DOUBTFUL = {
+    "17-1882": ("003", "050"),
+    "18-2799": ("002", "004"),
+}  # https://github.com/rg2/DeepFluoroLabeling-IPCAI2020/issues/8
 SUCCESS = 2.0  # mm
 CAPTURED = 0.95  # of the starts within a millimetre
 BISECTIONS = 50  # each halves the interval, so this is exact to rounding
@@ -68,7 +70,10 @@ def starting_pose(
     exact, points = RigidTransform(pose.matrix.double()), points.double()
     direction = torch.randn(6, generator=generator, dtype=torch.float64)
     direction /= direction.norm()
-    reached = lambda size: target_registration_error(exact, displaced(exact, points, direction, size), points).item()
+
+    def reached(size: float) -> float:  # mm
+        return target_registration_error(exact, displaced(exact, points, direction, size), points).item()
+
     low, high = 0.0, 2 * error
     while reached(high) < error:
         high *= 2
@@ -131,7 +136,10 @@ def summarize(
     measured: pd.DataFrame,  # a row for each registration
 ) -> pd.DataFrame:  # a row for each specimen, and one for all
     "Lay out errors and success rates."
-    percent = lambda condition: 100.0 * condition.mean()
+
+    def percent(condition: pd.Series) -> float:
+        return 100.0 * condition.mean()
+
     rows = []
     for name, group in [*measured.groupby("specimen"), ("all", measured)]:
         rows.append(
@@ -170,22 +178,49 @@ def load(arguments: argparse.Namespace) -> list[RegistrationDataset]:
     "Open the specimens that the user chose."
     kind, options = Ljubljana, {}
     if arguments.dataset == "deepfluoro":
-        kind, options = DeepFluoro, {"corrected": not arguments.published, "border": arguments.border, "labels": arguments.labels}
-    return [kind(arguments.file, specimen, **options) for specimen in arguments.specimens or kind.specimens(arguments.file)]
+        kind, options = (
+            DeepFluoro,
+            {"corrected": not arguments.published, "border": arguments.border, "labels": arguments.labels},
+        )
+    return [
+        kind(arguments.file, specimen, **options) for specimen in arguments.specimens or kind.specimens(arguments.file)
+    ]
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.datasets", description="Register the X-rays of a public data set, and print errors and success rates.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.datasets",
+        description="Register the X-rays of a public data set, and print errors and success rates.",
+    )
     parser.add_argument("dataset", choices=("deepfluoro", "ljubljana"))
     parser.add_argument("file", type=Path, help="the HDF5 file, downloaded and unpacked")
     parser.add_argument("--specimens", nargs="+", metavar="NAME", help="such as 17-1882 or subject01 (default: all)")
     parser.add_argument("--xrays", type=int, metavar="N", help="of each specimen, at most (default: all)")
-    parser.add_argument("--starts", type=int, default=1, help="for each X-ray and each millimetre of the starting error (default: %(default)s)")
+    parser.add_argument(
+        "--starts",
+        type=int,
+        default=1,
+        help="for each X-ray and each millimetre of the starting error (default: %(default)s)",
+    )
     parser.add_argument("--furthest", type=int, default=20, metavar="MM", help="starting error (default: %(default)s)")
-    parser.add_argument("--factor", type=int, default=8, help="average blocks of so many pixels squared (default: %(default)s)")
-    parser.add_argument("--labels", type=int, nargs="+", help="structures of DeepFluoro to render; 1 2 3 4 7 are the pelvis and the spine (default: everything)")
-    parser.add_argument("--border", type=int, default=50, help="pixels of DeepFluoro's pictures to cut off on each side (default: %(default)s)")
-    parser.add_argument("--published", action="store_true", help="use DeepFluoro's poses without the shift by half a voxel")
+    parser.add_argument(
+        "--factor", type=int, default=8, help="average blocks of so many pixels squared (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--labels",
+        type=int,
+        nargs="+",
+        help="structures of DeepFluoro to render; 1 2 3 4 7 are the pelvis and the spine (default: everything)",
+    )
+    parser.add_argument(
+        "--border",
+        type=int,
+        default=50,
+        help="pixels of DeepFluoro's pictures to cut off on each side (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--published", action="store_true", help="use DeepFluoro's poses without the shift by half a voxel"
+    )
     parser.add_argument("--all", action="store_true", help="keep DeepFluoro's X-rays whose true poses are in doubt")
     parser.add_argument("--seed", type=int, default=0, help="of the starting poses (default: %(default)s)")
     parser.add_argument("--csv", type=Path, help="where to write a row for each registration")

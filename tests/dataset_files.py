@@ -14,9 +14,8 @@ import h5py
 import numpy as np
 import torch
 
-from diffdrr.volumes import transform_hu_to_density
-from diffdrr.volumes import chest_ct
 from diffdrr.rendering import Siddon
+from diffdrr.volumes import chest_ct, transform_hu_to_density
 
 SHAPE, SPACING = (56, 48, 40), (6.0, 7.0, 8.0)  # of the volume along x, y, z; mm
 CENTRE = np.array([12.0, -31.0, -940.0])  # of the volume in the frame of the file, mm
@@ -60,9 +59,13 @@ def camera(
     rotation: np.ndarray,  # (3, 3) about the centre of the volume
     distance: float,  # from the source to the centre, mm
     aside: tuple[float, float] = (0.0, 0.0),  # of the source along columns and rows, mm
-) -> np.ndarray:  # (4, 4) volume from camera; x along the columns, y along the rows, z to the source, where the origin is
+) -> (
+    np.ndarray
+):  # (4, 4) volume from camera; x along the columns, y along the rows, z to the source, where the origin is
     "Place a camera."
-    axes = rotation @ np.stack([np.cross(rows, to_source), rows, to_source], axis=1)  # right-handed: columns x rows = to the source
+    axes = rotation @ np.stack(
+        [np.cross(rows, to_source), rows, to_source], axis=1
+    )  # right-handed: columns x rows = to the source
     matrix = np.eye(4)
     matrix[:3, :3] = axes
     matrix[:3, 3] = CENTRE + axes @ [*aside, distance]
@@ -70,7 +73,9 @@ def camera(
 
 
 @cache
-def scan() -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # Hounsfield units and labels (X, Y, Z), and LPS from voxel (4, 4)
+def scan() -> tuple[
+    np.ndarray, np.ndarray, np.ndarray
+]:  # Hounsfield units and labels (X, Y, Z), and LPS from voxel (4, 4)
     "Scan the phantom onto a grid whose axes run to the left, to the back and to the head."
     hu, _, _ = chest_ct(SHAPE, SPACING, noise=0.0)
     hu = np.ascontiguousarray(hu[:, ::-1]).astype(np.float32)  # the phantom's second axis runs to the front
@@ -90,7 +95,9 @@ def line_integrals(
     "Integrate along the rays to the centres of all pixels, in voxel coordinates."
     row, col = np.indices((film.height, film.width))
     offset = np.stack([col, row], axis=-1) - film.principal_point
-    on_film = np.concatenate([offset * [film.col_spacing, film.row_spacing], np.full((*offset.shape[:2], 1), -SDD)], axis=-1)
+    on_film = np.concatenate(
+        [offset * [film.col_spacing, film.row_spacing], np.full((*offset.shape[:2], 1), -SDD)], axis=-1
+    )
     voxel_from_camera = np.linalg.inv(volume_from_voxel) @ volume_from_camera
     target = on_film.reshape(-1, 3) @ voxel_from_camera[:3, :3].T + voxel_from_camera[:3, 3]
     source, target = (torch.from_numpy(x)[None] for x in (voxel_from_camera[None, :3, 3], target))
@@ -117,7 +124,9 @@ LANDMARKS = {  # mm from the centre of the volume, in the frame of the file
     "SPS-r": (-15.0, 33.0, 12.0),
 }
 BONES = {1: "left bones", 2: "right bones"}
-PROJECTION_FROM_C_ARM = np.eye(4)  # the camera frame of DeepFluoro's poses is that of the C-arm, not that of the projection
+PROJECTION_FROM_C_ARM = np.eye(
+    4
+)  # the camera frame of DeepFluoro's poses is that of the C-arm, not that of the projection
 PROJECTION_FROM_C_ARM[:3, :3] = turned(np.array([1.0, 1.0, 0.2]), 2.0)
 PROJECTION_FROM_C_ARM[:3, 3] = [-157.6, -2.7, -631.8]
 FEMUR_FROM_PELVIS = np.eye(4)  # how far the left femur moved after the scan
@@ -143,14 +152,23 @@ def write_deepfluoro(
     ]
     pictures = []
     with h5py.File(path, "w") as file:
-        file["proj-params/extrinsic"], file["proj-params/intrinsic"] = single(PROJECTION_FROM_C_ARM), single(film.intrinsic(0.0))
+        file["proj-params/extrinsic"], file["proj-params/intrinsic"] = (
+            single(PROJECTION_FROM_C_ARM),
+            single(film.intrinsic(0.0)),
+        )
         file["proj-params/num-cols"], file["proj-params/num-rows"] = film.width, film.height
-        file["proj-params/pixel-col-spacing"], file["proj-params/pixel-row-spacing"] = film.col_spacing, film.row_spacing
+        file["proj-params/pixel-col-spacing"], file["proj-params/pixel-row-spacing"] = (
+            film.col_spacing,
+            film.row_spacing,
+        )
         specimen = file.create_group("17-1882")
         file["18-1109"] = specimen
         for name, voxels in (("vol", hu), ("vol-seg/image", labels)):
             specimen[f"{name}/pixels"] = voxels.transpose(2, 1, 0)  # slices, rows, columns
-            specimen[f"{name}/spacing"], specimen[f"{name}/origin"] = single(SPACING)[:, None], single(lps_from_voxel[:3, 3:])
+            specimen[f"{name}/spacing"], specimen[f"{name}/origin"] = (
+                single(SPACING)[:, None],
+                single(lps_from_voxel[:3, 3:]),
+            )
             specimen[f"{name}/dir-mat"] = np.eye(3, dtype=np.float32)
         for label, name in BONES.items():
             specimen[f"vol-seg/labels-def/{label}"] = name
@@ -194,6 +212,12 @@ def write_ljubljana(
             integrals = line_integrals(density, volume_from_voxel, volume_from_camera, film)
             pictures.append(integrals)
             subject[f"proj-{view}/pixels"] = single(BACKGROUND - CONTRAST * integrals)
-            subject[f"proj-{view}/extrinsic"], subject[f"proj-{view}/intrinsic"] = single(np.linalg.inv(volume_from_camera)), single(film.intrinsic(0.5))
-            subject[f"proj-{view}/col-spacing"], subject[f"proj-{view}/row-spacing"] = film.col_spacing, film.row_spacing
+            subject[f"proj-{view}/extrinsic"], subject[f"proj-{view}/intrinsic"] = (
+                single(np.linalg.inv(volume_from_camera)),
+                single(film.intrinsic(0.5)),
+            )
+            subject[f"proj-{view}/col-spacing"], subject[f"proj-{view}/row-spacing"] = (
+                film.col_spacing,
+                film.row_spacing,
+            )
     return pictures

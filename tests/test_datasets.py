@@ -13,17 +13,31 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from dataset_files import ATTENUATION, BONES, CONTRAST, FEMUR_FROM_PELVIS, LANDMARKS, SDD, Film, write_deepfluoro, write_ljubljana
+from dataset_files import (
+    ATTENUATION,
+    BONES,
+    CONTRAST,
+    FEMUR_FROM_PELVIS,
+    LANDMARKS,
+    SDD,
+    Film,
+    write_deepfluoro,
+    write_ljubljana,
+)
 
 from benchmarks import datasets as evaluation
-from diffdrr.xrays import DeepFluoro, Ljubljana
-from diffdrr.rendering import DRR
 from diffdrr.compare import target_registration_error
 from diffdrr.geometry import RigidTransform
+from diffdrr.rendering import DRR
+from diffdrr.xrays import DeepFluoro, Ljubljana
 
 PIXELS = 1e-3  # the files hold matrices in float32: coordinates of up to 2000 mm are known to 1e-4 mm
 RELATIVE = 1e-4  # of the brightest pixel: a ray that moves by 1e-4 mm enters other voxels near edges
-FILMS = {"square": Film(60, 60, 6.5, 6.5, (0.0, 0.0)), "portrait": Film(), "landscape": Film(40, 72, 7.5, 5.0, (-6.0, 4.75))}
+FILMS = {
+    "square": Film(60, 60, 6.5, 6.5, (0.0, 0.0)),
+    "portrait": Film(),
+    "landscape": Film(40, 72, 7.5, 5.0, (-6.0, 4.75)),
+}
 BORDER = 3
 
 
@@ -133,7 +147,10 @@ def test_subject_of_deepfluoro(files):
 
 
 def test_labels_and_bones(files):
-    bright, plain = DeepFluoro(files / "hip.h5", "17-1882", bone_attenuation_multiplier=3.0), DeepFluoro(files / "hip.h5", "17-1882")
+    bright, plain = (
+        DeepFluoro(files / "hip.h5", "17-1882", bone_attenuation_multiplier=3.0),
+        DeepFluoro(files / "hip.h5", "17-1882"),
+    )
     assert not torch.equal(bright.subject.density.data, plain.subject.density.data)
     left = DeepFluoro(files / "hip.h5", "17-1882", labels=1).subject
     assert torch.equal(left.density.data > 0, (plain.subject.density.data > 0) & (plain.subject.mask.data == 1))
@@ -152,7 +169,9 @@ def test_corrected_poses_see_the_volume_half_a_voxel_on(files):
     "The camera moves by half a voxel to lower indices; so does the picture of a volume that is moved the same way."
     published, corrected = (DeepFluoro(files / "hip.h5", "17-1882", border=0, corrected=c) for c in (False, True))
     a, b = published[1], corrected[1]
-    shifted = DRR(published.subject, **vars(a.camera), voxel_shift=0.0)  # voxels half a voxel further, as the renderer of the data set had them
+    shifted = DRR(
+        published.subject, **vars(a.camera), voxel_shift=0.0
+    )  # voxels half a voxel further, as the renderer of the data set had them
     exact = DRR(published.subject, **vars(b.camera))
     assert (shifted(a.pose) - exact(b.pose)).abs().max() < RELATIVE * exact(b.pose).max()
     assert torch.equal(a.landmarks, b.landmarks)
@@ -182,7 +201,9 @@ def test_view_over_all_frames(copy):
     with h5py.File(copy / "brain.h5", "r+") as file:
         file.copy("subject01/proj-lat", "subject01/proj-lat-max")
     data = Ljubljana(copy / "brain.h5", "subject01", views=["lat-max"])
-    assert data.names == ["lat-max"] and torch.equal(data.raw(0).image, Ljubljana(copy / "brain.h5", "subject01").raw(1).image)
+    assert data.names == ["lat-max"] and torch.equal(
+        data.raw(0).image, Ljubljana(copy / "brain.h5", "subject01").raw(1).image
+    )
 
 
 def test_noise_of_the_volume_is_removed(files):
@@ -191,7 +212,18 @@ def test_noise_of_the_volume_is_removed(files):
     assert (kept > 0).sum() > 2 * (removed > 0).sum() > 0
 
 
-@pytest.mark.parametrize("missing", ["proj-params", "proj-params/intrinsic", "17-1882/projections", "17-1882/vol-seg/labels-def", "17-1882/vol-landmarks", "17-1882/projections/001/gt-poses", "17-1882/projections/001/image/pixels"])
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "proj-params",
+        "proj-params/intrinsic",
+        "17-1882/projections",
+        "17-1882/vol-seg/labels-def",
+        "17-1882/vol-landmarks",
+        "17-1882/projections/001/gt-poses",
+        "17-1882/projections/001/image/pixels",
+    ],
+)
 def test_missing_group_of_deepfluoro(copy, missing):
     with h5py.File(copy / "hip.h5", "r+") as file:
         del file[missing]
@@ -223,7 +255,9 @@ def test_bad_input(files, tmp_path):
         Ljubljana(files / "brain.h5", 3)
     with pytest.raises(ValueError, match="body must be one of 'pelvis', 'left-femur', 'right-femur', not 'hip'"):
         DeepFluoro(files / "hip.h5", "17-1882", body="hip")
-    with pytest.raises(ValueError, match="border must be a whole number from 0 to 25, not 26; it is cut off on each side"):
+    with pytest.raises(
+        ValueError, match="border must be a whole number from 0 to 25, not 26; it is cut off on each side"
+    ):
         DeepFluoro(files / "hip.h5", "17-1882", border=26)[0]
     with pytest.raises(ValueError, match="some of 'ap', 'lat', not 'pa'"):
         Ljubljana(files / "brain.h5", "subject01", views=("ap", "pa"))
@@ -240,7 +274,9 @@ def test_error_without_h5py(files, monkeypatch):
 
 def test_import_is_light():
     program = "import sys, diffdrr.xrays.datasets.deepfluoro, diffdrr.xrays.datasets.ljubljana; print(*(m for m in ('h5py', 'torchio', 'pandas', 'SimpleITK', 'matplotlib.pyplot') if m in sys.modules))"
-    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]).stdout.split()
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
+    ).stdout.split()
     assert loaded == []
 
 
@@ -262,15 +298,32 @@ def leave(drr: DRR, xray: torch.Tensor, init: RigidTransform) -> Result:
 def test_starting_poses_have_the_wanted_error(files):
     data = DeepFluoro(files / "hip.h5", "17-1882", border=0)
     generator, true, points = torch.Generator().manual_seed(0), data[0].pose, data.subject.fiducials
-    starts = [evaluation.starting_pose(true, points, error, generator) for error in (0.01, 1.0, 7.5, 20.0) for _ in range(3)]
+    starts = [
+        evaluation.starting_pose(true, points, error, generator) for error in (0.01, 1.0, 7.5, 20.0) for _ in range(3)
+    ]
     errors = torch.cat([target_registration_error(true, start, points) for start in starts])
     assert torch.allclose(errors, torch.tensor([0.01, 1.0, 7.5, 20.0]).repeat_interleave(3), atol=1e-3)
     assert len({tuple(start.translation[0].tolist()) for start in starts}) == len(starts)
-    assert torch.allclose(torch.linalg.det(torch.cat([start.rotation for start in starts])), torch.ones(len(starts)), atol=1e-5)
+    assert torch.allclose(
+        torch.linalg.det(torch.cat([start.rotation for start in starts])), torch.ones(len(starts)), atol=1e-5
+    )
 
 
 def test_evaluation_measures_the_start_of_an_idle_registration(files, capsys, tmp_path):
-    options = ["ljubljana", str(files / "brain.h5"), "--specimens", "subject01", "--furthest", "4", "--factor", "4", "--starts", "2", "--csv", str(tmp_path / "out" / "runs.csv")]
+    options = [
+        "ljubljana",
+        str(files / "brain.h5"),
+        "--specimens",
+        "subject01",
+        "--furthest",
+        "4",
+        "--factor",
+        "4",
+        "--starts",
+        "2",
+        "--csv",
+        str(tmp_path / "out" / "runs.csv"),
+    ]
     measured = evaluation.main(options, leave)
     assert len(measured) == 2 * 4 * 2 and measured["failed"].all()
     assert np.allclose(measured["mtre"], measured["start"], atol=1e-3)
@@ -287,7 +340,9 @@ def test_evaluation_of_a_registration_that_knows_the_truth(files):
 
     def know(drr, xray, init):
         sample = next(sample for seen, sample in truths if torch.equal(seen, xray))
-        assert (ATTENUATION * drr(sample.pose, n_points=None) - xray).abs().mean() < 0.05 * xray.mean()  # the camera is that of the X-ray
+        assert (
+            ATTENUATION * drr(sample.pose, n_points=None) - xray
+        ).abs().mean() < 0.05 * xray.mean()  # the camera is that of the X-ray
         return Result(sample.pose)
 
     options = ["deepfluoro", str(files / "hip.h5"), "--furthest", "3", "--factor", "4", "--border", "0"]
@@ -306,7 +361,9 @@ def test_capture_range_ends_where_registrations_fail():
     assert evaluation.capture_range(measured) == 4.0
     assert evaluation.capture_range(measured.assign(mrpd=0.5)) == 10.0
     assert evaluation.capture_range(measured.assign(mrpd=3.0)) == 0.0
-    assert evaluation.capture_range(measured.assign(mrpd=np.where(start % 1 < 0.05, 3.0, 0.5))) == 10.0  # 19 of 20 succeed
+    assert (
+        evaluation.capture_range(measured.assign(mrpd=np.where(start % 1 < 0.05, 3.0, 0.5))) == 10.0
+    )  # 19 of 20 succeed
 
 
 def test_doubtful_xrays_are_left_out(copy):

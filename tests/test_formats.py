@@ -9,9 +9,9 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from diffdrr.volumes import load_example_ct, read
-from diffdrr.rendering import DRR
 from diffdrr.geometry import convert
+from diffdrr.rendering import DRR
+from diffdrr.volumes import load_example_ct, read
 
 SHAPE, SPACING, ORIGIN = (12, 11, 10), (2.0, 2.5, 3.0), (-40.0, 15.0, -300.0)
 
@@ -37,8 +37,17 @@ def write_dicom(folder: Path, image: sitk.Image, series: str) -> None:
         piece = image[:, :, k]
         position = image.TransformIndexToPhysicalPoint((0, 0, k))
         tags = {
-            "0008|0060": "CT", "0020|000e": series, "0020|000d": "1.2.3", "0008|0016": "1.2.840.10008.5.1.4.1.1.2", "0008|0018": f"{series}.{k}", "0020|0013": str(k + 1),
-            "0020|0032": "\\".join(map(str, position)), "0020|0037": "1\\0\\0\\0\\1\\0", "0018|0050": str(SPACING[2]), "0028|1052": "0", "0028|1053": "1",
+            "0008|0060": "CT",
+            "0020|000e": series,
+            "0020|000d": "1.2.3",
+            "0008|0016": "1.2.840.10008.5.1.4.1.1.2",
+            "0008|0018": f"{series}.{k}",
+            "0020|0013": str(k + 1),
+            "0020|0032": "\\".join(map(str, position)),
+            "0020|0037": "1\\0\\0\\0\\1\\0",
+            "0018|0050": str(SPACING[2]),
+            "0028|1052": "0",
+            "0028|1053": "1",
         }
         for tag, value in tags.items():
             piece.SetMetaData(tag, value)
@@ -47,7 +56,12 @@ def write_dicom(folder: Path, image: sitk.Image, series: str) -> None:
 
 
 def picture(subject) -> torch.Tensor:
-    pose = convert(torch.tensor([[0.3, 0.2, 0.1]]), torch.tensor([[0.0, 200.0, 0.0]]), parameterization="euler_angles", convention="ZXY")
+    pose = convert(
+        torch.tensor([[0.3, 0.2, 0.1]]),
+        torch.tensor([[0.0, 200.0, 0.0]]),
+        parameterization="euler_angles",
+        convention="ZXY",
+    )
     return DRR(subject, sdd=300.0, height=20, delx=3.0)(pose)
 
 
@@ -90,7 +104,11 @@ def test_label_map_on_another_grid(tmp_path, image):
     assert torch.allclose(picture(same), picture(turned), atol=1e-4)
 
 
-@pytest.mark.parametrize("shape, message", [((3, 4, 5, 6), "must hold one 3D image"), ((5, 6), "single slice|three-dimensional")], ids=["4D", "2D"])
+@pytest.mark.parametrize(
+    "shape, message",
+    [((3, 4, 5, 6), "must hold one 3D image"), ((5, 6), "single slice|three-dimensional")],
+    ids=["4D", "2D"],
+)
 def test_wrong_dimensions(tmp_path, shape, message):
     sitk.WriteImage(sitk.GetImageFromArray(np.zeros(shape, dtype=np.float32), isVector=False), str(tmp_path / "ct.nii"))
     with pytest.raises(ValueError, match=message):

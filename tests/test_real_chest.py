@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
-from diffdrr.volumes import read
-from diffdrr.rendering import DRR
 from diffdrr.geometry import convert
+from diffdrr.rendering import DRR
+from diffdrr.volumes import read
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 pytestmark = pytest.mark.skipif(not (DATA / "chest_ct.nii.gz").exists(), reason=f"the real chest CT is not in {DATA}")
@@ -23,7 +23,9 @@ def subject():
 
 @pytest.fixture(scope="module")
 def frontal():
-    return convert(torch.zeros(1, 3), torch.tensor([[0.0, 850.0, 0.0]]), parameterization="euler_angles", convention="ZXY")
+    return convert(
+        torch.zeros(1, 3), torch.tensor([[0.0, 850.0, 0.0]]), parameterization="euler_angles", convention="ZXY"
+    )
 
 
 def test_program_of_the_readme(subject, frontal):
@@ -41,13 +43,21 @@ def test_heart_and_liver_are_on_their_sides(subject, frontal):
     channels = drr(frontal, mask_to_channels=True)[0]
     ids = pd.read_csv(DATA / "chest_structures.csv").set_index("structure").id
     columns = torch.arange(60) + 0.5
-    centre = lambda name: (channels[ids[name]].sum(dim=0) * columns).sum() / channels[ids[name]].sum()
+
+    def centre(name: str) -> torch.Tensor:  # () column
+        return (channels[ids[name]].sum(dim=0) * columns).sum() / channels[ids[name]].sum()
+
     assert centre("liver") < 30 < centre("heart")
     assert torch.allclose(channels.sum(dim=0), drr(frontal)[0, 0], atol=1e-3 * channels.sum(dim=0).max().item())
 
 
 def test_structures_are_rendered_alone(frontal):
     ids = pd.read_csv(DATA / "chest_structures.csv").set_index("structure").id
-    spine = read(DATA / "chest_ct.nii.gz", DATA / "chest_labels.nii.gz", labels=[int(ids[f"vertebrae_T{i}"]) for i in range(4, 10)], resample_target=(2.8, 2.8, 5.0))
+    spine = read(
+        DATA / "chest_ct.nii.gz",
+        DATA / "chest_labels.nii.gz",
+        labels=[int(ids[f"vertebrae_T{i}"]) for i in range(4, 10)],
+        resample_target=(2.8, 2.8, 5.0),
+    )
     img = DRR(spine, sdd=1020.0, height=60, delx=6.5)(frontal)[0, 0]
     assert img[:, 22:38].sum() > 0.99 * img.sum()

@@ -17,14 +17,31 @@ from pydicom.uid import ComputedRadiographyImageStorage, generate_uid
 from diffdrr.geometry import Camera, convert, pose_from_positioner_angles
 from diffdrr.rendering import DRR
 from diffdrr.volumes import load_example_ct, read
-from diffdrr.xrays import XRay, find_field, make_dataset, prepare, quantize, read_xray, to_line_integrals, write_xray, xray_of_rendering
+from diffdrr.xrays import (
+    XRay,
+    find_field,
+    make_dataset,
+    prepare,
+    quantize,
+    read_xray,
+    to_line_integrals,
+    write_xray,
+    xray_of_rendering,
+)
 
 VALUES = torch.arange(48.0).reshape(1, 1, 6, 8) * 10 + 100
 
 
 @pytest.fixture
 def xray() -> XRay:
-    return XRay(VALUES, torch.ones_like(VALUES), Camera(1000.0, 6, 8, 0.5, 0.25), sod=700.0, primary_angle=10.0, secondary_angle=-5.0)
+    return XRay(
+        VALUES,
+        torch.ones_like(VALUES),
+        Camera(1000.0, 6, 8, 0.5, 0.25),
+        sod=700.0,
+        primary_angle=10.0,
+        secondary_angle=-5.0,
+    )
 
 
 def of(image: torch.Tensor, **meaning) -> XRay:
@@ -50,7 +67,14 @@ def changed(xray: XRay, folder: Path, remove: tuple[str, ...] = (), **tags) -> P
 
 def frames(xray: XRay, folder: Path, values: np.ndarray, **tags) -> Path:
     "Write 16-bit frames, as they are."
-    return changed(xray, folder, remove=("RescaleSlope", "RescaleIntercept", "RescaleType"), NumberOfFrames=len(values), PixelData=values.astype(np.uint16).tobytes(), **tags)
+    return changed(
+        xray,
+        folder,
+        remove=("RescaleSlope", "RescaleIntercept", "RescaleType"),
+        NumberOfFrames=len(values),
+        PixelData=values.astype(np.uint16).tobytes(),
+        **tags,
+    )
 
 
 def test_round_trip(xray: XRay, tmp_path: Path):
@@ -82,12 +106,22 @@ def test_files_are_as_the_standard_wants_them(xray: XRay, tmp_path: Path):
     perhaps_empty = "PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime StudyID AccessionNumber ReferringPhysicianName SeriesNumber InstanceNumber Manufacturer KVP PositionerPrimaryAngle PositionerSecondaryAngle"
     assert all(dataset.get(name) not in (None, "") for name in with_value.split())
     assert all(name in dataset for name in perhaps_empty.split())
-    assert (dataset.PatientName, dataset.HighBit, len(dataset.PixelData)) == ("Test^Patient", dataset.BitsStored - 1, 2 * 6 * 8)
+    assert (dataset.PatientName, dataset.HighBit, len(dataset.PixelData)) == (
+        "Test^Patient",
+        dataset.BitsStored - 1,
+        2 * 6 * 8,
+    )
 
 
 def test_frames_of_a_rotation(xray: XRay, tmp_path: Path):
     values = np.stack([VALUES[0, 0].numpy() + 1000 * i for i in range(3)])
-    path = frames(xray, tmp_path, values, PositionerPrimaryAngleIncrement=[0, 1.5, 3], PositionerSecondaryAngleIncrement=[0, 0, -2])
+    path = frames(
+        xray,
+        tmp_path,
+        values,
+        PositionerPrimaryAngleIncrement=[0, 1.5, 3],
+        PositionerSecondaryAngleIncrement=[0, 0, -2],
+    )
     with pytest.raises(ValueError, match="holds 3 frames; choose one"):
         read_xray(path)
     with pytest.raises(ValueError, match="frame must be from 0 to 2, not 3"):
@@ -100,18 +134,29 @@ def test_frames_of_a_rotation(xray: XRay, tmp_path: Path):
 def test_one_increment_is_that_from_frame_to_frame(xray: XRay, tmp_path: Path):
     values = np.stack([VALUES[0, 0].numpy()] * 3)
     path = frames(xray, tmp_path, values, PositionerPrimaryAngleIncrement=1.5, PositionerSecondaryAngleIncrement=[-2])
-    assert [(one.primary_angle, one.secondary_angle) for one in (read_xray(path, frame=i) for i in range(3))] == [(10, -5), (11.5, -7), (13, -9)]
-    with pytest.raises(ValueError, match="PositionerPrimaryAngleIncrement must have one value or 3, one for each frame, not 2; correct it, or remove it"):
+    assert [(one.primary_angle, one.secondary_angle) for one in (read_xray(path, frame=i) for i in range(3))] == [
+        (10, -5),
+        (11.5, -7),
+        (13, -9),
+    ]
+    with pytest.raises(
+        ValueError,
+        match="PositionerPrimaryAngleIncrement must have one value or 3, one for each frame, not 2; correct it, or remove it",
+    ):
         read_xray(frames(xray, tmp_path, values, PositionerPrimaryAngleIncrement=[0, 1.5]), frame=1)
 
 
 def test_values_are_rescaled(xray: XRay, tmp_path: Path):
-    path = changed(xray, tmp_path, RescaleSlope=2, RescaleIntercept=-50, PixelData=VALUES.numpy().astype(np.uint16).tobytes())
+    path = changed(
+        xray, tmp_path, RescaleSlope=2, RescaleIntercept=-50, PixelData=VALUES.numpy().astype(np.uint16).tobytes()
+    )
     torch.testing.assert_close(read_xray(path).image, 2 * VALUES - 50, rtol=0, atol=0)
 
 
 def test_windows_are_for_the_eye(xray: XRay, tmp_path: Path):
-    plain, windowed = (read_xray(changed(xray, tmp_path, **tags)).image for tags in ({}, dict(WindowCenter=200, WindowWidth=10)))
+    plain, windowed = (
+        read_xray(changed(xray, tmp_path, **tags)).image for tags in ({}, dict(WindowCenter=200, WindowWidth=10))
+    )
     torch.testing.assert_close(windowed, plain, rtol=0, atol=0)
 
 
@@ -121,7 +166,17 @@ def test_tables_lead_from_logarithms_to_intensities(xray: XRay, tmp_path: Path):
     table.LUTDescriptor, table.ModalityLUTType, table.LUTData = [600, 0, 16], "US", entries.tobytes()
     table["LUTData"].VR = "OW"
     stored = VALUES.numpy().astype(np.uint16)
-    found = read_xray(changed(xray, tmp_path, remove=("RescaleSlope", "RescaleIntercept", "RescaleType"), PixelData=stored.tobytes(), PixelIntensityRelationshipSign=-1, PixelIntensityRelationship="LOG", ModalityLUTSequence=[table]))
+    found = read_xray(
+        changed(
+            xray,
+            tmp_path,
+            remove=("RescaleSlope", "RescaleIntercept", "RescaleType"),
+            PixelData=stored.tobytes(),
+            PixelIntensityRelationshipSign=-1,
+            PixelIntensityRelationship="LOG",
+            ModalityLUTSequence=[table],
+        )
+    )
     assert (found.bright_bones, found.logarithmic) == (False, False)
     integrals = to_line_integrals(found).image
     torch.testing.assert_close(integrals, (VALUES - VALUES.min()) / 100, rtol=0, atol=5e-3)  # entries are rounded
@@ -135,12 +190,28 @@ def test_tables_lead_from_logarithms_to_intensities(xray: XRay, tmp_path: Path):
         (dict(Modality="XA", PhotometricInterpretation="MONOCHROME1"), True, False),
         (dict(Modality="DX", PixelIntensityRelationship="LOG"), True, True),
         (dict(Modality="DX", PhotometricInterpretation="MONOCHROME1", PixelIntensityRelationship="LOG"), False, True),
-        (dict(Modality="DX", PhotometricInterpretation="MONOCHROME1", PixelIntensityRelationship="LIN", PixelIntensityRelationshipSign=1), False, False),
+        (
+            dict(
+                Modality="DX",
+                PhotometricInterpretation="MONOCHROME1",
+                PixelIntensityRelationship="LIN",
+                PixelIntensityRelationshipSign=1,
+            ),
+            False,
+            False,
+        ),
         (dict(Modality="XA", PixelIntensityRelationship="DISP", PixelIntensityRelationshipSign=-1), True, True),
     ],
 )
 def test_meaning_of_values(xray: XRay, tmp_path: Path, tags: dict, bright_bones: bool, logarithmic: bool):
-    found = read_xray(changed(xray, tmp_path, remove=() if "PixelIntensityRelationshipSign" in tags else ("PixelIntensityRelationshipSign",), **tags))
+    found = read_xray(
+        changed(
+            xray,
+            tmp_path,
+            remove=() if "PixelIntensityRelationshipSign" in tags else ("PixelIntensityRelationshipSign",),
+            **tags,
+        )
+    )
     assert (found.bright_bones, found.logarithmic) == (bright_bones, logarithmic)
 
 
@@ -157,7 +228,9 @@ def test_missing_geometry_is_asked_for(xray: XRay, tmp_path: Path, tag: str, arg
 
 def test_one_pixel_spacing_is_not_two(xray: XRay, tmp_path: Path):
     path = changed(xray, tmp_path, ImagerPixelSpacing=[0.3])
-    with pytest.raises(ValueError, match=r"no valid imager pixel spacing \(0018,1164\); give it as the argument delx, in mm"):
+    with pytest.raises(
+        ValueError, match=r"no valid imager pixel spacing \(0018,1164\); give it as the argument delx, in mm"
+    ):
         read_xray(path)
     found = read_xray(path, delx=0.3)
     assert (found.camera.delx, found.camera.dely) == (0.3, 0.3)
@@ -166,7 +239,9 @@ def test_one_pixel_spacing_is_not_two(xray: XRay, tmp_path: Path):
 def test_what_cannot_be_written_is_refused(xray: XRay, tmp_path: Path):
     image = VALUES.clone()
     image[..., 0, :2] = torch.tensor([torch.nan, torch.inf])
-    with pytest.raises(ValueError, match="xray.image must be finite, but 2 of 48 pixels are NaN or infinite; replace them"):
+    with pytest.raises(
+        ValueError, match="xray.image must be finite, but 2 of 48 pixels are NaN or infinite; replace them"
+    ):
         write_xray(tmp_path / "x.dcm", replace(xray, image=image))
     with pytest.raises(FileNotFoundError, match="missing/x.dcm' is in a folder that does not exist; make it first"):
         write_xray(tmp_path / "missing" / "x.dcm", xray)
@@ -180,8 +255,16 @@ def test_wrong_arguments_are_refused(xray: XRay, tmp_path: Path):
 
 
 def test_a_radiograph_without_a_c_arm(xray: XRay, tmp_path: Path):
-    missing = ("DistanceSourceToPatient", "PositionerPrimaryAngle", "PositionerSecondaryAngle", "PixelIntensityRelationship", "PixelIntensityRelationshipSign")
-    found = read_xray(changed(xray, tmp_path, remove=missing, Modality="CR", SOPClassUID=ComputedRadiographyImageStorage))
+    missing = (
+        "DistanceSourceToPatient",
+        "PositionerPrimaryAngle",
+        "PositionerSecondaryAngle",
+        "PixelIntensityRelationship",
+        "PixelIntensityRelationshipSign",
+    )
+    found = read_xray(
+        changed(xray, tmp_path, remove=missing, Modality="CR", SOPClassUID=ComputedRadiographyImageStorage)
+    )
     assert (found.sod, found.primary_angle, found.secondary_angle) == (None, None, None)
     with pytest.raises(ValueError, match="has no primary_angle, secondary_angle, sod"):
         found.initial_pose("PA")
@@ -194,7 +277,9 @@ def test_other_files_are_refused(xray: XRay, tmp_path: Path):
     with pytest.raises(ValueError, match="holds no picture"):
         read_xray(changed(xray, tmp_path, remove=("PixelData",)))
     with pytest.raises(ValueError, match="holds a coloured picture"):
-        read_xray(changed(xray, tmp_path, SamplesPerPixel=3, PhotometricInterpretation="RGB", PixelData=bytes(2 * 6 * 8 * 3)))
+        read_xray(
+            changed(xray, tmp_path, SamplesPerPixel=3, PhotometricInterpretation="RGB", PixelData=bytes(2 * 6 * 8 * 3))
+        )
 
 
 def test_saturation_is_reported():
@@ -218,7 +303,10 @@ def test_line_integrals_follow_beer_and_lambert():
     integrals = torch.linspace(0, 6, 48).reshape(1, 1, 6, 8)
     intensity = of(5e4 * torch.exp(-integrals))
     torch.testing.assert_close(to_line_integrals(intensity).image, integrals, rtol=0, atol=1e-5)
-    for logarithmic in (replace(intensity, image=7 - integrals, logarithmic=True), replace(intensity, image=7 + integrals, logarithmic=True, bright_bones=True)):
+    for logarithmic in (
+        replace(intensity, image=7 - integrals, logarithmic=True),
+        replace(intensity, image=7 + integrals, logarithmic=True, bright_bones=True),
+    ):
         torch.testing.assert_close(to_line_integrals(logarithmic).image, integrals, rtol=0, atol=1e-5)
 
 
@@ -235,7 +323,9 @@ def test_the_unit_of_intensities_does_not_matter(exponent: float):
 def test_where_nothing_arrived_line_integrals_are_finite():
     counts = torch.tensor([[[[0.0, 1.0, 100.0, 4000.0]]]])
     xray = of(counts)
-    torch.testing.assert_close(to_line_integrals(xray).image, torch.log(4000 / counts.clamp(min=1)))  # no count is like one
+    torch.testing.assert_close(
+        to_line_integrals(xray).image, torch.log(4000 / counts.clamp(min=1))
+    )  # no count is like one
     faint = to_line_integrals(replace(xray, image=torch.tensor([[[[-3.0, 1e-30, 0.5, 1.0]]]]))).image
     assert faint.max().item() == pytest.approx(np.log(1e4), abs=1e-4)
     with pytest.raises(ValueError, match="must have positive intensities in its field, not -1 at most"):
@@ -265,8 +355,16 @@ def test_crops_are_rendered_alike(boxes, cut: tuple[int, int, int, int], reverse
 def test_poses_that_angles_cannot_say_are_reported(boxes):
     drr = DRR(boxes, sdd=900.0, height=30, delx=8.0)
     image = torch.zeros(1, 1, 30, 30)
-    rolled = convert(torch.tensor([[0.2, -0.1, 0.6]]), torch.tensor([[40.0, -850.0, 0.0]]), parameterization="euler_angles", convention="ZXY")
-    with pytest.warns(UserWarning, match=r"turned by 34.\d degrees, and its source 40.\d mm away; its pose is right, but a file does not hold it"):
+    rolled = convert(
+        torch.tensor([[0.2, -0.1, 0.6]]),
+        torch.tensor([[40.0, -850.0, 0.0]]),
+        parameterization="euler_angles",
+        convention="ZXY",
+    )
+    with pytest.warns(
+        UserWarning,
+        match=r"turned by 34.\d degrees, and its source 40.\d mm away; its pose is right, but a file does not hold it",
+    ):
         xray_of_rendering(image, drr.detector, rolled)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

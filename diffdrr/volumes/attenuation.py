@@ -21,7 +21,9 @@ def transform_hu_to_density(
     volume: Shaped[Tensor, "*grid"],  # Hounsfield units
     bone_attenuation_multiplier: float = 1.0,  # factor on values above 350 HU
 ) -> Float[Tensor, "*grid"]:  # float32, in [0, 1], without unit
-    "Scale Hounsfield units to [0, 1], from air to the brightest voxel. Warns of a volume without contrast, which gives zeros."
+    """Scale Hounsfield units to [0, 1], from air to the brightest voxel.
+
+    Warns of a volume without contrast, which gives zeros."""
     volume = volume.to(torch.float32)
     not_air = volume > -800
     if not not_air.any():
@@ -43,7 +45,17 @@ def transform_hu_to_density(
 
 # %% ../../nbs/api/volumes/203_attenuation.ipynb #166ccd24
 # mass fractions
-CORTICAL_BONE = {"H": 0.034, "C": 0.155, "N": 0.042, "O": 0.435, "Na": 0.001, "Mg": 0.002, "P": 0.103, "S": 0.003, "Ca": 0.225}
+CORTICAL_BONE = {
+    "H": 0.034,
+    "C": 0.155,
+    "N": 0.042,
+    "O": 0.435,
+    "Na": 0.001,
+    "Mg": 0.002,
+    "P": 0.103,
+    "S": 0.003,
+    "Ca": 0.225,
+}
 CORTICAL_BONE_DENSITY = 1.92  # g/cm^3
 WATER = {"H": 0.111894, "O": 0.888106}
 CT_ENERGY = 70.0  # keV, a usual effective energy of a CT scanner at 120 kVp

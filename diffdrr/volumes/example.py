@@ -43,7 +43,9 @@ def save_arrays(
 def example_arrays(
     shape: tuple[int, int, int],  # voxels
     spacing: tuple[float, float, float],  # mm
-) -> tuple[Int16[np.ndarray, "X Y Z"], UInt8[np.ndarray, "X Y Z"], Float[np.ndarray, "4 4"]]:  # Hounsfield units, labels, world from voxel
+) -> tuple[
+    Int16[np.ndarray, "X Y Z"], UInt8[np.ndarray, "X Y Z"], Float[np.ndarray, "4 4"]
+]:  # Hounsfield units, labels, world from voxel
     "Return the example chest CT from the cache, or make it and keep it there."
     from diffdrr.volumes.phantom import chest_ct  # takes a while to load
 
@@ -62,7 +64,7 @@ REAL_CTS = ("CTChest", "CTACardio")
 def download_ct(
     name: str,  # a member of `REAL_CTS`
 ) -> ScalarImage:
-    "Download a real CT of 3D Slicer through TorchIO, which shows a progress bar. Raises a `ConnectionError` when offline."
+    "Download a CT of 3D Slicer through TorchIO, which shows a progress bar. Raises a `ConnectionError` when offline."
     one_of("name", name, REAL_CTS)
     try:
         dataset = torchio.datasets.Slicer(name)
@@ -77,7 +79,10 @@ OPTIONS = ("fiducials", "transform", "center_volume", "resample_target", "energy
 
 # %% ../../nbs/api/volumes/221_example.ipynb #ebc11d32
 def load_example_ct(
-    labels: int | list[int] | str | None = None,  # structures to render; or the name of a real CT to download, such as "CTChest"
+    labels: int
+    | list[int]
+    | str
+    | None = None,  # structures to render; or the name of a real CT to download, such as "CTChest"
     orientation: str | None = "AP",  # of the unmoved camera: "AP", "PA" or None
     bone_attenuation_multiplier: float = 1.0,  # factor on voxels above 350 HU
     shape: tuple[int, int, int] = (512, 512, 133),  # voxels
@@ -87,7 +92,11 @@ def load_example_ct(
     """Load an example chest CT: procedural, labelled, with a table of its `structures`; or a real one by name.
 
     Raises a `TypeError` for an option that there is not, and the errors of `read`."""
-    known("load_example_ct", options, ("labels", "orientation", "bone_attenuation_multiplier", "shape", "spacing", *OPTIONS))
+    known(
+        "load_example_ct",
+        options,
+        ("labels", "orientation", "bone_attenuation_multiplier", "shape", "spacing", *OPTIONS),
+    )
     options |= dict(orientation=orientation, bone_attenuation_multiplier=bone_attenuation_multiplier)
     if isinstance(labels, str):
         return read(download_ct(labels), **options)

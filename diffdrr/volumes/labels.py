@@ -24,7 +24,8 @@ def left_and_right(
 ORGANS = (
     "spleen kidney_right kidney_left gallbladder liver stomach pancreas adrenal_gland_right adrenal_gland_left "
     "lung_upper_lobe_left lung_lower_lobe_left lung_upper_lobe_right lung_middle_lobe_right lung_lower_lobe_right "
-    "esophagus trachea thyroid_gland small_bowel duodenum colon urinary_bladder prostate kidney_cyst_left kidney_cyst_right"
+    "esophagus trachea thyroid_gland small_bowel "
+    "duodenum colon urinary_bladder prostate kidney_cyst_left kidney_cyst_right"
 ).split()
 SPINE = ["sacrum"] + [
     f"vertebrae_{part}{i}" for part, n in (("S", 1), ("L", 5), ("T", 12), ("C", 7)) for i in range(n, 0, -1)
@@ -34,7 +35,11 @@ VESSELS = (
     "common_carotid_artery_right common_carotid_artery_left brachiocephalic_vein_left brachiocephalic_vein_right "
     "atrial_appendage_left superior_vena_cava inferior_vena_cava portal_vein_and_splenic_vein"
 ).split() + left_and_right("iliac_artery iliac_vena")
-MUSCLES = ["spinal_cord", *left_and_right("gluteus_maximus gluteus_medius gluteus_minimus autochthon iliopsoas"), "brain"]
+MUSCLES = [
+    "spinal_cord",
+    *left_and_right("gluteus_maximus gluteus_medius gluteus_minimus autochthon iliopsoas"),
+    "brain",
+]
 RIB_CAGE = [f"rib_{side}_{i}" for side in ("left", "right") for i in range(1, 13)] + ["sternum"]
 
 GROUPS = (
@@ -52,7 +57,9 @@ GROUPS = (
 # %% ../../nbs/api/volumes/202_labels.ipynb #62f2c667
 STRUCTURES = tuple(  # rows of group, index in the group, name, label
     (*row, label)
-    for label, row in enumerate(((group, first + i, name) for group, first, names in GROUPS for i, name in enumerate(names)), 1)
+    for label, row in enumerate(
+        ((group, first + i, name) for group, first, names in GROUPS for i, name in enumerate(names)), 1
+    )
 )
 LABELS = {name: label for _, _, name, label in STRUCTURES}  # label of each structure
 

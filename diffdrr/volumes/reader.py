@@ -104,28 +104,45 @@ def check_extra(
 
 # %% ../../nbs/api/volumes/220_reader.ipynb #8abc3e25
 def read(
-    volume: str | Path | ScalarImage | Shaped[Tensor, "..."] | Shaped[np.ndarray, "..."],  # CT in Hounsfield units: a file, a folder with a DICOM series, an image, or a tensor (X, Y, Z)
-    labelmap: str | Path | LabelMap | Shaped[Tensor, "..."] | Shaped[np.ndarray, "..."] | None = None,  # label map; on another grid it is resampled to the volume (nearest neighbour)
+    volume: str
+    | Path
+    | ScalarImage
+    | Shaped[Tensor, "..."]
+    | Shaped[
+        np.ndarray, "..."
+    ],  # CT in Hounsfield units: a file, a folder with a DICOM series, an image, or a tensor (X, Y, Z)
+    labelmap: str
+    | Path
+    | LabelMap
+    | Shaped[Tensor, "..."]
+    | Shaped[np.ndarray, "..."]
+    | None = None,  # label map; on another grid it is resampled to the volume (nearest neighbour)
     labels: int | list[int] | None = None,  # structures to render (default: everything)
     orientation: str | None = "AP",  # of the unmoved camera: "AP", "PA" or None
     bone_attenuation_multiplier: float = 1.0,  # factor on voxels above 350 HU
-    fiducials: Float[Tensor, "1 N 3"] | None = None,  # points in the coordinates of the volume after `transform`, mm; they move with the centring
+    fiducials: Float[Tensor, "1 N 3"]
+    | None = None,  # points in the coordinates of the volume after `transform`, mm; they move with the centring
     transform: RigidTransform | None = None,  # applied to the volume before centring
     center_volume: bool = True,  # move the isocentre to the origin of the world
     resample_target=None,  # spacing in mm, or whatever `torchio.Resample` takes
-    affine: Shaped[np.ndarray, "4 4"] | Shaped[Tensor, "4 4"] | None = None,  # world from voxel, when volume and label map are tensors
+    affine: Shaped[np.ndarray, "4 4"]
+    | Shaped[Tensor, "4 4"]
+    | None = None,  # world from voxel, when volume and label map are tensors
     energy: float | None = None,  # keV; the density is then the linear attenuation in 1/mm (extra `[physics]`)
-    structures: pd.DataFrame | None = None,  # names of structures in the column `structure`, their labels in `id`; see `structure_table`
+    structures: pd.DataFrame
+    | None = None,  # names of structures in the column `structure`, their labels in `id`; see `structure_table`
     extra: Mapping[str, Any] | None = None,  # other entries of the subject, by name
     **unknown,  # refused
 ) -> Subject:
     """Read a CT and prepare it for rendering.
 
-    The subject holds `volume` (Hounsfield units), `density`, `mask`, `fiducials`, `orientation`, `reorient` and `world_from_scanner`, the transform from the coordinates of the file to those of the world;
-    and, if given, `structures` and the entries of `extra`.
+    The subject holds `volume` (Hounsfield units), `density`, `mask`, `fiducials`, `orientation`, `reorient` and
+    `world_from_scanner`, the transform from the coordinates of the file to those of the world; and, if given,
+    `structures` and the entries of `extra`.
 
-    Raises a `FileNotFoundError` for a missing file, a `TypeError` for an argument that there is not, and a `ValueError` for anything else that cannot be rendered: unreadable or not three-dimensional images, several
-    DICOM series, NaN voxels, a singular affine, labels that are not in the map, an unknown orientation."""
+    Raises a `FileNotFoundError` for a missing file, a `TypeError` for an argument that there is not, and a `ValueError`
+    for anything else that cannot be rendered: unreadable or not three-dimensional images, several DICOM series, NaN
+    voxels, a singular affine, labels that are not in the map, an unknown orientation."""
     known("read", unknown, list(signature(read).parameters)[:-1], "what a subject is to keep goes into extra={...}")
     reorient = orientation_matrix(orientation)
     check_placement(fiducials, transform)

@@ -84,8 +84,13 @@ def frame_angle(
     axis: str,  # "Primary" or "Secondary"
     frame: int,
 ) -> float | None:  # degrees
-    "Read the angle of the C-arm at a frame. Raises a `ValueError` if the number of increments fits neither one frame nor all of them."
-    first, increments = tag_value(dataset, f"Positioner{axis}Angle"), tag_values(dataset, f"Positioner{axis}AngleIncrement")
+    """Read the angle of the C-arm at a frame.
+
+    Raises a `ValueError` if the number of increments fits neither one frame nor all of them."""
+    first, increments = (
+        tag_value(dataset, f"Positioner{axis}Angle"),
+        tag_values(dataset, f"Positioner{axis}AngleIncrement"),
+    )
     if first is None or not increments:
         return first
     n_frames = int(dataset.get("NumberOfFrames") or 1)
@@ -153,8 +158,9 @@ def read_xray(
 ) -> XRay:
     """Read an X-ray.
 
-    Raises a `FileNotFoundError` or a `ValueError` for a file that is missing or not an X-ray in DICOM format, for a frame
-    that is not there, and for geometry that is neither in the file nor given; a `ModuleNotFoundError` without pydicom."""
+    Raises a `FileNotFoundError` or a `ValueError` for a file that is missing or not an X-ray in DICOM format, for a
+    frame that is not there, and for geometry that is neither in the file nor given; a `ModuleNotFoundError` without
+    pydicom."""
     dataset = open_dicom(path)
     from pydicom.pixels import apply_modality_lut, pixel_array
 
@@ -264,14 +270,14 @@ def write_xray(
 ) -> None:
     """Write an X-ray under a temporary name, and rename it when it is complete.
 
-    Raises a `ValueError` for pixels that are not finite and for a principal point beside the middle, for which the format
-    has no tag, and a `FileNotFoundError` for a folder that does not exist."""
+    Raises a `ValueError` for pixels that are not finite and for a principal point beside the middle, for which the
+    format has no tag, and a `FileNotFoundError` for a folder that does not exist."""
     finite("xray.image", xray.image, "pixels", "replace them, such as by xray.image.nan_to_num()")
     x0, y0 = xray.camera.x0, xray.camera.y0
     if abs(x0) > 1e-6 or abs(y0) > 1e-6:
         raise ValueError(
-            f"xray must have its principal point in the middle, not at x0={x0:g}, y0={y0:g}: DICOM files cannot say so; "
-            "crop or pad the picture around it"
+            f"xray must have its principal point in the middle, not at x0={x0:g}, y0={y0:g}: "
+            "DICOM files cannot say so; crop or pad the picture around it"
         )
     dataset = make_dataset(xray, name)
     with whole_file(path) as temporary:

@@ -50,7 +50,8 @@ def find_field(
     exposed = median_filter((exposure_of(xray) > darkness)[0, 0].numpy(), size=5)  # single pixels may shine by chance
     if not exposed.any():
         raise ValueError(
-            f"xray must have an exposed field, but no exposure is above darkness={darkness!r}; were its values inverted?"
+            f"xray must have an exposed field, but no exposure is above darkness={darkness!r}; "
+            "were its values inverted?"
         )
     field = convex_hull_image(exposed)
     margin = int(np.ceil(rim * max(field.shape)))
@@ -94,8 +95,8 @@ def to_line_integrals(
 ) -> XRay:  # at least 0; bones are bright
     """Turn values into line integrals, up to a factor. Warns if much of the field has the largest intensity.
 
-    Raises a `ValueError` if nothing is in the mask or the field has one value only, and for intensities that are nowhere
-    positive."""
+    Raises a `ValueError` if nothing is in the mask or the field has one value only, and for intensities that are
+    nowhere positive."""
     seen = xray.image[xray.mask > 0]
     if not len(seen) or seen.min() == seen.max():
         raise ValueError("xray must have different values in its field; is the mask empty, or the picture clipped?")

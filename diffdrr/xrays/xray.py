@@ -47,7 +47,9 @@ class XRay:
     bright_bones: bool = False  # whether a larger value means that less radiation arrived
     logarithmic: bool = False  # whether values are a logarithm of the intensity
     pose: RigidTransform | None = None  # (1) world from camera, if it is known
-    landmarks: Float[Tensor, "1 N 2"] | None = None  # where landmarks of the patient are seen, pixel coordinates; some may lie outside of the picture
+    landmarks: Float[Tensor, "1 N 2"] | None = (
+        None  # where landmarks of the patient are seen, pixel coordinates; some may lie outside of the picture
+    )
 
     def __post_init__(self) -> None:
         sizes = dict(H=self.camera.height, W=self.camera.width)
@@ -84,7 +86,7 @@ class XRay:
         self,
         n: int,  # rows and columns of a block
     ) -> XRay:
-        """Average blocks of pixels. Rows and columns that do not fill a block are cut off at the bottom and on the right.
+        """Average blocks of pixels. Rows and columns that do not fill a block are cut off at bottom and right.
 
         Raises a `ValueError` for blocks that are larger than the picture."""
         whole("n", n, 1, min(self.camera.height, self.camera.width), "it is the number of rows and columns of a block")
@@ -149,8 +151,8 @@ def xray_of_rendering(
 ) -> XRay:
     """Describe how a picture was rendered as if a C-arm had taken it, with its isocentre in the world's origin.
 
-    Warns of a pose that the angles of a C-arm cannot say: then `initial_pose` is not the `pose` of the X-ray, and a file
-    does not hold it. Raises a `ValueError` for pictures that do not fit the detector."""
+    Warns of a pose that the angles of a C-arm cannot say: then `initial_pose` is not the `pose` of the X-ray, and
+    a file does not hold it. Raises a `ValueError` for pictures that do not fit the detector."""
     orientation = orientation_of(detector)
     primary, secondary = positioner_angles(pose, orientation)
     xray = XRay(

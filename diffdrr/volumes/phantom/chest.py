@@ -39,7 +39,8 @@ def torso(
     return [Clipped(solid, planes) for solid in solids]
 
 # %% ../../../nbs/api/volumes/phantom/218_chest.ipynb #378710b8
-FLAT_MUSCLES = (  # points on the right side, half-widths, half-thickness as a share of the width, direction out of the body
+# points on the right side, half-widths, half-thickness as a share of the width, direction out of the body
+FLAT_MUSCLES = (
     (((40, 88, 100), (82, 78, 92), (128, 34, 128)), (34, 32, 16), 0.22, (0.3, 1, 0)),  # pectoral muscles
     (((144, -40, 120), (134, -50, 60), (120, -60, -20)), (16, 22, 20), 0.35, (1, -0.6, 0)),  # latissimus
     (((60, -96, 130), (66, -106, 60), (56, -108, -40)), (24, 26, 20), 0.16, (0.3, -1, 0)),  # trapezius

@@ -20,7 +20,9 @@ def find_crossings(
     solids: Sequence[Solid],  # M solids
     source: Float[np.ndarray, "N 3"],  # mm
     target: Float[np.ndarray, "N 3"],  # mm
-) -> tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"], Float[np.ndarray, " P"], Float[np.ndarray, " P"]]:  # ray, solid, entry, exit, with entry < exit in [0, 1]
+) -> tuple[
+    Int[np.ndarray, " P"], Int[np.ndarray, " P"], Float[np.ndarray, " P"], Float[np.ndarray, " P"]
+]:  # ray, solid, entry, exit, with entry < exit in [0, 1]
     "List all pairs of a ray and a solid that it crosses, ordered by ray and then by solid."
     low, high = np.array([solid.bounds() for solid in solids]).swapaxes(0, 1)
     center, radius = (low + high) / 2, np.linalg.norm(high - low, axis=1) / 2
@@ -59,16 +61,21 @@ def rectangles(
         column = np.arange(max(1, count[rays].max(initial=0)))
         present = column < count[rays, None]
         at = np.where(present, first[rays, None] + column, 0)
-        yield rays, *(
-            np.where(present, values[at], missing) if len(values) else np.full(at.shape, missing)
-            for values, missing in ((entry, np.inf), (exit, -np.inf), (solid, -1))
+        yield (
+            rays,
+            *(
+                np.where(present, values[at], missing) if len(values) else np.full(at.shape, missing)
+                for values, missing in ((entry, np.inf), (exit, -np.inf), (solid, -1))
+            ),
         )
 
 # %% ../../../nbs/api/volumes/phantom/212_crossings.ipynb #ae8cb522
 def visible_pieces(
     entry: Float[np.ndarray, "N K"],  # in painter's order, (inf, -inf) where there is no interval
     exit: Float[np.ndarray, "N K"],
-) -> tuple[Float[np.ndarray, "N 2*K+1"], Int[np.ndarray, "N 2*K+1"]]:  # lengths of the pieces of [0, 1], and the column that covers each, -1 for none
+) -> tuple[
+    Float[np.ndarray, "N 2*K+1"], Int[np.ndarray, "N 2*K+1"]
+]:  # lengths of the pieces of [0, 1], and the column that covers each, -1 for none
     "Cut [0, 1] wherever an interval begins or ends, and find the last interval that covers each piece."
     ends = np.sort(np.clip(np.concatenate([entry, exit], axis=1), 0, 1), axis=1)
     ends = np.pad(ends, ((0, 0), (1, 1)), constant_values=((0, 0), (0, 1)))

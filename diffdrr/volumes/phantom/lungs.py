@@ -41,7 +41,9 @@ def hull_section(
     for center, lean, half, middle, top in ellipsoids:
         height = (z - middle) / top
         if height < 0.97:
-            sections.append((np.add(center, np.multiply(lean, height)), np.multiply(half, np.sqrt(1 - max(height, 0.0) ** 2))))
+            sections.append(
+                (np.add(center, np.multiply(lean, height)), np.multiply(half, np.sqrt(1 - max(height, 0.0) ** 2)))
+            )
     if sections:
         high, low = np.max([c + h for c, h in sections], axis=0), np.min([c - h for c, h in sections], axis=0)
     else:
@@ -72,7 +74,9 @@ def lungs() -> list[Structure]:
         hull = lung_hull(side)
         structures += [Structure(solid, LUNG, upper) for solid in hull]
         if side == 1:
-            structures += [Structure(Clipped(solid, [HORIZONTAL]), LUNG - 12, LABELS["lung_middle_lobe_right"]) for solid in hull]
+            structures += [
+                Structure(Clipped(solid, [HORIZONTAL]), LUNG - 12, LABELS["lung_middle_lobe_right"]) for solid in hull
+            ]
         structures += [Structure(Clipped(solid, fissure), -760.0, upper) for solid in hull]
         structures += [Structure(Clipped(solid, [OBLIQUE]), LUNG + 8, lower) for solid in hull]
     return structures
@@ -84,7 +88,9 @@ def diaphragm_dome(
 ) -> Solid:
     "Return the ellipsoid under one side of the diaphragm."
     center, half = ((58, 17, -88), (73, 98, 82)) if side > 0 else ((-58, 15, -107), (72, 94, 77))
-    return Clipped(Ellipsoid(center, np.array(half) - depth), [(0, 1, 0.12, 78 - depth), (0.62 * side, 0.78, 0, 105 - depth)])
+    return Clipped(
+        Ellipsoid(center, np.array(half) - depth), [(0, 1, 0.12, 78 - depth), (0.62 * side, 0.78, 0, 105 - depth)]
+    )
 
 # %% ../../../nbs/api/volumes/phantom/215_lungs.ipynb #37e3342b
 def grow_tree(
@@ -93,7 +99,9 @@ def grow_tree(
     radius: float,  # of the last branches, mm
     exponent: float = 2.6,  # of Murray's law
     detour: float = 0.35,  # weight of the way from the root to a node
-) -> tuple[Float[np.ndarray, "N 3"], Float[np.ndarray, "N 3"], Float[np.ndarray, " N"]]:  # starts, ends and radii of the branches, mm
+) -> tuple[
+    Float[np.ndarray, "N 3"], Float[np.ndarray, "N 3"], Float[np.ndarray, " N"]
+]:  # starts, ends and radii of the branches, mm
     "Join points to a root in a branching tree."
     points = np.vstack([root, leaves[np.argsort(np.linalg.norm(leaves - root, axis=1))]])
     parent, way = np.zeros(len(points), dtype=int), np.zeros(len(points))

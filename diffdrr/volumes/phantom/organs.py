@@ -5,7 +5,6 @@
 # %% ../../../nbs/api/volumes/phantom/217_organs.ipynb #77780084
 from __future__ import annotations
 
-
 import numpy as np
 
 from ..labels import LABELS
@@ -65,12 +64,17 @@ def kidneys() -> list[Structure]:
 
 def stomach() -> list[Structure]:
     "Paint the stomach with its bubble of gas, pancreas and duodenum."
-    path, radii = [(-56, 4, -62), (-62, 22, -84), (-54, 46, -112), (-28, 58, -132), (6, 56, -130)], np.array([27, 31, 26, 18, 12])
+    path, radii = (
+        [(-56, 4, -62), (-62, 22, -84), (-54, 46, -112), (-28, 58, -132), (6, 56, -130)],
+        np.array([27, 31, 26, 18, 12]),
+    )
     structures = []
     for less, hu in ((0.0, 38.0), (3.5, 20.0)):
         structures += chain(path, radii - less, hu, LABELS["stomach"], n=14)
     bubble = chain(path, radii - 3.6, AIR, LABELS["stomach"], n=14)
-    structures += [Structure(Clipped(s.solid, [(0, -1, 0, -54.0)]), s.hu, s.label) for s in bubble]  # gas rises to the front
+    structures += [
+        Structure(Clipped(s.solid, [(0, -1, 0, -54.0)]), s.hu, s.label) for s in bubble
+    ]  # gas rises to the front
     structures += chain([(18, 30, -122), (-14, 26, -112), (-64, -6, -98)], [12, 10, 8], 36.0, LABELS["pancreas"], n=8)
     duodenum = [(14, 52, -130), (34, 36, -126), (40, 20, -150), (36, 14, -190)]
     return structures + chain(duodenum, 12.0, 25.0, LABELS["duodenum"], n=8)
@@ -100,10 +104,17 @@ def abdomen() -> list[Structure]:
 # %% ../../../nbs/api/volumes/phantom/217_organs.ipynb #8251048e
 def mediastinum() -> list[Structure]:
     "Paint the fat between the lungs, from the sternum to the spine."
-    shapes = (((0, 4, 52), (19, 62, 104)), ((0, -12, 100), (30, 34, 62)), ((2, 16, 60), (33, 30, 40)), ((0, -46, -30), (23, 26, 150)))
+    shapes = (
+        ((0, 4, 52), (19, 62, 104)),
+        ((0, -12, 100), (30, 34, 62)),
+        ((2, 16, 60), (33, 30, 40)),
+        ((0, -46, -30), (23, 26, 150)),
+    )
     structures = [Structure(Ellipsoid(center, half), -85.0) for center, half in shapes]
     front = [(0, y + 2, z) for _, y, z, *_ in VERTEBRAE]
-    return structures + chain(front, [width + 3.5 for *_, width, _, _ in VERTEBRAE], 10.0, n=24)  # tissue along the vertebrae
+    return structures + chain(
+        front, [width + 3.5 for *_, width, _, _ in VERTEBRAE], 10.0, n=24
+    )  # tissue along the vertebrae
 
 # %% ../../../nbs/api/volumes/phantom/217_organs.ipynb #b694548e
 def heart() -> list[Structure]:
@@ -111,7 +122,12 @@ def heart() -> list[Structure]:
     apex = np.array([-0.72, 0.50, -0.48]) / np.linalg.norm([-0.72, 0.50, -0.48])
     side = np.cross([0, 0, 1], apex) / np.linalg.norm(np.cross([0, 0, 1], apex))
     frame = np.stack([apex, side, np.cross(apex, side)], axis=1)
-    fat = [((-28, 26, -12), frame * (68, 43, 47)), ((4, 26, 14), (40, 38, 48)), ((36, 34, -28), (18, 22, 20)), ((-62, 48, -36), (22, 20, 14))]
+    fat = [
+        ((-28, 26, -12), frame * (68, 43, 47)),
+        ((4, 26, 14), (40, 38, 48)),
+        ((36, 34, -28), (18, 22, 20)),
+        ((-62, 48, -36), (22, 20, 14)),
+    ]
     structures = [Structure(Ellipsoid(center, axes), -85.0) for center, axes in fat]
     chambers = (
         ((-41, 25, -12), frame * (54, 33, 36), 50.0),  # left ventricle
@@ -133,27 +149,62 @@ GREAT_VESSELS = (  # structure, points from the heart outwards, radius at each, 
     ("", ((-16, 40, 38), (-22, 28, 56), (-22, 14, 62)), (14, 14, 12.5)),  # pulmonary trunk and arteries
     ("", ((-20, 14, 60), (6, -2, 54), (26, -10, 50), (40, -14, 44)), (11, 11, 10, 8)),
     ("", ((-21, 14, 62), (-32, -4, 62), (-41, -18, 54), (-44, -24, 40)), (12, 11, 9, 6.5)),
-    ("aorta", ((-2, 24, 20), (10, 32, 44), (13, 28, 72), (4, 14, 93), (-10, -4, 98), (-21, -22, 90), (-24, -36, 68), (-23, -42, 35), (-20, -42, -10), (-12, -34, -70), (-5, -12, -120), (-2, 4, -190)),
-     (16, 15.5, 15.5, 14.5, 13.5, 13, 12.5, 12, 11.5, 11, 10, 9)),
+    (
+        "aorta",
+        (
+            (-2, 24, 20),
+            (10, 32, 44),
+            (13, 28, 72),
+            (4, 14, 93),
+            (-10, -4, 98),
+            (-21, -22, 90),
+            (-24, -36, 68),
+            (-23, -42, 35),
+            (-20, -42, -10),
+            (-12, -34, -70),
+            (-5, -12, -120),
+            (-2, 4, -190),
+        ),
+        (16, 15.5, 15.5, 14.5, 13.5, 13, 12.5, 12, 11.5, 11, 10, 9),
+    ),
     ("brachiocephalic_vein_right", ((28, 18, 90), (33, 20, 108), (40, 18, 128)), (8, 7.5, 6.5)),
     ("brachiocephalic_vein_left", ((26, 20, 96), (0, 32, 106), (-30, 24, 126)), (7.5, 7, 6.5)),
     ("brachiocephalic_trunk", ((5, 16, 98), (11, 18, 112), (20, 14, 126)), (7, 6.5, 6)),
     ("common_carotid_artery_right", ((20, 14, 125), (22, 14, 150), (23, 12, 185)), (4, 3.8, 3.8)),
     ("subclavian_artery_right", ((20, 14, 125), (42, 4, 142), (78, 4, 140), (120, -4, 132)), (5, 4.8, 4.5, 4)),
     ("common_carotid_artery_left", ((-6, 6, 102), (-14, 8, 130), (-22, 12, 185)), (4.2, 3.9, 3.8)),
-    ("subclavian_artery_left", ((-14, -6, 104), (-26, -4, 132), (-48, 2, 144), (-80, 4, 140), (-120, -4, 132)), (5.5, 5, 4.8, 4.5, 4)),
+    (
+        "subclavian_artery_left",
+        ((-14, -6, 104), (-26, -4, 132), (-48, 2, 144), (-80, 4, 140), (-120, -4, 132)),
+        (5.5, 5, 4.8, 4.5, 4),
+    ),
 )
 
 
 def great_vessels() -> list[Structure]:
     "Paint the great vessels."
-    return [tube for name, points, radii in GREAT_VESSELS for tube in chain(points, radii, BLOOD, LABELS.get(name, 0), n=6 * len(points))]
+    return [
+        tube
+        for name, points, radii in GREAT_VESSELS
+        for tube in chain(points, radii, BLOOD, LABELS.get(name, 0), n=6 * len(points))
+    ]
 
 # %% ../../../nbs/api/volumes/phantom/217_organs.ipynb #f1348f4c
 def airways() -> list[Structure]:
     "Paint trachea, main bronchi, oesophagus and thyroid gland."
-    gullet = [(-3, -4, 185), (-6, -14, 150), (-6, -24, 110), (-2, -30, 60), (0, -30, 20), (-6, -24, -20), (-22, -6, -48), (-44, 4, -58)]
-    structures = chain(gullet, 7.5, 35.0, LABELS["esophagus"], n=24) + chain(gullet[1:4], [2.5, 1.0, 2.0], -700.0, LABELS["esophagus"], n=8)
+    gullet = [
+        (-3, -4, 185),
+        (-6, -14, 150),
+        (-6, -24, 110),
+        (-2, -30, 60),
+        (0, -30, 20),
+        (-6, -24, -20),
+        (-22, -6, -48),
+        (-44, 4, -58),
+    ]
+    structures = chain(gullet, 7.5, 35.0, LABELS["esophagus"], n=24) + chain(
+        gullet[1:4], [2.5, 1.0, 2.0], -700.0, LABELS["esophagus"], n=8
+    )
     for _, side in SIDES:
         structures += [Structure(Ellipsoid((19 * side, 12, 156), (9, 11, 22)), 105.0, LABELS["thyroid_gland"])]
     pipes = (

@@ -131,10 +131,14 @@ class Phantom:
         self,
         source: Shaped[np.ndarray, "#N 3"] | Coordinates,  # mm
         target: Shaped[np.ndarray, "N 3"] | Coordinates,  # mm
-        value: Callable[[np.ndarray], np.ndarray] = water_equivalent,  # what is integrated, as a function of Hounsfield units
+        value: Callable[
+            [np.ndarray], np.ndarray
+        ] = water_equivalent,  # what is integrated, as a function of Hounsfield units
         labels: Sequence[int] | None = None,  # integrate each of these structures by itself
         chunk: int = 4096,  # rays at a time, which bounds the memory
-    ) -> Float[np.ndarray, " N"] | Float[np.ndarray, "N L"]:  # one column for each of `labels`, if given; units of `value` times mm
+    ) -> (
+        Float[np.ndarray, " N"] | Float[np.ndarray, "N L"]
+    ):  # one column for each of `labels`, if given; units of `value` times mm
         "Integrate along rays from source to target, exactly."
         source, target = np.broadcast_arrays(np.asarray(source, float), np.asarray(target, float))
         if target.ndim != 2 or target.shape[1] != 3:

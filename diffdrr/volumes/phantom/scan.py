@@ -5,7 +5,6 @@
 # %% ../../../nbs/api/volumes/phantom/219_scan.ipynb #628eb04a
 from __future__ import annotations
 
-
 import numpy as np
 import torch
 from jaxtyping import Float, Int16, UInt8
@@ -35,7 +34,9 @@ def blur(
     "Convolve with a Gaussian along each axis; at the border the outermost voxel goes on."
     for axis, weights in enumerate(map(blur_weights, sigma)):
         radius = len(weights) // 2
-        for slab in np.array_split(image, max(1, image.size >> 21), axis=0 if axis else 1):  # small enough for the cache
+        for slab in np.array_split(
+            image, max(1, image.size >> 21), axis=0 if axis else 1
+        ):  # small enough for the cache
             rows = np.moveaxis(np.ascontiguousarray(slab), axis, 0)
             padded = np.concatenate([rows[:1]] * radius + [rows] + [rows[-1:]] * radius)
             total = weights[radius].astype(np.float32) * rows
@@ -73,7 +74,9 @@ def averaged(
     shape: tuple[int, int, int],  # voxels
     affine: Float[np.ndarray, "4 4"],  # world from voxel
     step: float = 3.0,  # voxels smaller than this are sampled once, mm
-) -> tuple[Float[np.ndarray, "X Y Z"], UInt8[np.ndarray, "X Y Z"]]:  # mean Hounsfield units (float32), and the labels of the centres
+) -> tuple[
+    Float[np.ndarray, "X Y Z"], UInt8[np.ndarray, "X Y Z"]
+]:  # mean Hounsfield units (float32), and the labels of the centres
     "Rasterize with several samples per voxel along each axis on which voxels are large."
     counts = 2 * (np.linalg.norm(affine[:3, :3], axis=0) / step).astype(int) + 1  # odd: the middle sample is the centre
     finer = affine @ np.diag([*(1 / counts), 1.0])
@@ -91,7 +94,9 @@ def chest_ct(
     spacing: tuple[float, float, float] = (0.7, 0.7, 2.5),  # mm
     seed: int = 0,  # of noise and texture
     noise: float = 12.0,  # standard deviation in soft tissue, Hounsfield units
-) -> tuple[Int16[np.ndarray, "X Y Z"], UInt8[np.ndarray, "X Y Z"], Float[np.ndarray, "4 4"]]:  # Hounsfield units, labels, world from voxel
+) -> tuple[
+    Int16[np.ndarray, "X Y Z"], UInt8[np.ndarray, "X Y Z"], Float[np.ndarray, "4 4"]
+]:  # Hounsfield units, labels, world from voxel
     "Scan the chest. The same seed gives the same CT. Raises a `ValueError` for a grid without voxels."
     if len(shape) != 3 or min(shape) < 1 or len(spacing) != 3 or not min(spacing) > 0:
         raise ValueError(

@@ -5,7 +5,6 @@
 # %% ../../../nbs/api/volumes/phantom/214_shapes.ipynb #65ee7b2d
 from __future__ import annotations
 
-
 import numpy as np
 from jaxtyping import Float
 from scipy.interpolate import CubicSpline

@@ -5,7 +5,6 @@
 # %% ../../../nbs/api/volumes/phantom/216_skeleton.ipynb #681f6d21
 from __future__ import annotations
 
-
 import numpy as np
 from jaxtyping import Float
 from scipy.interpolate import CubicSpline
@@ -21,10 +20,23 @@ __all__ = []
 
 # %% ../../../nbs/api/volumes/phantom/216_skeleton.ipynb #f8a7cbd3
 VERTEBRAE = (  # name, centre of the body y and z, half-width, half-depth, half-height of the body, mm
-    ("L3", -11, -165, 23.5, 17.0, 12.5), ("L2", -18, -135, 22.5, 16.5, 12.0), ("L1", -28, -106, 21.5, 16.0, 11.5), ("T12", -39, -79, 20.0, 15.5, 11.0),
-    ("T11", -49, -53, 18.5, 15.0, 10.3), ("T10", -57, -29, 17.5, 15.0, 9.8), ("T9", -62, -6, 16.5, 15.0, 9.5), ("T8", -65, 16, 16.0, 15.0, 9.3),
-    ("T7", -66, 38, 15.0, 14.5, 9.1), ("T6", -64, 59, 14.5, 14.0, 8.8), ("T5", -60, 79, 14.0, 13.0, 8.5), ("T4", -54, 98, 13.5, 12.0, 8.2),
-    ("T3", -45, 116, 13.5, 11.0, 7.9), ("T2", -33, 133, 14.0, 10.0, 7.6), ("T1", -21, 149, 14.5, 9.5, 7.2), ("C7", -9, 163, 14.0, 9.0, 6.3), ("C6", 0, 177, 13.0, 8.5, 6.0),
+    ("L3", -11, -165, 23.5, 17.0, 12.5),
+    ("L2", -18, -135, 22.5, 16.5, 12.0),
+    ("L1", -28, -106, 21.5, 16.0, 11.5),
+    ("T12", -39, -79, 20.0, 15.5, 11.0),
+    ("T11", -49, -53, 18.5, 15.0, 10.3),
+    ("T10", -57, -29, 17.5, 15.0, 9.8),
+    ("T9", -62, -6, 16.5, 15.0, 9.5),
+    ("T8", -65, 16, 16.0, 15.0, 9.3),
+    ("T7", -66, 38, 15.0, 14.5, 9.1),
+    ("T6", -64, 59, 14.5, 14.0, 8.8),
+    ("T5", -60, 79, 14.0, 13.0, 8.5),
+    ("T4", -54, 98, 13.5, 12.0, 8.2),
+    ("T3", -45, 116, 13.5, 11.0, 7.9),
+    ("T2", -33, 133, 14.0, 10.0, 7.6),
+    ("T1", -21, 149, 14.5, 9.5, 7.2),
+    ("C7", -9, 163, 14.0, 9.0, 6.3),
+    ("C6", 0, 177, 13.0, 8.5, 6.0),
 )
 
 # %% ../../../nbs/api/volumes/phantom/216_skeleton.ipynb #50491692
@@ -70,7 +82,9 @@ def vertebra(
     structures = [Structure(Ellipsoid(disc, frame * (width, depth, 7.0)), 80.0)]
     slices = ((0, 0.93, height), (height - 1.6, 1.0, 1.6), (1.6 - height, 1.0, 1.6))  # a waist between two end plates
     for shift, size, half in slices:
-        structures.append(Structure(Cylinder(at(0, 0, shift), frame * (width * size, depth * size, half)), 430.0, label))
+        structures.append(
+            Structure(Cylinder(at(0, 0, shift), frame * (width * size, depth * size, half)), 430.0, label)
+        )
     marrow = Cylinder(at(0, 0, 0), frame * (0.93 * width - 1.3, 0.93 * depth - 1.3, height - 1.1))
     structures.append(Structure(marrow, 185.0, label))
     tubes = arch_tubes(name, width, depth, height)
@@ -92,7 +106,18 @@ def spine() -> list[Structure]:
 
 # %% ../../../nbs/api/volumes/phantom/216_skeleton.ipynb #b13a82b9
 RIBS = (  # how far the rib descends, mm, and the angle around the chest at which it ends, from the back, degrees
-    (42, 150), (54, 158), (66, 160), (82, 161), (97, 161), (108, 158), (112, 151), (104, 138), (96, 122), (86, 104), (62, 74), (30, 34),
+    (42, 150),
+    (54, 158),
+    (66, 160),
+    (82, 161),
+    (97, 161),
+    (108, 158),
+    (112, 151),
+    (104, 138),
+    (96, 122),
+    (86, 104),
+    (62, 74),
+    (30, 34),
 )
 
 
@@ -119,7 +144,15 @@ def rib_curve(
     return np.column_stack([points, out])
 
 # %% ../../../nbs/api/volumes/phantom/216_skeleton.ipynb #7fe27c94
-STERNUM = ((20, 60, 117), (19, 68, 95), (15, 73, 72), (15, 77, 52), (15, 80, 34), (14, 82, 18), (10, 84, 6))  # where ribs 1 to 7 meet it, mm
+STERNUM = (
+    (20, 60, 117),
+    (19, 68, 95),
+    (15, 73, 72),
+    (15, 77, 52),
+    (15, 80, 34),
+    (14, 82, 18),
+    (10, 84, 6),
+)  # where ribs 1 to 7 meet it, mm
 
 
 def cartilage(
@@ -210,12 +243,18 @@ def shoulder_blade(
     normal /= np.linalg.norm(normal)
     across = mirror(normal, side)
 
-    def border(points: Coordinates, width: float | Coordinates, thickness: float, out: Coordinates, n: int, **options) -> list[Structure]:
+    def border(
+        points: Coordinates, width: float | Coordinates, thickness: float, out: Coordinates, n: int, **options
+    ) -> list[Structure]:
         return bone(mirror(points, side), width, thickness, out, label, n=n, **options)
 
     structures = [Structure(blade(*mirror((top, bottom, neck), side)), 620.0, label)]
-    structures += border((bottom, (bottom + neck) / 2 + (3, -2, 0), neck), [5.5, 5.5, 8], 0.8, across, 10)  # lateral border
-    structures += border((top, (top + bottom) / 2 + (-2, -3, 0), bottom), 3.4, 0.9, across, 10, cortex=1.0)  # medial border
+    structures += border(
+        (bottom, (bottom + neck) / 2 + (3, -2, 0), neck), [5.5, 5.5, 8], 0.8, across, 10
+    )  # lateral border
+    structures += border(
+        (top, (top + bottom) / 2 + (-2, -3, 0), bottom), 3.4, 0.9, across, 10, cortex=1.0
+    )  # medial border
     spine = ((80, -90, 112), (108, -88, 127), (134, -68, 144), (146, -40, 157))
     structures += border(spine, [3, 5, 6.5, 8], 0.6, (0.2 * side, 0.3, 1), 12)  # spine and acromion
     structures += border((neck, (136, -32, 138)), [9, 14], 0.8, (side, 0.6, 0.3), 3)  # glenoid

@@ -74,7 +74,9 @@ class Solid(ABC):
         self,
         source: Float[np.ndarray, "*#n 3"],  # mm
         target: Float[np.ndarray, "*#n 3"],  # mm
-    ) -> tuple[Float[np.ndarray, "*n"], Float[np.ndarray, "*n"]]:  # entry and exit, not clamped to [0, 1]; (inf, -inf) if missed
+    ) -> tuple[
+        Float[np.ndarray, "*n"], Float[np.ndarray, "*n"]
+    ]:  # entry and exit, not clamped to [0, 1]; (inf, -inf) if missed
         "Find where the line through source and target is inside."
 
     @abstractmethod
@@ -112,7 +114,9 @@ class AffineSolid(Solid):
         return self.unit_contains((points - np.asarray(self.center)) @ self.unit_from_world.T)
 
     def interval(self, source, target):
-        return self.unit_interval((source - np.asarray(self.center)) @ self.unit_from_world.T, (target - source) @ self.unit_from_world.T)
+        return self.unit_interval(
+            (source - np.asarray(self.center)) @ self.unit_from_world.T, (target - source) @ self.unit_from_world.T
+        )
 
     def bounds(self):
         reach = self.unit_reach(self.world_from_unit)
@@ -236,7 +240,9 @@ class Tube(Solid):
     def bounds(self):
         reach = np.linalg.norm(half_axes(self.axes), axis=1)
         start, end = np.asarray(self.start, float), np.asarray(self.end, float)
-        return np.minimum(start - reach * self.radii[0], end - reach * self.radii[1]), np.maximum(start + reach * self.radii[0], end + reach * self.radii[1])
+        return np.minimum(start - reach * self.radii[0], end - reach * self.radii[1]), np.maximum(
+            start + reach * self.radii[0], end + reach * self.radii[1]
+        )
 
 # %% ../../../nbs/api/volumes/phantom/211_solids.ipynb #728da84c
 @dataclass(frozen=True, eq=False)

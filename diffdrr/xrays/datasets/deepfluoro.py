@@ -39,7 +39,6 @@ RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 UNATTENUATED = 65487.0  # intensity of DeepFluoro's pictures where nothing is in the way
 PARAMETERS = ("intrinsic", "extrinsic", "pixel-row-spacing", "pixel-col-spacing")  # the same for all pictures
 
-
 # %% ../../../nbs/api/xrays/datasets/313_deepfluoro.ipynb #a64c839c
 class DeepFluoro(RegistrationDataset):
     """X-rays of the hip of a cadaver, read from `ipcai_2020_full_res_data.h5`.
@@ -122,7 +121,9 @@ class DeepFluoro(RegistrationDataset):
             picture, intrinsic, extrinsic, pixels = turn_upright(picture, intrinsic, extrinsic, pixels)
         whole("border", self.border, 0, (min(picture.shape) - 1) // 2, "it is cut off on each side")
         image = torch.from_numpy(picture.astype(np.float32))[None, None]
-        camera, pose = camera_and_pose(intrinsic, extrinsic, picture.shape, tuple(map(float, spacing)), subject.orientation)
+        camera, pose = camera_and_pose(
+            intrinsic, extrinsic, picture.shape, tuple(map(float, spacing)), subject.orientation
+        )
         landmarks = torch.from_numpy(pixels).float()[None]
         xray = XRay(image, torch.ones_like(image), camera, pose=pose, landmarks=landmarks)
         return xray.crop(*[self.border] * 4)

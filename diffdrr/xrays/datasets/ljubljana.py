@@ -71,10 +71,14 @@ class Ljubljana(RegistrationDataset):
         affine = np.diag([-spacing[0], spacing[1], spacing[2], 1.0])
         affine[:3, 3] = origin + [spacing[0] * (len(pixels) - 1), 0, 0]
         fiducials = torch.from_numpy(points).float()[None]
-        return read(torch.where(volume < self.background, 0, volume), orientation="AP", fiducials=fiducials, affine=affine)
+        return read(
+            torch.where(volume < self.background, 0, volume), orientation="AP", fiducials=fiducials, affine=affine
+        )
 
     def _read_xray(self, file: h5py.File, name: str, subject: Subject) -> XRay:
-        picture, *spacing = (self._get(file, f"proj-{name}/{entry}") for entry in ("pixels", "row-spacing", "col-spacing"))
+        picture, *spacing = (
+            self._get(file, f"proj-{name}/{entry}") for entry in ("pixels", "row-spacing", "col-spacing")
+        )
         matrices = (self._get(file, f"proj-{name}/{entry}").astype(float) for entry in ("intrinsic", "extrinsic"))
         intrinsic, from_volume = opencv_from_xreg(*matrices)
         points = self._get(file, "points").astype(float)
@@ -82,7 +86,9 @@ class Ljubljana(RegistrationDataset):
         landmarks = torch.from_numpy(seen[:, :2] / seen[:, 2:]).float()[None]
         image = torch.from_numpy(picture.astype(np.float32))[None, None]
         extrinsic = from_volume @ np.linalg.inv(subject.world_from_scanner.numpy())
-        camera, pose = camera_and_pose(intrinsic, extrinsic, picture.shape, tuple(map(float, spacing)), subject.orientation)
+        camera, pose = camera_and_pose(
+            intrinsic, extrinsic, picture.shape, tuple(map(float, spacing)), subject.orientation
+        )
         return XRay(image, torch.ones_like(image), camera, logarithmic=True, pose=pose, landmarks=landmarks)
 
     def _line_integrals(self, image: Float[Tensor, "1 1 H W"]) -> Float[Tensor, "1 1 H W"]:

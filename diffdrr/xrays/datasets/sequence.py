@@ -105,9 +105,7 @@ class RegistrationDataset(Sequence):
     ) -> XRay:  # the pixel values of the file
         "Read an X-ray as it is stored. Raises an `IndexError` that says how many there are."
         if not -len(self) <= index < len(self):
-            raise IndexError(
-                f"index must be from 0 to {len(self) - 1}, or negative to count from the end, not {index}"
-            )
+            raise IndexError(f"index must be from 0 to {len(self) - 1}, or negative to count from the end, not {index}")
         subject = self.subject
         with open_hdf5(self.path) as file:
             return self._read_xray(file, self.names[index], subject)

@@ -47,7 +47,9 @@ def turn_upright(
     intrinsic: Float[np.ndarray, "3 3"],  # (0, 0) is the corner of the picture
     extrinsic: Float[np.ndarray, "4 4"],  # camera from world
     pixels: Float[np.ndarray, "N 2"],  # columns and rows
-) -> tuple[Shaped[np.ndarray, "H W"], Float[np.ndarray, "3 3"], Float[np.ndarray, "4 4"], Float[np.ndarray, "N 2"]]:  # the same four
+) -> tuple[
+    Shaped[np.ndarray, "H W"], Float[np.ndarray, "3 3"], Float[np.ndarray, "4 4"], Float[np.ndarray, "N 2"]
+]:  # the same four
     "Turn a picture by 180 degrees, with its camera and with points in it."
     size = np.array(picture.shape[::-1])
     turned = intrinsic.copy()
