@@ -17,6 +17,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
+from beartype import BeartypeConf
 from beartype.door import is_bearable
 from jaxtyping import AbstractArray, jaxtyped
 
@@ -24,6 +25,7 @@ PACKAGE = "diffdrr"
 # Functions that are not verified, by module and name, and why.
 NOT_VERIFIED: dict[str, str] = {}
 MARK = "__shapes_verified__"
+NUMBERS = BeartypeConf(is_pep484_tower=True)  # a whole number is a `float`, too
 
 
 class WrongShape(AssertionError):
@@ -64,7 +66,7 @@ def compare(name: str, values: dict[str, object], hints: dict[str, object]) -> N
     "Raise `WrongShape` unless arguments and result are what annotations say."
     with jaxtyped("context"):
         for place, hint in hints.items():
-            if place in values and not is_bearable(values[place], hint):
+            if place in values and not is_bearable(values[place], hint, conf=NUMBERS):
                 others = ", ".join(f"{other}: {describe(values[other])}" for other in hints if other in values and other != place)
                 raise WrongShape(f"{name}: {place} is {describe(values[place])} and not {hint}" + (f", with {others}" if others else ""))
 

@@ -113,7 +113,7 @@ class NormalizedCrossCorrelation2d(nn.Module):
         x1: Float[Tensor, "B C H W"],
         x2: Float[Tensor, "B C H W"],
         mask: Shaped[Tensor, "#B 1 H W"] | None = None,  # weights of the pixels, not negative
-    ) -> Float[Tensor, "B,"]:  # between -1 and 1
+    ) -> Float[Tensor, "B"]:  # between -1 and 1
         "Compare pictures of the same shape. Raises a `ValueError` if a window does not fit into them."
         check_images(x1, x2)
         if self.patch_size is not None and self.patch_size > min(x1.shape[-2:]):
@@ -162,7 +162,7 @@ class MultiscaleNormalizedCrossCorrelation2d(nn.Module):
         x1: Float[Tensor, "B C H W"],
         x2: Float[Tensor, "B C H W"],
         mask: Shaped[Tensor, "#B 1 H W"] | None = None,  # weights of the pixels, not negative
-    ) -> Float[Tensor, "B,"]:
+    ) -> Float[Tensor, "B"]:
         "Compare pictures of the same shape."
         scores = [weight * ncc(x1, x2, mask) for weight, ncc in zip(self.patch_weights, self.nccs, strict=True)]
         return torch.stack(scores).sum(dim=0)

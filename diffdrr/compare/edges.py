@@ -20,7 +20,7 @@ __all__ = ['gaussian_kernel', 'Sobel', 'GradientNormalizedCrossCorrelation2d']
 # %% ../../nbs/api/compare/703_edges.ipynb #1e555304
 def gaussian_kernel(
     sigma: float,  # standard deviation, pixels
-) -> Float[Tensor, "K,"]:  # with K odd, adds up to 1
+) -> Float[Tensor, "K"]:  # with K odd, adds up to 1
     "Sample a Gaussian out to three standard deviations."
     radius = (int(6 * sigma + 1) | 1) // 2
     kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / sigma) ** 2)
@@ -85,7 +85,7 @@ class GradientNormalizedCrossCorrelation2d(NormalizedCrossCorrelation2d):
         x1: Float[Tensor, "B C H W"],
         x2: Float[Tensor, "B C H W"],
         mask: Shaped[Tensor, "#B 1 H W"] | None = None,  # weights of the pixels, not negative
-    ) -> Float[Tensor, "B,"]:  # between -1 and 1
+    ) -> Float[Tensor, "B"]:  # between -1 and 1
         "Compare pictures of the same shape."
         check_images(x1, x2)
         if mask is not None:

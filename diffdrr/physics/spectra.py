@@ -201,9 +201,9 @@ def half_value_layer(
 
 # %% ../../nbs/api/physics/603_spectra.ipynb #f51292c5
 def csi_response(
-    energies: Float[Tensor, "E,"],  # keV
+    energies: Float[Tensor, "E"],  # keV
     thickness: float = 0.5,  # of the scintillator without its gaps, mm
-) -> Float[Tensor, "E,"]:  # energy absorbed per photon, keV
+) -> Float[Tensor, "E"]:  # energy absorbed per photon, keV
     "Compute the signal of a scintillator of caesium iodide, per photon. Raises a `ValueError` unless the thickness is positive."
     positive("thickness", thickness)
     return energies * -torch.expm1(-attenuation("caesium iodide", energies) * thickness)
