@@ -44,7 +44,10 @@ def resolve(annotation: object, function: FunctionType) -> object:
     if isinstance(annotation, str):
         if "[Tensor" not in annotation and "[torch.Tensor" not in annotation:
             return None
-        annotation = eval(annotation, function.__globals__)  # the source of this package, no one else's
+        try:
+            annotation = eval(annotation, function.__globals__)  # the source of this package, no one else's
+        except NameError:
+            return None
     return annotation if mentions_arrays(annotation) else None
 
 

@@ -90,9 +90,9 @@ def patch_correlation(
 
 # %% ../../nbs/api/compare/702_correlation.ipynb #de8d7a70
 class NormalizedCrossCorrelation2d(nn.Module):
-    """Compare pictures by their correlation coefficient, over the whole picture or averaged over windows. The result is averaged over the channels.
+    """Compare pictures by their correlation coefficient, over the whole picture or averaged over windows.
 
-    Raises a `ValueError` for a patch size or `eps` that makes no sense."""
+    The result is averaged over the channels. Raises a `ValueError` for a patch size or `eps` that makes no sense."""
 
     def __init__(
         self,

@@ -53,7 +53,7 @@ class Sobel(nn.Module):
         self,
         img: Float[Tensor, "B C H W"],
     ) -> Float[Tensor, "B 2*C H W"]:  # of each channel along rows and columns, positive where values fall
-        "Compute gradient images. Raises a `ValueError` for pictures smaller than the blur, or without batch and channels."
+        "Compute gradient images. Raises a `ValueError` for pictures smaller than the blur, or of another shape."
         shaped("img", img, "B C H W")
         x = at_least_single(img).flatten(0, 1)[:, None]
         reach = len(self.blur) // 2

@@ -94,7 +94,7 @@ def check_points(
     points: Float[Tensor, "#B N 3"],
     pose: RigidTransform,
 ) -> None:
-    "Raise a `ValueError` unless there are points, and they have the shape, dtype and device that a pose can be applied to."
+    "Raise a `ValueError` unless there are points, of a shape, dtype and device that a pose can be applied to."
     shaped("points", points, "B N 3", "give one set of points as points[None]")
     if points.shape[1] == 0:
         raise ValueError("points must have shape (B, N, 3) with N at least 1, but there are none")
