@@ -44,10 +44,7 @@ def resolve(annotation: object, function: FunctionType) -> object:
     if isinstance(annotation, str):
         if "[Tensor" not in annotation and "[torch.Tensor" not in annotation:
             return None
-        try:
-            annotation = eval(annotation, function.__globals__)  # the source of this package, no one else's
-        except NameError:
-            return None
+        annotation = eval(annotation, function.__globals__)  # the source of this package, no one else's
     return annotation if mentions_arrays(annotation) else None
 
 

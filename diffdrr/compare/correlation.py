@@ -43,7 +43,7 @@ def standardize(
 def to_patches(
     x: Float[Tensor, "B C H W"],
     patch_size: int,  # height and width of the windows, pixels
-) -> Float[Tensor, "B N {patch_size} {patch_size}"]:  # N = C (H - patch_size + 1) (W - patch_size + 1)
+) -> Float[Tensor, "B N P P"]:  # P is the patch size, N = C (H - P + 1) (W - P + 1)
     "Lay out all windows of a picture as channels."
     return x.unfold(2, patch_size, 1).unfold(3, patch_size, 1).flatten(1, 3)
 
