@@ -31,10 +31,11 @@ from diffdrr import __version__
 from diffdrr.files import check_folder, whole_file, whole_folder
 
 if TYPE_CHECKING:
+    from torchio import Subject
+
     from diffdrr.geometry import RigidTransform
     from diffdrr.rendering import DRR
     from diffdrr.xrays import XRay
-    from torchio import Subject
 
 # %% ../nbs/api/930_cli.ipynb #56ceaa3f
 def write_png(path: Path, image: Real[np.ndarray, "H W"], spacing: tuple[float, float]) -> None:
@@ -64,7 +65,9 @@ WRITERS = {".png": write_png, ".npy": write_npy} | dict.fromkeys((".tif", ".tiff
 def suffix_of(
     path: Path,  # file to write
 ) -> str:  # a key of `WRITERS`
-    "Find the format in the name of a file. Raises a `ValueError` for an unknown one, and a `FileNotFoundError` if the folder does not exist."
+    """Find the format in the name of a file.
+
+    Raises a `ValueError` for an unknown one, and a `FileNotFoundError` if the folder does not exist."""
     found = [suffix for suffix in WRITERS if path.name.lower().endswith(suffix)]
     if not found:
         raise ValueError(f"output must end in {', '.join(WRITERS)}, not {path.name!r}")
@@ -101,7 +104,9 @@ def describe_geometry(
     detector = drr.detector
     voxels = " x ".join(map(str, drr.density.shape))
     spacing = " x ".join(f"{size:.3g}" for size in drr.subject.volume.spacing)
-    pixels = f"{detector.height} x {detector.width} pixels of {detector.dely:.3g} x {detector.delx:.3g} mm (rows x columns)"
+    pixels = (
+        f"{detector.height} x {detector.width} pixels of {detector.dely:.3g} x {detector.delx:.3g} mm (rows x columns)"
+    )
     lines = [
         f"volume    {voxels} voxels of {spacing} mm, centred at the origin",
         f"detector  {pixels}, {detector.sdd:.6g} mm from the source",
@@ -125,7 +130,9 @@ def read_numbers(
     except ValueError:
         values = []
     if len(values) != n or not np.isfinite(values).all():
-        raise ValueError(f"expected {n} numbers separated by commas, such as {','.join(['10', '850', '0'][:n])}, not {text!r}")
+        raise ValueError(
+            f"expected {n} numbers separated by commas, such as {','.join(['10', '850', '0'][:n])}, not {text!r}"
+        )
     return values
 
 # %% ../nbs/api/930_cli.ipynb #33527bc8
@@ -143,21 +150,21 @@ def read_labels(
 class RenderOptions:
     "What `diffdrr render` can be told."
 
-    ct: str | None = None  # CT to render: a file (NIfTI, NRRD, MetaImage ...) or a folder with a DICOM series; the built-in example if left out
+    ct: str | None = None  # file (NIfTI, NRRD, MetaImage ...) or folder with a DICOM series; the example if left out
     output: str = "drr.png"  # file to write: .png to look at; .tif, .nii.gz or .npy for the line integrals
     sdd: float = 1020.0  # source-to-detector distance, mm
     height: int = 200  # rows of the picture, pixels
     width: int | None = None  # columns of the picture, pixels; as many as rows if left out
     delx: float = 2.0  # width of a pixel, mm
     dely: float | None = None  # height of a pixel, mm; as wide if left out
-    rot: str = "0,0,0"  # rotation of the camera: three Euler angles in degrees; write --rot=-30,0,0 if the first is negative
-    xyz: str = "0,850,0"  # place of the source before the rotation, mm; the second number is its distance from the isocentre
+    rot: str = "0,0,0"  # three Euler angles of the camera, degrees; write --rot=-30,0,0 if the first is negative
+    xyz: str = "0,850,0"  # place of the source before the rotation, mm; the second is its distance from the isocentre
     convention: str = "ZXY"  # axes of the Euler angles
     orientation: str = "AP"  # where the camera looks from when it is not rotated: AP or PA
     renderer: str = "siddon"  # siddon (constant voxels) or trilinear (interpolated, exact)
     beam: str = "cone"  # cone or parallel
     labels: str | None = None  # label map of the CT: a file
-    structures: str | None = None  # labels of the structures to render, separated by commas; needs --labels or the example
+    structures: str | None = None  # labels to render, separated by commas; needs --labels or the example
     show_geometry: bool = False  # print where source and detector are, and the camera's matrices
 
 
@@ -190,7 +197,9 @@ def read_subject(
     from diffdrr.volumes import load_example_ct, read
 
     if options.ct is None and options.labels is not None:
-        raise ValueError("--labels belongs to a CT, and none is given; the example has labels of its own, see --structures")
+        raise ValueError(
+            "--labels belongs to a CT, and none is given; the example has labels of its own, see --structures"
+        )
     kept = read_labels(options.structures)
     if options.ct is None:
         return load_example_ct(kept, options.orientation)
@@ -222,7 +231,7 @@ def read_case(
 
     taken = read_xray(case.xray, frame=case.frame, sdd=case.sdd, sod=case.sod, delx=case.delx, dely=case.dely)
     picture = prepare(invert(taken) if case.inverted else taken, case.pixels)
-    return DRR(read(case.ct, orientation=case.orientation), renderer="trilinear", **picture.intrinsics), picture
+    return DRR(read(case.ct, orientation=case.orientation), renderer="trilinear", **vars(picture.camera)), picture
 
 # %% ../nbs/api/930_cli.ipynb #c7df1b29
 def initial_pose(
@@ -237,7 +246,10 @@ def initial_pose(
     if init is not None and init.endswith(".json"):
         return RegistrationResult.load(init).pose
     if picture.sod is None:
-        raise ValueError("the X-ray does not say how far the source is from the patient (tag DistanceSourceToPatient); give it as --sod, in mm")
+        raise ValueError(
+            "the X-ray does not say how far the source is from the patient (tag DistanceSourceToPatient); "
+            "give it as --sod, in mm"
+        )
     if init is not None:
         angles = read_numbers(init, 2) if "," in init else angles_of_view(init)
         return pose_from_positioner_angles(*angles, picture.sod, orientation)
@@ -255,8 +267,8 @@ class RegisterOptions:
     ct: str  # CT of the patient: a file (NIfTI, NRRD, MetaImage ...) or a folder with a DICOM series
     xray: str  # X-ray of the patient: a DICOM file
     output: str = "registration"  # folder to write: result.json, overlay.png and case.json
-    init: str | None = None  # where the C-arm stood: a view ("AP", "LAO 30 CRA 10"), two angles in degrees (--init=30,-10), or the result.json of another registration; the angles in the X-ray's file if left out
-    orientation: str = "PA"  # how the X-ray is shown: PA as seen from the detector, like most angiographies, AP as seen from the source
+    init: str | None = None  # a view ("LAO 30 CRA 10"), angles (--init=30,-10) or a result.json; else as in the file
+    orientation: str = "PA"  # how the X-ray is shown: PA as seen from the detector, AP as seen from the source
     frame: int | None = None  # of an X-ray with several, counted from 0
     sdd: float | None = None  # source-to-detector distance, mm; from the X-ray's file if left out
     sod: float | None = None  # distance from the source to the patient, mm; from the X-ray's file if left out
@@ -265,7 +277,7 @@ class RegisterOptions:
     spread: str = "15,45"  # how wrong the initial pose may be: standard deviations in degrees and mm
     refine: str = ""  # intrinsics to refine, too: any of sdd, delx, dely, x0, y0, separated by commas
     pixels: int = 256  # along the longer side of the picture that is registered
-    invert: bool = False  # swap what large and small values mean, where the X-ray's file says the wrong thing: bones are dark in overlay.png, or the registration says that the negative fits better
+    invert: bool = False  # swap large and small values, where bones are dark in overlay.png or the negative fits better
     seed: int = 0  # of the random starts
 
     @property
@@ -349,7 +361,7 @@ class ViewOptions:
 
     ct: str | None = None  # CT to look at: a file, or a folder with a DICOM series; the built-in example if left out
     labels: str | None = None  # label map of the CT: a file
-    structures: str | None = None  # labels of the structures to show, separated by commas; needs --labels or the example
+    structures: str | None = None  # labels to show, separated by commas; needs --labels or the example
     orientation: str = "AP"  # where the camera looks from when it is not rotated: AP or PA
     port: int = 5006  # of this computer, where the page is; 0 for any that is free
     no_browser: bool = False  # print the address, and open no browser
@@ -398,7 +410,9 @@ def parser_of(
     prog: str,  # how the command is called
 ) -> argparse.ArgumentParser:
     "Make the parser of a command from the fields of its options."
-    parser = argparse.ArgumentParser(prog=prog, description=command.__doc__, formatter_class=argparse.MetavarTypeHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=prog, description=command.__doc__, formatter_class=argparse.MetavarTypeHelpFormatter
+    )
     types, comments = get_type_hints(options), docments(options)
     for i, field in enumerate(fields(options)):
         name, default, comment = field.name, field.default, comments[field.name]

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from pathlib import Path
 from unittest import mock
 from urllib.parse import urlsplit
 
@@ -65,7 +64,12 @@ CAMERAS = {
 def test_code_makes_the_picture(camera: dict, look: str):
     subject = example(orientation="PA")
     drr = DRR(subject, sdd=1020.0, height=80, **camera)
-    pose = convert(torch.tensor([[0.3, -0.2, 0.1]]), torch.tensor([[9.0, -800.0, -4.0]]), parameterization="euler_angles", convention="ZXY")
+    pose = convert(
+        torch.tensor([[0.3, -0.2, 0.1]]),
+        torch.tensor([[9.0, -800.0, -4.0]]),
+        parameterization="euler_angles",
+        convention="ZXY",
+    )
     first = first_view(drr, pose)
     moved = first.camera.replace(sdd=1100.0, delx=1.1 * first.camera.delx, dely=1.1 * first.camera.dely)
     view = replace(first, look=look, camera=moved)
@@ -80,7 +84,9 @@ def test_first_view_is_that_of_the_renderer():
     view = first_view(drr, pose)
     with torch.no_grad():
         expected = drr(pose, n_points=None)
-    torch.testing.assert_close(render_view(drr, view), expected, rtol=0, atol=5e-3 * expected.max().item())  # the pose is rounded to 0.001 mm and degrees
+    torch.testing.assert_close(
+        render_view(drr, view), expected, rtol=0, atol=5e-3 * expected.max().item()
+    )  # the pose is rounded to 0.001 mm and degrees
 
 
 def test_picture_keeps_the_beam_with_fewer_pixels():
@@ -108,7 +114,12 @@ def test_a_renderer_that_is_made_anew_keeps_its_choices(kind: str, draft: bool):
     drr = DRR(example(), sdd=1020.0, height=20, delx=10.0, voxel_shift=0.0, backend="torch", patch_size=7, eps=1e-6)
     view = replace(first_view(drr), renderer=kind)
     made = aim(drr.coarsen(1, (2, 2, 2)) if draft else drr, view)
-    assert (made.renderer.name, made.renderer.backend, made.renderer.voxel_shift, made.renderer.eps) == (kind, "torch", 0.0, 1e-6)
+    assert (made.renderer.name, made.renderer.backend, made.renderer.voxel_shift, made.renderer.eps) == (
+        kind,
+        "torch",
+        0.0,
+        1e-6,
+    )
     assert made.patch_size == 7 and 'backend="torch"' in code_of(drr, view)
     assert grey_picture(drr, view).std() > 5
 
@@ -130,7 +141,14 @@ def test_explore_draws_with_the_backend_of_the_renderer():
 
 def test_controls_hold_the_view():
     camera = Camera(sdd=3000.0, height=30, width=40, delx=0.1, dely=0.3, x0=7.0, reverse_x_axis=False, beam="parallel")
-    view = View(camera=camera, rotation=(12.5, -3.0, 200.0), translation=(-450.0, 40.0, 3.0), renderer="trilinear", look="transmission", window=(2.0, 8.0))
+    view = View(
+        camera=camera,
+        rotation=(12.5, -3.0, 200.0),
+        translation=(-450.0, 40.0, 3.0),
+        renderer="trilinear",
+        look="transmission",
+        window=(2.0, 8.0),
+    )
     held = Controls(view).view  # also outside the usual range of the sliders
     assert replace(held, camera=camera) == view
     assert asdict(held.camera) == pytest.approx(asdict(camera))
@@ -170,7 +188,17 @@ def test_sliders_can_be_moved_from_python():
     assert drr.detector.sdd == 1020.0 and drr.mask is not None  # the caller's renderer stays as it is
 
 
-@pytest.mark.parametrize(("angles", "name"), [((180, 0), "AP"), ((-180, 0.4), "AP"), ((0.3, -20), "PA CAU 20"), ((90, 0), "LAO 90"), ((-91, 0), "RPO 89"), ((359, 0), "RAO 1")])
+@pytest.mark.parametrize(
+    ("angles", "name"),
+    [
+        ((180, 0), "AP"),
+        ((-180, 0.4), "AP"),
+        ((0.3, -20), "PA CAU 20"),
+        ((90, 0), "LAO 90"),
+        ((-91, 0), "RPO 89"),
+        ((359, 0), "RAO 1"),
+    ],
+)
 def test_names_of_views(angles: tuple[float, float], name: str):
     assert view_name(*angles) == name
 
@@ -181,7 +209,10 @@ def test_wrong_input():
         explore(drr, RigidTransform(torch.eye(4).repeat(3, 1, 1)))
     with pytest.raises(ValueError, match="labels belong to a CT"):
         serve(labels="labels.nii.gz")
-    with socket.create_server(("localhost", 0)) as busy, pytest.raises(OSError, match="in use; choose another with --port"):
+    with (
+        socket.create_server(("localhost", 0)) as busy,
+        pytest.raises(OSError, match="in use; choose another with --port"),
+    ):
         serve(port=busy.getsockname()[1])
 
 
@@ -192,7 +223,12 @@ def test_missing_panel(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_import_is_light():
-    loaded = subprocess.run([sys.executable, "-c", "import sys, diffdrr.show.explorer; print(*sys.modules)"], capture_output=True, text=True, check=True).stdout.split()
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import sys, diffdrr.show.explorer; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
     assert not {"panel", "bokeh", "tornado", "torchio"} & set(loaded)
 
 

@@ -74,7 +74,7 @@ def test_a_drr_with_another_geometry_is_refused(subject: Subject, xray: XRay, tr
     other = DRR(subject, sdd=1060.0, height=64, delx=6.6)
     with pytest.raises(ValueError, match=r"but has sdd=1060 instead of 1020, delx=6.6 instead of 6, dely=6.6 instead of 6"):
         register(other, xray, true, verbose=False)
-    with pytest.raises(ValueError, match="reverse_x_axis=0 instead of 1"):
+    with pytest.raises(ValueError, match="reverse_x_axis=False instead of True"):
         register(DRR(subject, sdd=1020.0, height=64, delx=6.0, reverse_x_axis=False), xray, true, verbose=False)
 
 

@@ -64,9 +64,13 @@ def test_site_without_pages(tmp_path: Path):
 
 
 def test_style_sheet_that_needs_the_network(tmp_path: Path):
-    (tmp_path / "local.css").write_text("a { background: url(\"data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg'/>\") }")
+    (tmp_path / "local.css").write_text(
+        "a { background: url(\"data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg'/>\") }"
+    )
     (tmp_path / "theme.css").write_text("@import url(https://fonts.example.org/css?family=A:wght@300;400);")
-    assert write_site(tmp_path, index="") == ["theme.css: needs the network: https://fonts.example.org/css?family=A:wght@300;400"]
+    assert write_site(tmp_path, index="") == [
+        "theme.css: needs the network: https://fonts.example.org/css?family=A:wght@300;400"
+    ]
 
 
 def test_dead_search_result(tmp_path: Path):
@@ -76,7 +80,10 @@ def test_dead_search_result(tmp_path: Path):
 
 def test_formulas_are_read(tmp_path: Path):
     page = check_site.Page(r'<span class="math inline">\(a\)</span> and <span class="math display">\[b < c\]</span>')
-    assert [(check_site.tex_of(formula), formula.display) for formula in page.formulas] == [("a", False), ("b < c", True)]
+    assert [(check_site.tex_of(formula), formula.display) for formula in page.formulas] == [
+        ("a", False),
+        ("b < c", True),
+    ]
     assert page.prose == " and "
 
 
@@ -117,7 +124,10 @@ def notebook(*cells: dict) -> dict:
 
 TEXT = {"output_type": "stream", "name": "stdout", "text": ["one\n", "two\n"]}
 RESULT = {"output_type": "execute_result", "data": {"text/plain": ["3"]}}
-PICTURE = {"output_type": "display_data", "data": {"image/png": base64.b64encode(PNG).decode(), "text/plain": ["<Figure>"]}}
+PICTURE = {
+    "output_type": "display_data",
+    "data": {"image/png": base64.b64encode(PNG).decode(), "text/plain": ["<Figure>"]},
+}
 
 
 def test_readme_code():
@@ -127,7 +137,12 @@ def test_readme_code():
 
 @pytest.mark.parametrize(
     ("source", "code_shown", "output_shown"),
-    [("#| hide\nx", False, False), ("#| echo: false\nx", False, True), ("#| output: false\nx", True, False), ("#| include: false\nx", False, False)],
+    [
+        ("#| hide\nx", False, False),
+        ("#| echo: false\nx", False, True),
+        ("#| output: false\nx", True, False),
+        ("#| include: false\nx", False, False),
+    ],
 )
 def test_readme_directives(source: str, code_shown: bool, output_shown: bool):
     made = readme.convert(notebook(code_cell(source, TEXT)), WEBSITE).text
@@ -137,13 +152,20 @@ def test_readme_directives(source: str, code_shown: bool, output_shown: bool):
 
 
 def test_readme_pictures(tmp_path: Path):
-    made = readme.convert(notebook(code_cell("#| fig-alt: A spine\nshow()", PICTURE), code_cell("show()", PICTURE)), WEBSITE)
+    made = readme.convert(
+        notebook(code_cell("#| fig-alt: A spine\nshow()", PICTURE), code_cell("show()", PICTURE)), WEBSITE
+    )
     assert "![A spine](nbs/images/index-1.png)" in made.text and "![Figure](nbs/images/index-2.png)" in made.text
     assert "<Figure>" not in made.text
     stale = tmp_path / "nbs/images/index-3.png"
     stale.parent.mkdir(parents=True)
     stale.write_bytes(PNG)
-    assert readme.differences(tmp_path, made) == ["README.md", "nbs/images/index-1.png", "nbs/images/index-2.png", "nbs/images/index-3.png"]
+    assert readme.differences(tmp_path, made) == [
+        "README.md",
+        "nbs/images/index-1.png",
+        "nbs/images/index-2.png",
+        "nbs/images/index-3.png",
+    ]
     readme.write(tmp_path, made)
     assert readme.differences(tmp_path, made) == []
     assert (tmp_path / "nbs/images/index-2.png").read_bytes() == PNG and not stale.exists()
@@ -162,7 +184,10 @@ def example(
 
 
 def test_documented_signature():
-    assert docs_renderer.call_text("example", inspect.signature(example)) == "example(first, /, second=None, *, third='a, b')"
+    assert (
+        docs_renderer.call_text("example", inspect.signature(example))
+        == "example(first, /, second=None, *, third='a, b')"
+    )
     long = docs_renderer.call_text("x" * 80, inspect.signature(example))
     assert long.splitlines()[1:-1] == ["    first,", "    /,", "    second=None,", "    *,", "    third='a, b',"]
 
@@ -214,18 +239,42 @@ class Holder:
 
 def test_documented_class():
     shown = docs_renderer.TableRenderer(Holder)._repr_markdown_()
-    assert "### Holder\n\n```python\nHolder(subject)\n```\n\nHold.\n\n::: {.parameters}\n| Parameter | Type | Details |" in shown
+    assert (
+        "### Holder\n\n```python\nHolder(subject)\n```\n\nHold.\n\n::: {.parameters}\n| Parameter | Type | Details |"
+        in shown
+    )
     assert "\n\n::: {.methods}\n| Methods and properties | Details |" in shown
     assert "| `subject` | `Subject` | " in shown
     assert '| <a id="holder.width"></a>`width` | Tell the width. |' in shown
     assert '| <a id="holder.turn"></a>`turn(angle, *, degrees=False, **options)` | Turn it. |' in shown
-    assert shown.endswith("\n\n**`Holder.turn`**\n\nTwice.\n\n::: {.parameters}\n| Parameter | Type | Default | Details |\n| --- | --- | --- | --- |\n| `angle` | `float` |  | how far |\n| `degrees` | `bool` | `False` | instead of radians |\n| `options` |  |  | of the motor |\n:::")
+    assert shown.endswith(
+        "\n\n**`Holder.turn`**\n\nTwice.\n\n::: {.parameters}\n| Parameter | Type | Default | Details |\n| --- | --- | --- | --- |\n| `angle` | `float` |  | how far |\n| `degrees` | `bool` | `False` | instead of radians |\n| `options` |  |  | of the motor |\n:::"
+    )
     assert "hidden" not in shown
 
 
 def write_notebook(path: Path, *sources: str) -> None:
-    cells = [{"cell_type": "code", "id": f"c{number}", "metadata": {}, "execution_count": None, "outputs": [], "source": source} for number, source in enumerate(sources)]
-    path.write_text(json.dumps({"cells": cells, "metadata": {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}, "nbformat": 4, "nbformat_minor": 5}))
+    cells = [
+        {
+            "cell_type": "code",
+            "id": f"c{number}",
+            "metadata": {},
+            "execution_count": None,
+            "outputs": [],
+            "source": source,
+        }
+        for number, source in enumerate(sources)
+    ]
+    path.write_text(
+        json.dumps(
+            {
+                "cells": cells,
+                "metadata": {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}},
+                "nbformat": 4,
+                "nbformat_minor": 5,
+            }
+        )
+    )
 
 
 def test_notebooks_are_run(tmp_path: Path):
@@ -250,7 +299,13 @@ def sidebar_pages(entries: list) -> list[str]:
     "List the pages in a sidebar, in order."
     pages = []
     for entry in entries:
-        pages += [entry] if isinstance(entry, str) else sidebar_pages(entry["contents"]) if "contents" in entry else [entry["href"]]
+        pages += (
+            [entry]
+            if isinstance(entry, str)
+            else sidebar_pages(entry["contents"])
+            if "contents" in entry
+            else [entry["href"]]
+        )
     return pages
 
 
@@ -270,7 +325,9 @@ def test_every_notebook_has_its_place_in_the_sidebar():
 def test_first_cell_holds_title_and_description_only(path: Path):
     first = json.loads((ROOT / "nbs" / path).read_text(encoding="utf-8"))["cells"][0]
     source = "".join(first["source"]).strip()
-    assert re.fullmatch(r"# [^\n]+\n\n> [^\n]+(\n\n?- [\w-]+: [^\n]+)*", source), "nbdev drops from the website what follows in this cell"
+    assert re.fullmatch(r"# [^\n]+\n\n> [^\n]+(\n\n?- [\w-]+: [^\n]+)*", source), (
+        "nbdev drops from the website what follows in this cell"
+    )
 
 
 def test_links_of_git_to_configuration():
@@ -278,7 +335,9 @@ def test_links_of_git_to_configuration():
     assert (ROOT / "nbs/changelog.md").resolve() == ROOT / "CHANGELOG.md"
 
 
-@pytest.mark.parametrize(("page", "table"), [("api/001_front_door", "table_of_names"), ("explanations/architecture", "table_of_rooms")])
+@pytest.mark.parametrize(
+    ("page", "table"), [("api/001_front_door", "table_of_names"), ("explanations/architecture", "table_of_rooms")]
+)
 def test_tables_made_from_the_code_are_up_to_date(page: str, table: str):
     "A name or a page that came, went or moved must be seen in the tables of names and of rooms."
     cells = json.loads((ROOT / "nbs" / f"{page}.ipynb").read_text(encoding="utf-8"))["cells"]
@@ -286,5 +345,7 @@ def test_tables_made_from_the_code_are_up_to_date(page: str, table: str):
     for source in ("".join(cell["source"]) for cell in cells):
         if source.startswith("#| hide\n") and "nbdev_export" not in source:
             exec(source, names)
-    (shown,) = (output for cell in cells for output in cell.get("outputs", []) if "text/markdown" in output.get("data", {}))
+    (shown,) = (
+        output for cell in cells for output in cell.get("outputs", []) if "text/markdown" in output.get("data", {})
+    )
     assert "".join(shown["data"]["text/markdown"]) == names[table](), f"run python -m tools.nbrun nbs/{page}.ipynb"

@@ -20,7 +20,12 @@ ROOT = Path(__file__).parents[1]
 SOURCES = ("nbs", "diffdrr", "tools", "settings.ini", "_quarto.yml", "CHANGELOG.md")
 DESKTOP, PHONE = {"width": 1280, "height": 720}, {"width": 390, "height": 844}
 LEFT_BEHIND = "net::ERR_ABORTED"  # the failure of a request that the page no longer waits for, because it was left
-FIRST_RESULTS = {"DRR": "api/drr.html", "pose_from_view": "api/views.html#pose_from_view", "DICOM": "tutorials/own_data.html", "gradient correlation": "api/metrics.html"}
+FIRST_RESULTS = {
+    "DRR": "api/drr.html",
+    "pose_from_view": "api/views.html#pose_from_view",
+    "DICOM": "tutorials/own_data.html",
+    "gradient correlation": "api/metrics.html",
+}
 AUDIT = r"""async () => {
   await document.fonts.ready;
   const problems = [], main = document.querySelector("main"), edge = main.getBoundingClientRect().right + 1;
@@ -82,8 +87,17 @@ def site(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy(ROOT / name, project / name)
     (ROOT / ".cache").mkdir(exist_ok=True)
     (project / ".cache").symlink_to(ROOT / ".cache")
-    paths = os.pathsep.join([str(project), str(ROOT)])  # the copy goes first; what is installed may be known from the checkout only
-    built = subprocess.run([sys.executable, "-m", "tools.docs"], cwd=project, env=os.environ | {"PYTHONPATH": paths}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    paths = os.pathsep.join(
+        [str(project), str(ROOT)]
+    )  # the copy goes first; what is installed may be known from the checkout only
+    built = subprocess.run(
+        [sys.executable, "-m", "tools.docs"],
+        cwd=project,
+        env=os.environ | {"PYTHONPATH": paths},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     assert built.returncode == 0, built.stdout
     return project / "_docs"
 
@@ -109,9 +123,17 @@ def opened(browser, address: str, **options: object) -> Iterator[tuple]:
     page = browser.new_page(**options)
     page.on("console", lambda message: message.type in ("error", "warning") and problems.append(message.text))
     page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("requestfailed", lambda request: request.failure == LEFT_BEHIND or problems.append(f"failed: {request.url[:80]}"))
+    page.on(
+        "requestfailed",
+        lambda request: request.failure == LEFT_BEHIND or problems.append(f"failed: {request.url[:80]}"),
+    )
     page.on("response", lambda response: response.status < 400 or problems.append(f"{response.status}: {response.url}"))
-    page.on("request", lambda request: request.url.startswith(("data:", address)) or problems.append(f"leaves the website: {request.url}"))
+    page.on(
+        "request",
+        lambda request: (
+            request.url.startswith(("data:", address)) or problems.append(f"leaves the website: {request.url}")
+        ),
+    )
     yield page, problems
     page.close()
 
@@ -149,7 +171,14 @@ def test_audit_can_fail(browser, address: str):
             <span class="math">x</span><pre>${"scrolls ".repeat(40)}</pre>`""")
         page.wait_for_load_state("networkidle")
         problems += page.evaluate(AUDIT)
-    for problem in ("404: ", "broken picture", "faint (2.8): <p class=\"\"> grey", "> pale", "sticks out: <p", "formula: x"):
+    for problem in (
+        "404: ",
+        "broken picture",
+        'faint (2.8): <p class=""> grey',
+        "> pale",
+        "sticks out: <p",
+        "formula: x",
+    ):
         assert any(problem in found for found in problems), problem
     assert not any("scrolls" in found for found in problems)
 

@@ -55,11 +55,24 @@ def ball(centre=(40.0, 10.0, 60.0), radius=15.0, orientation="AP", **kwargs):
     hu = np.where(np.linalg.norm(grid - centre, axis=-1) < radius, 1000.0, -700.0)
     labels = (hu > 0).astype(np.uint8) * 3
     table = pd.DataFrame({"id": [3], "structure": ["ball"]})
-    return read(torch.as_tensor(hu), torch.as_tensor(labels), affine=affine, center_volume=False, orientation=orientation, structures=table, **kwargs)
+    return read(
+        torch.as_tensor(hu),
+        torch.as_tensor(labels),
+        affine=affine,
+        center_volume=False,
+        orientation=orientation,
+        structures=table,
+        **kwargs,
+    )
 
 
 def pose(*angles: float, depth: float = 850.0) -> RigidTransform:
-    return convert(torch.tensor([(*angles, 0.0, 0.0, 0.0)[:3]]), torch.tensor([[0.0, depth, 0.0]]), parameterization="euler_angles", convention="ZXY")
+    return convert(
+        torch.tensor([(*angles, 0.0, 0.0, 0.0)[:3]]),
+        torch.tensor([[0.0, depth, 0.0]]),
+        parameterization="euler_angles",
+        convention="ZXY",
+    )
 
 
 def renderer(subject, **kwargs) -> DRR:
@@ -75,10 +88,18 @@ SIGNATURES = {  # the parameters, with their defaults, and the name of further k
         {"convention": None, "ground_truth": None, "verbose": True, "dtype": torch.float32, "device": "cpu"},
         "kwargs",
     ),
-    "drr_to_mesh": ("subject method threshold extract_largest verbose", {"threshold": 150, "extract_largest": True, "verbose": True}, None),
+    "drr_to_mesh": (
+        "subject method threshold extract_largest verbose",
+        {"threshold": 150, "extract_largest": True, "verbose": True},
+        None,
+    ),
     "img_to_mesh": ("drr pose calibration", {"calibration": None}, "kwargs"),
     "labelmap_to_mesh": ("subject verbose", {"verbose": True}, None),
-    "plot_drr": ("img title ticks axs cmap", {"title": None, "ticks": True, "axs": None, "cmap": "gray"}, "imshow_kwargs"),
+    "plot_drr": (
+        "img title ticks axs cmap",
+        {"title": None, "ticks": True, "axs": None, "cmap": "gray"},
+        "imshow_kwargs",
+    ),
     "plot_img_and_mask": (
         "img title ticks axs cmap alpha",
         {"title": None, "ticks": True, "axs": None, "cmap": "gray", "alpha": 0.5},
@@ -101,7 +122,11 @@ SIGNATURES = {  # the parameters, with their defaults, and the name of further k
         },
         None,
     ),
-    "visualize_scene": ("drr pose labelmap grid verbose", {"labelmap": False, "grid": True, "verbose": False}, "kwargs"),
+    "visualize_scene": (
+        "drr pose labelmap grid verbose",
+        {"labelmap": False, "grid": True, "verbose": False},
+        "kwargs",
+    ),
 }
 
 
@@ -119,7 +144,9 @@ def test_signatures_begin_as_in_0_6_1(name: str):
 # Radiographs
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.bool])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.bool]
+)
 def test_any_dtype_is_plotted(dtype: torch.dtype):
     img = torch.tensor([[0.0, 1, 0], [1, 1, 0]]).expand(1, 2, 2, 3).to(dtype)
     if dtype.is_floating_point:
@@ -147,11 +174,16 @@ def test_axes_come_back_as_in_0_6_1():
 def test_label_renders_show_their_channels_as_in_0_6_1():
     "All channels but the first are drawn over the sum, half transparent, in the seven colours in turn."
     img = torch.zeros(2, 10, 11, 5)
-    for channel in range(10): img[:, channel, channel] = channel + 1.0
+    for channel in range(10):
+        img[:, channel, channel] = channel + 1.0
     axs = plot_drr(img, title=["a", "b"], ticks=False, cmap="bone", vmax=20.0)
     for ax, picture, title in zip(axs, img, "ab", strict=True):
         below, *silhouettes = ax.images
-        assert (below.get_array() == picture.sum(dim=0).numpy()).all() and below.cmap.name == "bone" and below.norm.vmax == 20
+        assert (
+            (below.get_array() == picture.sum(dim=0).numpy()).all()
+            and below.cmap.name == "bone"
+            and below.norm.vmax == 20
+        )
         assert ax.get_title() == title and ax.get_xticks().tolist() == []
         assert [silhouette.get_alpha() for silhouette in silhouettes] == [0.5] * 9
         for i, silhouette in enumerate(silhouettes):
@@ -169,14 +201,17 @@ def test_pixel_numbers_count_from_one():
 def test_masks_are_as_in_0_6_1():
     "Every channel is drawn, in these colours in turn, and returned as red, green, blue and opacity."
     img = torch.zeros(2, 9, 12, 10)
-    for channel in range(9): img[:, channel, channel] = 10.0 ** (channel - 4)
+    for channel in range(9):
+        img[:, channel, channel] = 10.0 ** (channel - 4)
     axs = plt.subplots(1, 2)[1]
     colors = ["rgb(102,194,165)", "rgb(252,141,98)", (0.0, 0.0, 1.0), "rgb(231, 138, 195)"]
     masks = plot_mask(img, axs, colors, return_masks=True)
     assert masks.shape == (2, 9, 12, 10, 4) and masks.dtype == torch.uint8
     expected = torch.tensor([[102, 194, 165], [252, 141, 98], [0, 0, 255], [231, 138, 195]])
     for channel in range(9):
-        assert (masks[:, channel, channel, :, :3] == expected[channel % 4]).all() and (masks[:, channel, channel, :, 3] == 255).all()
+        assert (masks[:, channel, channel, :, :3] == expected[channel % 4]).all() and (
+            masks[:, channel, channel, :, 3] == 255
+        ).all()
         assert masks[:, channel].sum() == masks[:, channel, channel].sum()
     assert [len(ax.images) for ax in axs] == [9, 9]
 
@@ -191,7 +226,10 @@ def test_img_and_mask_leave_the_background_out():
 
 def test_masks_have_seven_colors_in_turn_or_all_differ():
     img = torch.ones(1, 9, 4, 5)
-    for options, expected in (({}, [parse_color(MASK_COLORS[i % 7]) for i in range(9)]), ({"colors": None}, distinct_colors(9))):
+    for options, expected in (
+        ({}, [parse_color(MASK_COLORS[i % 7]) for i in range(9)]),
+        ({"colors": None}, distinct_colors(9)),
+    ):
         masks = plot_mask(img, plt.subplots()[1], return_masks=True, **options)
         np.testing.assert_allclose(masks[0, :, 0, 0, :3] / 255, expected, atol=0.5 / 255)
 
@@ -226,7 +264,12 @@ def test_bad_colors_raise(color: str):
 
 
 @settings(max_examples=40, deadline=None)
-@given(scale=st.floats(1e-3, 1e3), offset=st.floats(-1e3, 1e3), kind=st.sampled_from(list(OVERLAYS)), seed=st.integers(0, 99))
+@given(
+    scale=st.floats(1e-3, 1e3),
+    offset=st.floats(-1e3, 1e3),
+    kind=st.sampled_from(list(OVERLAYS)),
+    seed=st.integers(0, 99),
+)
 def test_overlays_ignore_scale_and_offset(scale: float, offset: float, kind: str, seed: int):
     fixed, moving = torch.rand(2, 1, 1, 20, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     same = overlay(fixed, moving, kind)
@@ -280,7 +323,17 @@ def test_a_blank_or_spotted_picture_is_shown():
 
 
 def table(n: int = 3) -> pd.DataFrame:
-    return pd.DataFrame({"alpha": np.linspace(0.3, 0, n), "beta": 0.0, "gamma": 0.0, "bx": 0.0, "by": 850.0, "bz": 0.0, "loss": np.linspace(1, 0, n)})
+    return pd.DataFrame(
+        {
+            "alpha": np.linspace(0.3, 0, n),
+            "beta": 0.0,
+            "gamma": 0.0,
+            "bx": 0.0,
+            "by": 850.0,
+            "bz": 0.0,
+            "loss": np.linspace(1, 0, n),
+        }
+    )
 
 
 def read_film(content: bytes) -> list[np.ndarray]:
@@ -300,7 +353,9 @@ def test_animated_pictures(suffix: str, tmp_path: Path):
     with Image.open(out) as image:
         assert image.n_frames == 3 and image.size == (1200, 320)
         assert suffix == ".webp" or image.info["duration"] == 250  # Pillow does not read it there
-    with Image.open(io.BytesIO(animate("<bytes>", table(), drr, "euler_angles", "ZXY", verbose=False, extension=suffix))) as image:
+    with Image.open(
+        io.BytesIO(animate("<bytes>", table(), drr, "euler_angles", "ZXY", verbose=False, extension=suffix))
+    ) as image:
         assert image.n_frames == 3 and image.size == (600, 320), "no fixed picture: moving picture and curve"
 
 
@@ -335,22 +390,46 @@ def test_a_film_shows_what_the_renderer_gives():
     "The ball wanders from one side to the middle of the moving picture, and the difference fades in the last frame."
     drr = renderer(ball(centre=(0.0, 0.0, 0.0)))
     shifted = table(3).assign(alpha=0.0, bx=[60.0, 30.0, 0.0]).drop(columns="loss")
-    frames = read_film(animate("<bytes>", shifted, drr, "euler_angles", "ZXY", ground_truth=drr(pose()), verbose=False, extension=".webp", lossless=True))
+    frames = read_film(
+        animate(
+            "<bytes>",
+            shifted,
+            drr,
+            "euler_angles",
+            "ZXY",
+            ground_truth=drr(pose()),
+            verbose=False,
+            extension=".webp",
+            lossless=True,
+        )
+    )
     assert frames[0].shape == (320, 900, 3)
     fading = [np.ptp(frame[:, 600:], axis=-1).max() for frame in frames]
     assert fading[0] > 100 and fading[1] > 100 and fading[2] < 20
-    centre_of = lambda panel: np.average(np.arange(200), weights=(panel[80:240, 50:250].mean(axis=(0, 2)) ** 4))
+
+    def centre_of(panel: np.ndarray) -> float:
+        return np.average(np.arange(200), weights=(panel[80:240, 50:250].mean(axis=(0, 2)) ** 4))
+
     places = [centre_of(frame[:, 300:600]) for frame in frames]
     assert abs(places[2] - centre_of(frames[0][:, :300])) < 2 < abs(places[1] - places[2]) < abs(places[0] - places[2])
 
 
 def test_film_follows_dtype_and_index(monkeypatch: pytest.MonkeyPatch):
     seen = []
-    monkeypatch.setattr(film_module, "draw_frames", lambda pictures, steps, *rest: (seen.append((steps.tolist(), rest)), (np.zeros((4, 4, 3), np.uint8) for _ in pictures))[1])
+    monkeypatch.setattr(
+        film_module,
+        "draw_frames",
+        lambda pictures, steps, *rest: (
+            seen.append((steps.tolist(), rest)),
+            (np.zeros((4, 4, 3), np.uint8) for _ in pictures),
+        )[1],
+    )
     drr = renderer(ball()).double()
     late = table(6).iloc[[0, 4, 5]].rename(columns={"loss": "ncc"})
     animate("<bytes>", late, drr, "euler_angles", "ZXY", verbose=False, extension=".gif")
-    animate("<bytes>", late.set_index(pd.Index(list("abc"))), drr, "euler_angles", "ZXY", verbose=False, extension=".gif")
+    animate(
+        "<bytes>", late.set_index(pd.Index(list("abc"))), drr, "euler_angles", "ZXY", verbose=False, extension=".gif"
+    )
     assert [steps for steps, _ in seen] == [[0, 4, 5], [0, 1, 2]]
     assert seen[0][1][1].tolist() == late["ncc"].tolist() and seen[0][1][2] == "ncc"
 
@@ -381,7 +460,14 @@ def test_progress_is_shown(capsys: pytest.CaptureFixture):
 )
 def test_bad_films_raise_before_rendering(changes: dict, message: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(film_module, "draw_frames", lambda *_: pytest.fail("it rendered"))
-    arguments = {"out": "film.gif", "df": table(), "drr": renderer(ball()), "parameterization": "euler_angles", "convention": "ZXY", "verbose": False}
+    arguments = {
+        "out": "film.gif",
+        "df": table(),
+        "drr": renderer(ball()),
+        "parameterization": "euler_angles",
+        "convention": "ZXY",
+        "verbose": False,
+    }
     with pytest.raises(ValueError, match=message):
         animate(**{**arguments, **changes})
 
@@ -407,7 +493,9 @@ def test_scenes_name_the_extra(call, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("orientation", ["AP", "PA", None])
-@pytest.mark.parametrize("options", [{}, {"reverse_x_axis": False}, {"x0": 30.0, "y0": -20.0, "dely": 5.0}, {"beam": "parallel"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"reverse_x_axis": False}, {"x0": 30.0, "y0": -20.0, "dely": 5.0}, {"beam": "parallel"}]
+)
 def test_the_shadow_of_a_ball_lies_behind_it(orientation: str | None, options: dict):
     "From the source, through the centre of the ball, the ray meets the detector where the texture is brightest: mirrored or turned it would not."
     needs_pyvista()
@@ -415,11 +503,16 @@ def test_the_shadow_of_a_ball_lies_behind_it(orientation: str | None, options: d
     subject = ball(centre, orientation=orientation)
     drr = renderer(subject, **options)
     away = {"AP": (0.0, 850.0, 0.0), "PA": (0.0, -850.0, 0.0), None: (0.0, 0.0, -850.0)}[orientation]
-    there = convert(torch.tensor([[0.3, -0.2, 0.1]]), torch.tensor([away]), parameterization="euler_angles", convention="ZXY")
+    there = convert(
+        torch.tensor([[0.3, -0.2, 0.1]]), torch.tensor([away]), parameterization="euler_angles", convention="ZXY"
+    )
     _, detector, texture, _ = img_to_mesh(drr, there)
     image = np.asarray(texture.to_array())[..., 0].astype(float)
     row, column = np.indices(image.shape)
-    v, u = 1 - (np.average(row, weights=image) + 0.5) / image.shape[0], (np.average(column, weights=image) + 0.5) / image.shape[1]
+    v, u = (
+        1 - (np.average(row, weights=image) + 0.5) / image.shape[0],
+        (np.average(column, weights=image) + 0.5) / image.shape[1],
+    )
 
     uv = np.asarray(detector.active_texture_coordinates, dtype=float)
     to_point, *_ = np.linalg.lstsq(np.c_[uv, np.ones(4)], np.asarray(detector.points, dtype=float), rcond=None)
@@ -462,7 +555,10 @@ def test_largest_part_and_progress(capsys: pytest.CaptureFixture):
     needs_pyvista()
     subject = ball(radius=20.0)
     subject.volume.data[0, 2:5, 2:5, 2:5] = 1000
-    methods = {method: [drr_to_mesh(subject, method, 150, largest, verbose=False).bounds[0] for largest in (True, False)] for method in MESH_METHODS}
+    methods = {
+        method: [drr_to_mesh(subject, method, 150, largest, verbose=False).bounds[0] for largest in (True, False)]
+        for method in MESH_METHODS
+    }
     for with_largest, without in methods.values():
         assert with_largest > 15 and without < -85
     assert "Surfaces" not in capsys.readouterr().err
@@ -516,13 +612,16 @@ def test_detector_shows_the_radiograph(pyvista, orientation: str):
     subject = ball(radius=40.0, orientation=orientation)
     drr, there = renderer(subject), pose(0.2, 0.1, depth=850.0 if orientation == "AP" else -850.0)
     scene = visualize(drr, there, window_size=(500, 400))
-    for name, actor in scene.actors.items(): actor.SetVisibility(name == "detector 1")
+    for name, actor in scene.actors.items():
+        actor.SetVisibility(name == "detector 1")
     corners = beam_corners(drr, there)[1]
     normal = np.cross(corners[1] - corners[0], corners[3] - corners[0])
     scene.camera_position = [corners[4] - 800 * normal / np.linalg.norm(normal), corners[4], (0, 0, 1)]
     screen = scene.screenshot(return_img=True)
     row, column = (x.ravel() for x in np.mgrid[3:57:3, 3:77:3])
-    places = drr.inverse_projection(there, torch.tensor(np.stack([column, row], axis=1) + 0.5, dtype=torch.float32)[None])[0].numpy()
+    places = drr.inverse_projection(
+        there, torch.tensor(np.stack([column, row], axis=1) + 0.5, dtype=torch.float32)[None]
+    )[0].numpy()
     coordinate, shown = vtkCoordinate(), []
     coordinate.SetCoordinateSystemToWorld()
     for place in places:
@@ -530,7 +629,10 @@ def test_detector_shows_the_radiograph(pyvista, orientation: str):
         x, y = coordinate.GetComputedDisplayValue(scene.renderer)
         shown.append(screen[399 - y, x, 0])
     picture = stretch(drr(there))[0]
-    correlation = lambda a: np.corrcoef(a[row, column], shown)[0, 1]
+
+    def correlation(a: np.ndarray) -> float:
+        return np.corrcoef(a[row, column], shown)[0, 1]
+
     assert correlation(picture) > 0.98
     assert max(correlation(picture[::-1]), correlation(picture[:, ::-1]), correlation(picture[::-1, ::-1])) < 0.8
 
@@ -543,9 +645,13 @@ def test_scene_has_the_colors_of_its_parts(pyvista, tmp_path: Path):
     from matplotlib.colors import rgb_to_hsv, to_rgb
 
     subject = ball(radius=60.0, centre=(0.0, 0.0, 0.0))
-    scenes = {label: visualize(renderer(subject), pose(), labelmap=label, grid=False, window_size=(400, 300)) for label in (False, True)}
+    scenes = {
+        label: visualize(renderer(subject), pose(), labelmap=label, grid=False, window_size=(400, 300))
+        for label in (False, True)
+    }
     for scene in scenes.values():  # keep letters and lines out of the count
-        for name in ("volume", "sides-labels"): scene.actors[name].SetVisibility(False)
+        for name in ("volume", "sides-labels"):
+            scene.actors[name].SetVisibility(False)
     hues = {"bones": to_rgb(BONE_COLOR), "ball": distinct_colors(3)[2], "source 1": to_rgb("#ee7733")}
 
     def count(scene, name):
@@ -556,7 +662,8 @@ def test_scene_has_the_colors_of_its_parts(pyvista, tmp_path: Path):
 
     assert count(scenes[False], "bones") > 500 > 20 > count(scenes[True], "bones")
     assert count(scenes[True], "ball") > 500 > 20 > count(scenes[False], "ball")
-    for scene in scenes.values(): assert 20 < count(scene, "source 1") < 500
+    for scene in scenes.values():
+        assert 20 < count(scene, "source 1") < 500
     assert [p.name for p in tmp_path.iterdir()] == ["scene.png"]
 
 
@@ -569,7 +676,12 @@ def test_scene_passes_options_on_to_drr_to_mesh():
     def bones(**options):
         return visualize(renderer(subject), pose(), **options).actors["bones"].mapper.dataset
 
-    assert bones(threshold=150, extract_largest=False).bounds[0] < -80 < 0 < bones(threshold=350, extract_largest=False).bounds[0]
+    assert (
+        bones(threshold=150, extract_largest=False).bounds[0]
+        < -80
+        < 0
+        < bones(threshold=350, extract_largest=False).bounds[0]
+    )
     assert bones(extract_largest=True).bounds[0] > 0
     with pytest.raises(TypeError, match="did you mean 'threshold'"):
         bones(treshold=150)
@@ -594,14 +706,21 @@ def test_page_holds_the_scene(tmp_path: Path):
         outside = np.clip(label["at"], low, high) - label["at"]
         assert np.argmax(abs(outside)) == axis and np.sign(-outside[axis]) == side
     assert len(content["labels"]) == 6
-    assert content["view"]["aspect"] == scene.window_size[0] / scene.window_size[1]  # a narrower frame shows all of it, smaller
-    points = np.cumsum(np.array(parts["ball"]["points"]).reshape(-1, 3), axis=0) * parts["ball"]["size"] / 65535 + parts["ball"]["origin"]
+    assert (
+        content["view"]["aspect"] == scene.window_size[0] / scene.window_size[1]
+    )  # a narrower frame shows all of it, smaller
+    points = (
+        np.cumsum(np.array(parts["ball"]["points"]).reshape(-1, 3), axis=0) * parts["ball"]["size"] / 65535
+        + parts["ball"]["origin"]
+    )
     assert np.linalg.norm((points.min(axis=0) + points.max(axis=0)) / 2 - (40, 10, 60)) < 1
     picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(parts["detector 1"]["picture"].split(",")[1]))))[..., 0]
     assert abs(picture / 255 - stretch(renderer(subject)(pose()))[0]).max() <= 0.5 / 255 + 1e-6
     corner = next(i for i, uv in enumerate(np.array(parts["detector 1"]["uv"]).reshape(-1, 2)) if uv.tolist() == [0, 1])
     detector = parts["detector 1"]
-    corners = np.cumsum(np.array(detector["points"]).reshape(-1, 3), axis=0) * detector["size"] / 65535 + detector["origin"]
+    corners = (
+        np.cumsum(np.array(detector["points"]).reshape(-1, 3), axis=0) * detector["size"] / 65535 + detector["origin"]
+    )
     assert np.allclose(corners[corner], beam_corners(renderer(subject), pose())[1][0], atol=0.05)
 
 

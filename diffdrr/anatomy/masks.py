@@ -31,12 +31,12 @@ def path_lengths(
     structures = select_structures(drr, names)
     if drr.detector.n_subsample is not None:
         raise ValueError("drr must render whole pictures, but it draws pixels at random; leave out p_subsample")
-    n_labels = max([*structures.values(), int(drr.mask.max())]) + 1
-    channel = torch.zeros(n_labels, dtype=drr.mask.dtype, device=drr.device)
+    n_labels = max([*structures.values(), int(drr.labels.max())]) + 1
+    channel = torch.zeros(n_labels, dtype=drr.labels.dtype, device=drr.device)
     channel[list(structures.values())] = torch.arange(1, len(structures) + 1).to(channel)
     indicator = drr.shallow_copy()
-    indicator.mask = channel.index_select(0, drr.mask.flatten().int()).view(drr.mask.shape)
-    indicator.density = (indicator.mask > 0).to(drr.dtype)
+    indicator.mask = channel.index_select(0, drr.labels.flatten().int()).view(drr.labels.shape)
+    indicator.density = (indicator.labels > 0).to(drr.dtype)
     indicator.renderer = Siddon(drr.renderer.voxel_shift, backend=drr.renderer.backend)
     indicator.reshape = True
     lengths = indicator(pose, mask_to_channels=True)[:, 1:]

@@ -20,7 +20,7 @@ def present_labels(
     drr: DRR,
 ) -> list[int]:
     "List the labels that a voxel carries, without the background."
-    return torch.bincount(drr.mask.flatten())[1:].nonzero()[:, 0].add(1).tolist()
+    return torch.bincount(drr.labels.flatten())[1:].nonzero()[:, 0].add(1).tolist()
 
 # %% ../../nbs/api/anatomy/901_structures.ipynb #9ed0e589
 def known_structures(
@@ -30,7 +30,7 @@ def known_structures(
 
     Raises a `ValueError` without a label map, for a table without the columns `id` and `structure`, and for one in
     which two structures have the same name."""
-    if getattr(drr, "mask", None) is None:
+    if drr.labels is None:
         raise ValueError("drr has no label map, so its structures are unknown; give one to read(volume, labelmap)")
     table = drr.subject.get("structures")
     if table is None:

@@ -25,7 +25,7 @@ def surface_faces(
 ) -> Float[Tensor, "F 4 3"]:  # the corners of each face, in turn, in world coordinates, mm
     "List the faces of the voxels that bound a structure. Raises a `ValueError` for a name that no voxel carries."
     (label,) = select_structures(drr, [name]).values()
-    inside = torch.nn.functional.pad(drr.mask == label, (1,) * 6)
+    inside = torch.nn.functional.pad(drr.labels == label, (1,) * 6)
     faces = []
     for axis in range(3):
         step = inside.narrow(axis, 1, inside.shape[axis] - 1) ^ inside.narrow(axis, 0, inside.shape[axis] - 1)
@@ -112,9 +112,9 @@ def visible_fraction(
 
     Raises a `ValueError` for unknown names, and for a DRR without a label map."""
     structures, width, height = select_structures(drr, names), drr.detector.width, drr.detector.height
-    chosen = torch.tensor(list(structures.values()), dtype=drr.mask.dtype, device=drr.device)
-    voxels = torch.isin(drr.mask, chosen).nonzero()
-    label = drr.mask[tuple(voxels.T)].long()
+    chosen = torch.tensor(list(structures.values()), dtype=drr.labels.dtype, device=drr.device)
+    voxels = torch.isin(drr.labels, chosen).nonzero()
+    label = drr.labels[tuple(voxels.T)].long()
     n_labels = max(structures.values(), default=0) + 1
     seen = torch.zeros(len(pose), n_labels, dtype=torch.float64)
     for some, its_label in zip(voxels.split(VOXELS_AT_ONCE), label.split(VOXELS_AT_ONCE), strict=True):

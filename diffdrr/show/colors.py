@@ -43,10 +43,18 @@ def parse_color(
 
 # %% ../../nbs/api/show/911_colors.ipynb #c3d948fb
 CONES_FROM_RGB = np.array(
-    [[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566], [0.0883024619, 0.2817188376, 0.6299787005]]
+    [
+        [0.4122214708, 0.5363325363, 0.0514459929],
+        [0.2119034982, 0.6806995451, 0.1073969566],
+        [0.0883024619, 0.2817188376, 0.6299787005],
+    ]
 )
 OKLAB_FROM_CONES = np.array(
-    [[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099], [0.0259040371, 0.7827717662, -0.8086757660]]
+    [
+        [0.2104542553, 0.7936177850, -0.0040720468],
+        [1.9779984951, -2.4285922050, 0.4505937099],
+        [0.0259040371, 0.7827717662, -0.8086757660],
+    ]
 )
 
 
@@ -61,7 +69,9 @@ def oklab(
 def distinct_colors(
     n: int,  # how many
 ) -> list[tuple[float, float, float]]:  # red, green and blue in [0, 1]
-    "List colours that are easy to tell apart, `MASK_COLORS` first: of a grid of colours always the one farthest from those before it."
+    """List colours that are easy to tell apart, `MASK_COLORS` first:
+
+    of a grid of colours always the one farthest from those before it."""
     chosen = [parse_color(color) for color in MASK_COLORS[:n]]
     levels = np.linspace(0, 1, 11)
     grid = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(-1, 3)
@@ -79,7 +89,7 @@ def distinct_colors(
 
 # %% ../../nbs/api/show/911_colors.ipynb #ceccd40f
 def structure_names(
-    structures: pd.DataFrame | Sequence[str] | None,  # a table with the columns `id` and `structure`, such as `subject.structures`, or names
+    structures: pd.DataFrame | Sequence[str] | None,  # a table with the columns `id` and `structure`, or names
     n: int,  # labels 1 to n
 ) -> list[str]:  # n names
     "Name the labels from 1 to n. Raises a `ValueError` for a table without these columns, or another number of names."
@@ -88,9 +98,14 @@ def structure_names(
     if hasattr(structures, "columns"):
         missing = {"id", "structure"} - set(structures.columns)
         if missing:
-            raise ValueError(f"names must be a table with the columns 'id' and 'structure', but it has {', '.join(map(repr, structures.columns))}")
+            raise ValueError(
+                "names must be a table with the columns 'id' and 'structure', "
+                f"but it has {', '.join(map(repr, structures.columns))}"
+            )
         known = dict(zip(structures["id"], structures["structure"]))
         return [str(known.get(i, f"label {i}")) for i in range(1, n + 1)]
     if isinstance(structures, str) or len(structures) != n:
-        raise ValueError(f"names must hold one name for each of the {n} structures, without the background, not {structures!r}")
+        raise ValueError(
+            f"names must hold one name for each of the {n} structures, without the background, not {structures!r}"
+        )
     return [str(name) for name in structures]

@@ -73,7 +73,9 @@ def aim(
         camera = camera.rescale(pixels / longer)
     aimed = drr.shallow_copy()
     aimed.reshape = True
-    aimed.set_intrinsics_(**{field.name: getattr(camera, field.name) for field in fields(camera) if field.name != "beam"})
+    aimed.set_intrinsics_(
+        **{field.name: getattr(camera, field.name) for field in fields(camera) if field.name != "beam"}
+    )
     aimed.renderer = renderer_like(drr.renderer, view.renderer)
     return aimed
 
@@ -94,7 +96,9 @@ OPTICAL_DEPTH = 2.5  # from one end of the window to the other
 
 def grey_scale(
     view: View,
-) -> tuple[float, float, float, float]:  # what is taken from the line integrals, a factor on the rest, and the values that are black and white in the look
+) -> tuple[
+    float, float, float, float
+]:  # what is taken from the line integrals, a factor on the rest, and the values that are black and white in the look
     "Translate the window of a view to what `plot_drr` takes."
     low, high = view.window
     if view.look == "integral":
@@ -133,13 +137,17 @@ def drr_arguments(
     parameters = {**signature(RENDERERS[view.renderer]).parameters, **signature(DRR).parameters}
     defaults = {name: parameter.default for name, parameter in parameters.items()}
     defaults |= dict(width=camera.height, dely=lengths["delx"])
-    return ", ".join(f"{name}={json.dumps(value) if isinstance(value, str) else value}" for name, value in given.items() if value != defaults[name])
+    return ", ".join(
+        f"{name}={json.dumps(value) if isinstance(value, str) else value}"
+        for name, value in given.items()
+        if value != defaults[name]
+    )
 
 # %% ../../nbs/api/show/920_explorer.ipynb #6c750c40
 def code_of(
     drr: DRR,
     view: View,
-    source: str | None = None,  # what makes the subject, such as 'read("chest.nii.gz")'; the program expects it as `subject` if left out
+    source: str | None = None,  # what makes the subject, such as 'read("chest.nii.gz")'; else it is there as `subject`
 ) -> str:
     "Write the program that renders and plots a view."
     rotation, translation = ([[round_to_float32(value) for value in row]] for row in (view.rotation, view.translation))
@@ -173,16 +181,22 @@ def camera_of(
 
 def first_view(
     drr: DRR,
-    pose: RigidTransform | None = None,  # (1) world from camera (default: the source 850 mm from the isocentre, in front or behind as the orientation says)
+    pose: RigidTransform | None = None,  # (1) to begin with (default: as the orientation says, 850 mm away)
 ) -> View:
     "Make the view that the explorer begins with. Raises a `ValueError` for more than one pose."
     if pose is not None and len(pose) != 1:
-        raise ValueError(f"pose must hold one pose, not {len(pose)}; give one of them, such as RigidTransform(pose.matrix[:1])")
+        raise ValueError(
+            f"pose must hold one pose, not {len(pose)}; give one of them, such as RigidTransform(pose.matrix[:1])"
+        )
     orientation = drr.subject.orientation
     pose = pose_from_view(orientation or "AP", 850.0, orientation) if pose is None else pose
     angles = pose.convert("euler_angles", "ZXY", degrees=True)
-    rotation, translation = (tuple(round(value, 3) + 0.0 for value in x[0].tolist()) for x in angles)  # + 0.0 takes the sign off a zero
-    view = View(camera=camera_of(drr), rotation=rotation, translation=translation, renderer=drr.renderer.name, window=(0.0, 1.0))
+    rotation, translation = (
+        tuple(round(value, 3) + 0.0 for value in x[0].tolist()) for x in angles
+    )  # + 0.0 takes the sign off a zero
+    view = View(
+        camera=camera_of(drr), rotation=rotation, translation=translation, renderer=drr.renderer.name, window=(0.0, 1.0)
+    )
     brightest = render_view(drr, view, 100).max().item()
     return replace(view, window=(0.0, float(f"{brightest:.2g}"))) if brightest > 0 else view
 
@@ -194,7 +208,9 @@ def view_name(
     "Name the view of a C-arm, to a degree."
     primary, secondary = round((primary + 180) % 360 - 180), round(secondary)
     degrees, side = abs(primary), "L" if primary > 0 else "R"
-    base = {0: "PA", 180: "AP"}.get(degrees) or (f"{side}AO {degrees}" if degrees <= 90 else f"{side}PO {180 - degrees}")
+    base = {0: "PA", 180: "AP"}.get(degrees) or (
+        f"{side}AO {degrees}" if degrees <= 90 else f"{side}PO {180 - degrees}"
+    )
     return base if secondary == 0 else f"{base} {'CRA' if secondary > 0 else 'CAU'} {abs(secondary)}"
 
 # %% ../../nbs/api/show/920_explorer.ipynb #5bf573e0
@@ -207,7 +223,10 @@ def check_explorable(
     if drr.detector.n_subsample is not None:
         raise ValueError("subject must be a DRR of whole pictures; make it without p_subsample")
     if (renderer.mode, renderer.reducefn) != (plain.mode, plain.reducefn):
-        raise ValueError(f"subject must be a DRR that integrates; make it without mode={renderer.mode!r} and reducefn={renderer.reducefn!r}")
+        raise ValueError(
+            "subject must be a DRR that integrates; "
+            f"make it without mode={renderer.mode!r} and reducefn={renderer.reducefn!r}"
+        )
 
 # %% ../../nbs/api/show/920_explorer.ipynb #09f1a8cf
 def import_panel() -> ModuleType:
@@ -260,7 +279,10 @@ class Controls:
     ):
         turns, shifts = ("Turn (Z)", "Tilt (X)", "Roll (Y)"), ("Across (x)", "Depth (y)", "Along (z)")
         self.first = view
-        self.rotation = [make_slider(f"{turn}, degrees", angle, -180.0, 180.0, 1.0) for turn, angle in zip(turns, view.rotation, strict=True)]
+        self.rotation = [
+            make_slider(f"{turn}, degrees", angle, -180.0, 180.0, 1.0)
+            for turn, angle in zip(turns, view.rotation, strict=True)
+        ]
         self.translation = [
             make_slider(f"{shift}, mm", value, min(-300.0, 2 * value), max(300.0, 2 * value), 1.0)
             for shift, value in zip(shifts, view.translation, strict=True)
@@ -299,10 +321,18 @@ class Controls:
 DRAFT, SHARP = 200, 400  # pixels along the longer side, while a slider moves and after
 DRAFT_VOXELS = 256  # along each axis, about
 CODE_STYLE = """
-.codehilite { box-sizing: border-box; width: 100%; padding: 1em 20px; border-radius: 4px; background: #263238; color: #eeffff }
+.codehilite { box-sizing: border-box; width: 100%; padding: 1em 20px; border-radius: 4px }
+.codehilite { background: #263238; color: #eeffff }
 .codehilite .c1 { color: #9fb3bd }
 """  # a notebook without a network has none of Panel's own
-STICKY = {"flex": "1 1 340px", "max-width": "600px", "position": "sticky", "top": "0", "z-index": "10", "background": "white"}
+STICKY = {
+    "flex": "1 1 340px",
+    "max-width": "600px",
+    "position": "sticky",
+    "top": "0",
+    "z-index": "10",
+    "background": "white",
+}
 
 
 class Panes(NamedTuple):
@@ -331,15 +361,20 @@ def lay_out(
     pn, wide = import_panel(), dict(sizing_mode="stretch_width")
     seen = pn.Column(panes.picture, panes.caption, **wide, margin=(0, 10), styles=STICKY)
     moved = pn.Column(pn.Row(controls.renderer, controls.look), *controls.sliders, **wide, styles={"flex": "1 1 300px"})
-    return pn.Column(pn.FlexBox(seen, moved, **wide), panes.code, **wide, max_width=1100, styles={"margin": "10px auto"})
+    return pn.Column(
+        pn.FlexBox(seen, moved, **wide), panes.code, **wide, max_width=1100, styles={"margin": "10px auto"}
+    )
 
 # %% ../../nbs/api/show/920_explorer.ipynb #a92b6435
 def explore(
     subject: Subject | DRR,  # a CT, or a renderer whose camera is shown first
-    pose: RigidTransform | None = None,  # (1) to begin with (default: the source 850 mm from the isocentre, in front or behind as the orientation says)
+    pose: RigidTransform | None = None,  # (1) to begin with (default: as the orientation says, 850 mm away)
     source: str | None = None,  # what makes the subject, such as 'read("chest.nii.gz")', for the code
 ) -> panel.viewable.Viewable:  # displays itself in a notebook, or in a browser with `.show()`
-    "Show a CT as the camera sees it, beside sliders and the code of what is shown. Raises an `ImportError` without Panel, and a `ValueError` for more than one pose, or a renderer that does not simply integrate."
+    """Show a CT as the camera sees it, beside sliders and the code of what is shown.
+
+    Raises an `ImportError` without Panel, and a `ValueError` for more than one pose, or a renderer that does not
+    simply integrate."""
     pn = import_panel()
     if isinstance(subject, DRR):
         check_explorable(subject)

@@ -41,7 +41,9 @@ def rotation_columns(
     parameterization: str,  # such as "euler_angles", see `convert`
     convention: str | None = None,  # for Euler angles
 ) -> tuple[str, ...]:
-    "Name the columns of a table that hold the parameters of a rotation. Raises a `ValueError` for an unknown parameterisation."
+    """Name the columns of a table that hold the parameters of a rotation.
+
+    Raises a `ValueError` for an unknown parameterisation."""
     width = parameterization_of(parameterization, convention).width
     return ("alpha", "beta", "gamma") if width == 3 else tuple(f"r{i}" for i in range(1, width + 1))
 
@@ -50,7 +52,9 @@ def read_matrices(
     poses: Iterable[RigidTransform | np.ndarray | Tensor],  # one pose, or one matrix (4, 4), each
 ) -> Float[Tensor, "N 4 4"]:
     "Stack poses and matrices, in double precision on the CPU."
-    return torch.stack([torch.as_tensor(getattr(pose, "matrix", pose)).detach().cpu().double().reshape(4, 4) for pose in poses])
+    return torch.stack(
+        [torch.as_tensor(getattr(pose, "matrix", pose)).detach().cpu().double().reshape(4, 4) for pose in poses]
+    )
 
 # %% ../../nbs/api/show/914_film.ipynb #e1368eb5
 def poses_from_table(
@@ -61,22 +65,33 @@ def poses_from_table(
     device: str | torch.device = "cpu",  # where the poses are
     degrees: bool = False,  # Euler angles in degrees
 ) -> RigidTransform:  # (N)
-    "Make one pose of each row. Raises a `ValueError` for an empty table, missing columns, or values that are not finite."
+    """Make one pose of each row.
+
+    Raises a `ValueError` for an empty table, missing columns, or values that are not finite."""
     rotation = rotation_columns(parameterization, convention)
     columns = ["pose"] if parameterization == "matrix" else [*rotation, *TRANSLATION_COLUMNS]
     missing = [name for name in columns if name not in df.columns]
     if missing:
-        raise ValueError(f"df must have the columns {', '.join(columns)} for {parameterization}, but {', '.join(missing)} are missing; it has {', '.join(map(str, df.columns))}")
+        raise ValueError(
+            f"df must have the columns {', '.join(columns)} for {parameterization}, "
+            f"but {', '.join(missing)} are missing; it has {', '.join(map(str, df.columns))}"
+        )
     if len(df) == 0:
         raise ValueError("df must have at least one row, but it is empty")
-    values = read_matrices(df["pose"]) if parameterization == "matrix" else torch.as_tensor(df[columns].to_numpy(dtype=np.float64, copy=True))
+    values = (
+        read_matrices(df["pose"])
+        if parameterization == "matrix"
+        else torch.as_tensor(df[columns].to_numpy(dtype=np.float64, copy=True))
+    )
     wrong = [i for i, row in enumerate(values.flatten(1)) if not row.isfinite().all()]
     if wrong:
         raise ValueError(f"df must hold finite numbers, but row {wrong[0]} holds {values[wrong[0]].tolist()}")
     values = values.to(device=device, dtype=dtype)
     if parameterization == "matrix":
         return RigidTransform(values)
-    return convert(values[:, :-3], values[:, -3:], parameterization=parameterization, convention=convention, degrees=degrees)
+    return convert(
+        values[:, :-3], values[:, -3:], parameterization=parameterization, convention=convention, degrees=degrees
+    )
 
 # %% ../../nbs/api/show/914_film.ipynb #4fc4ea3d
 def add_channels(
@@ -181,7 +196,9 @@ def suffix_of(
     out: str | Path,  # file to write, or "<bytes>"
     extension: str | None,  # the format of "<bytes>"
 ) -> str:  # a key of `WRITERS`
-    "Find the format of a film. Raises a `ValueError` for an unknown one, and a `FileNotFoundError` if the folder does not exist."
+    """Find the format of a film.
+
+    Raises a `ValueError` for an unknown one, and a `FileNotFoundError` if the folder does not exist."""
     as_bytes = str(out) == "<bytes>"
     suffix = (extension or ("" if as_bytes else Path(out).suffix)).lower()
     if suffix not in WRITERS:
@@ -198,8 +215,13 @@ def check_film(
 ) -> None:
     "Raise a `ValueError` for a renderer that gives no pictures, or a fixed picture of another size."
     height, width = drr.detector.height, drr.detector.width
-    if ground_truth is not None and (len(check_pictures(ground_truth, "ground_truth")) != 1 or ground_truth.shape[-2:] != (height, width)):
-        raise ValueError(f"ground_truth must be one picture of the size of the detector, (1, C, {height}, {width}), not {tuple(ground_truth.shape)}")
+    if ground_truth is not None and (
+        len(check_pictures(ground_truth, "ground_truth")) != 1 or ground_truth.shape[-2:] != (height, width)
+    ):
+        raise ValueError(
+            f"ground_truth must be one picture of the size of the detector, (1, C, {height}, {width}), "
+            f"not {tuple(ground_truth.shape)}"
+        )
     if not drr.reshape:
         raise ValueError("drr must render pictures: make it with reshape=True")
 
@@ -250,7 +272,8 @@ def animate(
 ) -> bytes | None:  # the content if `out` is "<bytes>"
     """Render every pose of a table, and write a film of it.
 
-    Raises a `ValueError` for an unknown format, a table without poses, or a fixed picture of another size, before anything is rendered, and an `ImportError` if MP4 is wanted without the extra."""
+    Raises a `ValueError` for an unknown format, a table without poses, or a fixed picture of another size, before
+    anything is rendered, and an `ImportError` if MP4 is wanted without the extra."""
     suffix = suffix_of(out, extension)
     poses = poses_from_table(df, parameterization, convention, dtype, device, degrees)
     check_film(drr, ground_truth)

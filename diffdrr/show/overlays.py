@@ -28,7 +28,9 @@ def stretch(
     img: Shaped[Tensor, "B C H W"],
     name: str = "img",  # of the argument
 ) -> Float[np.ndarray, "B H W"]:  # in [0, 1]
-    "Add the channels up, and stretch each picture between its 1st and 99th percentile. A picture without contrast becomes 0, and so does a pixel that is NaN or infinite."
+    """Add the channels up, and stretch each picture between its 1st and 99th percentile.
+
+    A picture without contrast becomes 0, and so does a pixel that is NaN or infinite."""
     pictures = check_pictures(img, name).sum(dim=1).numpy().astype(np.float64)
     pictures[~np.isfinite(pictures)] = np.nan
     low, high = np.nanpercentile(pictures, [1, 99], axis=(1, 2), keepdims=True)
@@ -80,7 +82,8 @@ def difference(
     fixed: Float[np.ndarray, "B H W"],  # in [0, 1]
     moving: Float[np.ndarray, "B H W"],  # in [0, 1]
 ) -> Float[np.ndarray, "B H W 3"]:
-    "Show where the moving picture is brighter (red) or darker (blue) than the fixed one, light grey where they agree; the strongest colours from half of the contrast on."
+    """Show where the moving picture is brighter (red) or darker (blue) than the fixed one, light grey where they
+    agree; the strongest colours from half of the contrast on."""
     return plt.get_cmap("coolwarm")(np.clip(0.5 + moving - fixed, 0, 1))[..., :3]
 
 # %% ../../nbs/api/show/913_overlays.ipynb #1e6f94af
@@ -100,11 +103,16 @@ def overlay(
     moving: Shaped[Tensor, "#B _ H W"],
     kind: str = "checkerboard",  # "checkerboard", "edges", "difference" or "colors"
 ) -> Float[np.ndarray, "B H W 3"]:  # red, green and blue in [0, 1]
-    "Lay pictures over each other, whatever the scales of their intensities. Raises a `ValueError` for an unknown kind, or sizes that differ."
+    """Lay pictures over each other, whatever the scales of their intensities.
+
+    Raises a `ValueError` for an unknown kind, or sizes that differ."""
     one_of("kind", kind, OVERLAYS)
     a, b = stretch(fixed, "fixed"), stretch(moving, "moving")
     if a.shape[1:] != b.shape[1:] or (len(a) != len(b) and 1 not in (len(a), len(b))):
-        raise ValueError(f"fixed and moving must be as many pictures of the same size, not {tuple(fixed.shape)} and {tuple(moving.shape)}")
+        raise ValueError(
+            "fixed and moving must be as many pictures of the same size, "
+            f"not {tuple(fixed.shape)} and {tuple(moving.shape)}"
+        )
     return OVERLAYS[kind](*np.broadcast_arrays(a, b))
 
 # %% ../../nbs/api/show/913_overlays.ipynb #49d8d079

@@ -19,7 +19,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Int
 from tqdm.auto import tqdm
 
 from diffdrr.checks import need
@@ -35,7 +34,7 @@ __all__ = ['save_scene']
 def import_pyvista() -> ModuleType:
     "Import PyVista. Raises an `ImportError` that names the extra when it is missing."
     with contextlib.suppress(ImportError):
-        import triton  # noqa: F401: it and the software renderer of Mesa bring LLVM; loaded after that, triton crashes
+        pass  # noqa: F401 - it and the software renderer of Mesa bring LLVM; loaded after that, triton crashes
     return need("pyvista", "viz", "a scene in space")
 
 # %% ../../nbs/api/show/915_page.ipynb #a16b3a0a
@@ -49,7 +48,9 @@ def scene_meshes(
         if not isinstance(actor, pyvista.Actor) or not actor.visibility or actor.mapper.dataset.n_cells == 0:
             continue
         if actor.mapper.scalar_visibility:
-            raise ValueError(f"a page holds meshes of one colour, but {name!r} is coloured by its values; add it with color=... and scalars=None")
+            raise ValueError(
+                f"a page holds meshes of one colour, but {name!r} is coloured by its values; add it with color=... and scalars=None"
+            )
         mesh = actor.mapper.dataset
         mesh = mesh if isinstance(mesh, pyvista.PolyData) else mesh.extract_surface(algorithm=None)
         mesh = mesh.triangulate() if len(mesh.faces) else mesh
@@ -70,7 +71,10 @@ def scene_labels(
         if mapper is not None and mapper.IsA("vtkLabelPlacementMapper"):
             points = pyvista.wrap(mapper.GetInputAlgorithm().GetInput())
             color = pyvista.Color(mapper.GetInputAlgorithm().GetTextProperty().GetColor()).hex_rgb
-            labels += [{"text": str(text), "at": point.tolist(), "color": color} for text, point in zip(points["labels"], points.points)]
+            labels += [
+                {"text": str(text), "at": point.tolist(), "color": color}
+                for text, point in zip(points["labels"], points.points)
+            ]
     return labels
 
 # %% ../../nbs/api/show/915_page.ipynb #567ebadd
@@ -86,7 +90,9 @@ def thin(
 
         size = (2 * mesh.area / (5 * budget)) ** 0.5  # a cube of this size keeps two triangles of its face
         cluster = vtkQuadricClustering(input_data=mesh, auto_adjust_number_of_divisions=False)
-        cluster.number_of_divisions = [max(2, int(np.ceil(extent / size))) for extent in np.ptp(np.array(mesh.bounds).reshape(3, 2), axis=1)]
+        cluster.number_of_divisions = [
+            max(2, int(np.ceil(extent / size))) for extent in np.ptp(np.array(mesh.bounds).reshape(3, 2), axis=1)
+        ]
         cluster.Update()
         mesh = import_pyvista().wrap(cluster.GetOutput())
     return mesh.decimate(1 - budget / mesh.n_cells) if mesh.n_cells > budget else mesh
@@ -117,7 +123,9 @@ def pack_mesh(
         "kind": "surface" if surface else "lines",
         "origin": low.tolist(),
         "size": size,
-        "points": np.diff(np.round((points[used] - low) * (65535 / size)).astype(int), axis=0, prepend=0).ravel().tolist(),
+        "points": np.diff(np.round((points[used] - low) * (65535 / size)).astype(int), axis=0, prepend=0)
+        .ravel()
+        .tolist(),
         "indices": np.diff(indices.ravel(), prepend=0).tolist(),
     }
     if mesh.active_texture_coordinates is not None:
@@ -314,21 +322,44 @@ def make_page(
         actor = pl.actors[name]
         if len(mesh.faces) and actor.texture is None and total > max_triangles:
             mesh = thin(mesh, max(100, int(mesh.n_cells * max_triangles / total)))
-        part = {"name": name, "color": list(actor.prop.color.float_rgb), "opacity": actor.prop.opacity, "lit": bool(actor.prop.lighting), **pack_mesh(mesh)}
+        part = {
+            "name": name,
+            "color": list(actor.prop.color.float_rgb),
+            "opacity": actor.prop.opacity,
+            "lit": bool(actor.prop.lighting),
+            **pack_mesh(mesh),
+        }
         parts.append(part if actor.texture is None else {**part, "picture": picture_url(actor.texture)})
     bounds = np.array([mesh.bounds for mesh in meshes.values()])
     low, high = bounds[:, ::2].min(axis=0), bounds[:, 1::2].max(axis=0)
     camera = pl.camera
-    view = {"eye": list(camera.position), "target": list(camera.focal_point), "up": list(camera.up), "angle": camera.view_angle, "aspect": pl.window_size[0] / pl.window_size[1], "radius": float(np.linalg.norm(high - low))}
-    content = zlib.compress(json.dumps({"parts": parts, "labels": labels, "view": view}, separators=(",", ":")).encode(), level=9)
+    view = {
+        "eye": list(camera.position),
+        "target": list(camera.focal_point),
+        "up": list(camera.up),
+        "angle": camera.view_angle,
+        "aspect": pl.window_size[0] / pl.window_size[1],
+        "radius": float(np.linalg.norm(high - low)),
+    }
+    content = zlib.compress(
+        json.dumps({"parts": parts, "labels": labels, "view": view}, separators=(",", ":")).encode(), level=9
+    )
     return VIEWER.replace("{{content}}", base64.b64encode(content).decode()).replace("{{title}}", html.escape(title), 1)
 
 # %% ../../nbs/api/show/915_page.ipynb #334e91e4
 def check_drawing() -> None:
-    "Raise a `RuntimeError` where VTK would crash because there is nothing to draw with: on Linux without a display and without EGL or OSMesa."
-    if sys.platform != "linux" or os.environ.get("DISPLAY") or any(ctypes.util.find_library(name) for name in ("EGL", "OSMesa")):
+    """Raise a `RuntimeError` where VTK would crash because there is nothing to draw with:
+
+    on Linux without a display and without EGL or OSMesa."""
+    if (
+        sys.platform != "linux"
+        or os.environ.get("DISPLAY")
+        or any(ctypes.util.find_library(name) for name in ("EGL", "OSMesa"))
+    ):
         return
-    raise RuntimeError("there is no display, and no library to draw without one; install EGL (apt install libegl1), or save the scene as .html")
+    raise RuntimeError(
+        "there is no display, and no library to draw without one; install EGL (apt install libegl1), or save the scene as .html"
+    )
 
 # %% ../../nbs/api/show/915_page.ipynb #d3f5747c
 def save_scene(
@@ -340,7 +371,8 @@ def save_scene(
 ) -> None:
     """Save a plot as a picture, or as a page with everything in it that turns in a browser, without a network.
 
-    A page shows meshes and labels, but no coordinate grid, axes or legends. Raises a `ValueError` for another format, or meshes coloured by their values, and a `RuntimeError` if a picture cannot be drawn on this machine."""
+    A page shows meshes and labels, but no coordinate grid, axes or legends. Raises a `ValueError` for another
+    format, or meshes coloured by their values, and a `RuntimeError` if a picture cannot be drawn on this machine."""
     path = Path(path)
     if path.suffix not in (".html", ".png"):
         raise ValueError(f"path must end in .html or .png, not {str(path)!r}")

@@ -32,7 +32,9 @@ def check_pictures(
 ) -> Shaped[Tensor, "B C H W"]:  # on the CPU, without gradient, in a precision that NumPy has
     "Prepare pictures for matplotlib. Raises a `TypeError` or a `ValueError` for anything but a batch of pictures."
     if not isinstance(img, Tensor):
-        raise TypeError(f"{name} must be a tensor (B, C, H, W), not {type(img).__name__}; torch.as_tensor makes one of an array")
+        raise TypeError(
+            f"{name} must be a tensor (B, C, H, W), not {type(img).__name__}; torch.as_tensor makes one of an array"
+        )
     shaped(name, img, "B C H W", remedy="render with reshape=True")
     if img.numel() == 0:
         raise ValueError(f"{name} must have at least one pixel, not shape {tuple(img.shape)}")
@@ -86,7 +88,9 @@ def draw_pictures(
     for picture, ax, name in zip(pictures, axs, titles, strict=True):
         ax.imshow(picture.numpy(), **imshow_kwargs)
         ax.xaxis.tick_top()
-        ax.set(title=name, xticks=[0, width - 1], xticklabels=[1, width], yticks=[0, height - 1], yticklabels=[1, height])
+        ax.set(
+            title=name, xticks=[0, width - 1], xticklabels=[1, width], yticks=[0, height - 1], yticklabels=[1, height]
+        )
         if not ticks:
             ax.set(xticks=[], yticks=[])
     return axs
@@ -95,10 +99,10 @@ def draw_pictures(
 def plot_mask(
     img: Shaped[Tensor, "B C H W"],  # one channel per structure; leave out the background: `img[:, 1:]`
     axs: Axes | Sequence[Axes] | np.ndarray,  # axes to draw into, such as those of `plot_drr`
-    colors: str | Sequence[str | Sequence[float]] | None = MASK_COLORS,  # one for all, or several used in turn, of matplotlib or "rgb(102,194,165)"; None for `distinct_colors`
+    colors: str | Sequence[str | Sequence[float]] | None = MASK_COLORS,  # one, or some in turn; None: all differ
     alpha: float = 0.5,  # opacity
     return_masks: bool = False,  # return the silhouettes
-    names: pd.DataFrame | Sequence[str] | None = None,  # `subject.structures`, or C names: adds a legend of the structures in sight
+    names: pd.DataFrame | Sequence[str] | None = None,  # `subject.structures`, or C names: adds a legend
 ) -> UInt8[Tensor, "B C H W 4"] | None:  # red, green, blue and opacity; transparent where a structure is not
     "Draw the silhouettes of structures over pictures."
     masks = check_pictures(img) > 0
@@ -132,7 +136,9 @@ def add_legend(
     seen = masks.transpose(0, 1).flatten(1).any(dim=1).nonzero()[:, 0].tolist()
     patches = [Patch(color=palette[i, :3].numpy() / 255, alpha=alpha, label=names[i]) for i in seen]
     columns = 1 + len(patches) // 21
-    ax.legend(handles=patches, loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize="x-small", ncols=columns)
+    ax.legend(
+        handles=patches, loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize="x-small", ncols=columns
+    )
 
 # %% ../../nbs/api/show/912_pictures.ipynb #f39951b1
 def one_or_all(
@@ -151,7 +157,10 @@ def plot_drr(
     look: str = "integral",  # "integral" or "transmission": what a pixel shows of its line integral
     **imshow_kwargs: Any,  # for `Axes.imshow`
 ) -> np.ndarray | Axes:  # (B,) of axes; of one picture with several channels, the axes themselves
-    "Plot a batch of radiographs side by side, with the silhouettes of their structures if there are several channels. Raises a `ValueError` for an unknown look, or titles or axes that are too many or too few."
+    """Plot a batch of radiographs side by side, with the silhouettes of their structures if there are several
+    channels.
+
+    Raises a `ValueError` for an unknown look, or titles or axes that are too many or too few."""
     one_of("look", look, LOOKS)
     pictures = LOOKS[look](check_pictures(img).sum(dim=1))
     axs = draw_pictures(pictures, title, ticks, axs, cmap=cmap, **imshow_kwargs)
@@ -176,7 +185,9 @@ def plot_img_and_mask(
     pictures = check_pictures(img)
     n = pictures.shape[1] - 1
     if n < 1:
-        raise ValueError(f"img must have one channel per label, not shape {tuple(img.shape)}; render with mask_to_channels=True")
+        raise ValueError(
+            f"img must have one channel per label, not shape {tuple(img.shape)}; render with mask_to_channels=True"
+        )
     names = None if names is None else structure_names(names, n)
     axs = draw_pictures(pictures.sum(dim=1), title, ticks, axs, cmap=cmap, **imshow_kwargs)
     plot_mask(img[:, 1:], axs, colors, alpha, names=names)

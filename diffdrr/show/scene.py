@@ -34,7 +34,9 @@ def beam_corners(
     drr: DRR,
     pose: RigidTransform,  # of one picture
     calibration: RigidTransform | None = None,  # instead of the detector's own intrinsics
-) -> tuple[Float[np.ndarray, "5 3"], Float[np.ndarray, "5 3"]]:  # where rays start and end: upper left, upper right, lower right, lower left, centre; mm
+) -> tuple[
+    Float[np.ndarray, "5 3"], Float[np.ndarray, "5 3"]
+]:  # where rays start and end: upper left, upper right, lower right, lower left, centre; mm
     "Find the rays through the corners and the centre of a picture. Raises a `ValueError` for several poses."
     if len(pose) != 1:
         raise ValueError(f"pose must be a single one, not a batch of {len(pose)}")
@@ -46,7 +48,9 @@ def beam_corners(
         if drr.detector.beam == "cone":
             starts = world_from_camera[:3, 3].expand_as(ends)
         else:
-            length = (drr.detector.calibration if calibration is None else calibration).matrix[0, 2, 2]  # of the rays, see `Detector.forward`
+            length = (drr.detector.calibration if calibration is None else calibration).matrix[
+                0, 2, 2
+            ]  # of the rays, see `Detector.forward`
             starts = ends - length * world_from_camera[:3, 2]
     return starts.double().cpu().numpy(), ends.double().cpu().numpy()
 
@@ -70,7 +74,9 @@ def plot_geometry(
     view: str = "side",  # "side", "front" or "top": where to look from
     ax: Axes | None = None,  # axes to draw into
 ) -> Axes:
-    "Draw source, volume and detector in world coordinates, in mm. Raises a `ValueError` for an unknown view or several poses."
+    """Draw source, volume and detector in world coordinates, in mm.
+
+    Raises a `ValueError` for an unknown view or several poses."""
     one_of("view", view, VIEWS)
     across, up = VIEWS[view]
     axes = [across, up]
@@ -98,13 +104,19 @@ def img_to_mesh(
     pose: RigidTransform,  # of one picture
     calibration: RigidTransform | None = None,  # instead of the detector's own intrinsics
     **kwargs: Any,  # for `DRR.forward`, such as `n_points`
-) -> tuple[pyvista.PolyData, pyvista.PolyData, pyvista.Texture, pyvista.PolyData]:  # edges of the beam, detector, its texture, central ray
+) -> tuple[
+    pyvista.PolyData, pyvista.PolyData, pyvista.Texture, pyvista.PolyData
+]:  # edges of the beam, detector, its texture, central ray
     "Render a picture, and make what shows it in space. Raises a `ValueError` for several poses."
     pyvista = import_pyvista()
     starts, ends = beam_corners(drr, pose, calibration)
-    camera = pyvista.PolyData(np.concatenate([starts[:4], ends[:4]]), lines=np.array([[2, i, i + 4] for i in range(4)]).ravel())
+    camera = pyvista.PolyData(
+        np.concatenate([starts[:4], ends[:4]]), lines=np.array([[2, i, i + 4] for i in range(4)]).ravel()
+    )
     detector = pyvista.PolyData(ends[:4], faces=[4, 0, 1, 2, 3])
-    detector.active_texture_coordinates = np.array([[0.0, 1], [1, 1], [1, 0], [0, 0]])  # the first row of a texture is at 1
+    detector.active_texture_coordinates = np.array(
+        [[0.0, 1], [1, 1], [1, 0], [0, 0]]
+    )  # the first row of a texture is at 1
     with torch.no_grad():
         picture = stretch(drr(pose, calibration=calibration, **kwargs))[0]
     texture = pyvista.Texture(np.repeat(np.round(255 * picture).astype(np.uint8)[..., None], 3, axis=-1))
@@ -116,7 +128,9 @@ def add_image(
     pose: RigidTransform,  # (B)
     pl: pyvista.Plotter,  # to add to
 ) -> pyvista.Plotter:
-    "Add source, beam, central ray and detector of each pose to a plot. Names in the plot end in the number of the picture."
+    """Add source, beam, central ray and detector of each pose to a plot.
+
+    Names in the plot end in the number of the picture."""
     pyvista = import_pyvista()
     number = sum(name.startswith("detector ") for name in pl.actors)
     for matrix in pose.matrix:
@@ -126,7 +140,9 @@ def add_image(
         pl.add_mesh(camera, color="#7f7f7f", line_width=1.5, name=f"beam {number}")
         pl.add_mesh(central_ray, color="#cc3311", line_width=2, name=f"central ray {number}")
         if drr.detector.beam == "cone":
-            pl.add_mesh(pyvista.Sphere(radius=12.0, center=central_ray.points[0]), color="#ee7733", name=f"source {number}")
+            pl.add_mesh(
+                pyvista.Sphere(radius=12.0, center=central_ray.points[0]), color="#ee7733", name=f"source {number}"
+            )
     return pl
 
 # %% ../../nbs/api/show/917_scene.ipynb #bb483f0c
@@ -138,7 +154,7 @@ def add_bones(
     subject: Subject,  # as `read` made it
     pl: pyvista.Plotter,  # to add to
     threshold: float = 150,  # HU
-    extract_largest: bool | None = None,  # keep the largest connected part (True), all (False), or those of the patient (None)
+    extract_largest: bool | None = None,  # keep the largest part (True), all (False), or the patient's (None)
     verbose: bool = False,  # show progress bars
 ) -> None:
     "Add the surface of a CT at a threshold to a plot."
@@ -177,7 +193,13 @@ def add_box(
     pl.add_mesh(outline, color="#4477aa", line_width=1.5, name="volume")
     bounds = np.array(outline.bounds).reshape(3, 2)
     points = bounds.mean(axis=1) + np.array(list(SIDES.values())) * 0.57 * np.ptp(bounds, axis=1)
-    font = dict(bold=True, font_size=22, text_color="#4477aa", justification_horizontal="center", justification_vertical="center")
+    font = dict(
+        bold=True,
+        font_size=22,
+        text_color="#4477aa",
+        justification_horizontal="center",
+        justification_vertical="center",
+    )
     pl.add_point_labels(points, list(SIDES), show_points=False, shape=None, always_visible=True, name="sides", **font)
 
 # %% ../../nbs/api/show/917_scene.ipynb #872c18f3
@@ -208,12 +230,18 @@ def visualize_scene(
     grid: bool = True,  # show coordinates
     verbose: bool = False,  # show progress bars
     threshold: float = 150,  # HU, of the surface of the bones
-    extract_largest: bool | None = None,  # of that surface, keep the largest part (True), all (False), or what belongs to the patient (None)
+    extract_largest: bool | None = None,  # of it, keep the largest part (True), all (False), or the patient's (None)
     **kwargs: Any,  # for `pyvista.Plotter`, such as `off_screen` and `window_size`
 ) -> pyvista.Plotter:  # `.show()` opens it
-    "Plot the anatomy with source, beam and detector of each pose. Raises a `ValueError` if there is no anatomy to show, and an `ImportError` without PyVista."
+    """Plot the anatomy with source, beam and detector of each pose.
+
+    Raises a `ValueError` if there is no anatomy to show, and an `ImportError` without PyVista."""
     pyvista = import_pyvista()
-    known("visualize_scene", kwargs, [*signature(visualize_scene).parameters, *signature(pyvista.Plotter.__init__).parameters])
+    known(
+        "visualize_scene",
+        kwargs,
+        [*signature(visualize_scene).parameters, *signature(pyvista.Plotter.__init__).parameters],
+    )
     pl = pyvista.Plotter(**kwargs)
     if labelmap:
         add_structures(drr.subject, pl, verbose)

@@ -53,13 +53,20 @@ def drr_to_mesh(
     extract_largest: bool = True,  # keep the largest connected part only, which leaves out the table
     verbose: bool = True,  # show a progress bar
 ) -> pyvista.PolyData:  # triangles in world coordinates, mm
-    "Find the surface of a CT at a threshold. Raises a `ValueError` for an unknown method, or a threshold that no voxel reaches."
+    """Find the surface of a CT at a threshold.
+
+    Raises a `ValueError` for an unknown method, or a threshold that no voxel reaches."""
     one_of("method", method, MESH_METHODS)
     volume = subject.volume.data[0].numpy()
     if not volume.min() < threshold <= volume.max():
-        raise ValueError(f"threshold must be between the smallest and the largest voxel, {volume.min()} and {volume.max()} HU, not {threshold!r}")
+        raise ValueError(
+            "threshold must be between the smallest and the largest voxel, "
+            f"{volume.min()} and {volume.max()} HU, not {threshold!r}"
+        )
     if method == "marching_cubes":
-        mesh = to_grid(volume).contour([threshold], method="flying_edges", compute_scalars=False, compute_normals=False, progress_bar=verbose)
+        mesh = to_grid(volume).contour(
+            [threshold], method="flying_edges", compute_scalars=False, compute_normals=False, progress_bar=verbose
+        )
     else:
         inside = (volume >= threshold).astype(np.uint8)
         mesh = to_grid(inside).contour_labels(scalars="values", output_mesh_type="triangles", progress_bar=verbose)
@@ -73,7 +80,9 @@ def labelmap_to_mesh(
     subject: Subject,  # as `read` made it, with a label map
     verbose: bool = True,  # show a progress bar
 ) -> pyvista.PolyData:  # triangles in world coordinates, mm, with the label of each in `boundary_labels`
-    "Find the surfaces of all structures, by surface nets. Raises a `ValueError` without a label map, or if it is empty."
+    """Find the surfaces of all structures, by surface nets.
+
+    Raises a `ValueError` without a label map, or if it is empty."""
     from scipy.ndimage import find_objects
 
     if subject.mask is None:
@@ -86,7 +95,9 @@ def labelmap_to_mesh(
     for label, box in tqdm(boxes.items(), desc="Surfaces of structures", disable=not verbose):
         inside = (mask[box] == label).astype(np.uint8)
         inside = np.pad(inside, 1)  # a structure may fill its box
-        surface = to_grid(inside, [s.start - 1 for s in box]).contour_labels(scalars="values", output_mesh_type="triangles")
+        surface = to_grid(inside, [s.start - 1 for s in box]).contour_labels(
+            scalars="values", output_mesh_type="triangles"
+        )
         surface.clear_data()
         surface.cell_data["boundary_labels"] = np.full(surface.n_cells, label)
         surfaces.append(surface)
@@ -102,7 +113,9 @@ def body_parts(
     if subject.mask is None:
         return mesh.connectivity("largest")
     parts = mesh.connectivity("all")  # in another order than the mesh
-    voxels = np.round(np.linalg.solve(subject.mask.affine, np.c_[parts.points, np.ones(parts.n_points)].T)[:3]).astype(int)
+    voxels = np.round(np.linalg.solve(subject.mask.affine, np.c_[parts.points, np.ones(parts.n_points)].T)[:3]).astype(
+        int
+    )
     shape = np.array(subject.mask.spatial_shape)[:, None]
     labelled = subject.mask.data[0].numpy()[tuple(np.clip(voxels, 0, shape - 1))] > 0
     share = np.bincount(parts.point_data["RegionId"], weights=labelled) / np.bincount(parts.point_data["RegionId"])
