@@ -27,7 +27,7 @@ AWAY = {"AP": (0.0, 850.0, 0.0), "PA": (0.0, -850.0, 0.0), None: (0.0, 0.0, -850
 
 
 def patient(orientation: str | None = "AP", table: pd.DataFrame | None = TABLE, **kwargs):
-    "A ball within a shell, away from the isocentre and on a turned grid of thick slices; the label of the shell needs 16 bits."
+    "A ball within a shell, off the isocentre, on a turned grid of thick slices; the label of the shell needs 16 bits."
     turn = convert(torch.tensor([[0.2, -0.1, 0.3]], dtype=torch.float64), torch.zeros(1, 3, dtype=torch.float64), parameterization="euler_angles", convention="ZXY").matrix[0].numpy()
     affine = turn @ np.array([[-4.0, 0, 0, 98], [0, 4, 0, -78], [0, 0, 6, -87], [0, 0, 0, 1]])
     index = np.stack(np.meshgrid(np.arange(50), np.arange(40), np.arange(30), indexing="ij"), axis=-1)
@@ -54,7 +54,7 @@ def renderer(subject, **kwargs) -> DRR:
 @pytest.mark.parametrize("orientation", ["AP", "PA", None])
 @pytest.mark.parametrize("options", [{}, {"reverse_x_axis": False}, {"x0": 30.0, "y0": -20.0, "dely": 1.5}, {"beam": "parallel"}, {"voxel_shift": 0.0}, {"renderer": "trilinear"}])
 def test_rendering_and_geometry_agree(orientation: str | None, options: dict):
-    "They decide differently only over pixels whose rays graze the structure, to within a thousandth of a pixel: the rounding of single precision."
+    "They differ only over pixels whose rays graze the structure to a thousandth of a pixel: rounding of single precision."
     drr, pose = renderer(patient(orientation), **options), view(orientation)
     rendered, names = anatomy.structure_masks(drr, pose, ["ball", "shell"])
     for mask, name in zip(rendered[0], names):
@@ -249,7 +249,7 @@ def test_visible_fraction_in_pieces(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_corners_as_origin_of_voxels():
-    "With voxel_shift=0 the affine gives the lower corners of voxels: the same as one that gives their centres, half a voxel further."
+    "With voxel_shift=0 the affine gives lower corners of voxels: the same as one of their centres, half a voxel further."
     subject = patient()
     half = np.eye(4)
     half[:3, 3] = 0.5

@@ -1,4 +1,4 @@
-"""Metrics against their definitions, written as loops; what masks, dtypes, constant pictures and equal poses do; numbers of 0.6.1."""
+"""Metrics against their definitions, written as loops; masks, dtypes, constant pictures, equal poses; numbers of 0.6.1."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from diffdrr.geometry import Detector, RigidTransform, convert
 
 # Scores lie between -1 and 1 and are averages of some hundred pixels.
 FLOAT64 = 1e-10  # loops and tensors add in different orders
-FLOAT32 = 1e-5  # so do they here; the standard deviations of the pictures are some hundred times smaller than their values at worst
+FLOAT32 = 1e-5  # so do they here; deviations of the pictures are some hundred times smaller than their values at worst
 TOLERANCE = {torch.float64: FLOAT64, torch.float32: FLOAT32}
 # Distances of poses 850 mm away: a coordinate in float32 is known to 6e-5 mm, and rounded a few times.
 MILLIMETRES = {torch.float64: 1e-9, torch.float32: 1e-3}
@@ -386,8 +386,8 @@ def test_mistakes():
 # 0.6.1
 
 
-# What 0.6.1 returns (float64 pictures for the correlations; gradients and mutual information compute in float32). The pictures of the gradients end in zeros, so that it
-# does not matter how they are continued.
+# What 0.6.1 returns (float64 pictures for the correlations; gradients and mutual information compute in float32). The
+# pictures of the gradients end in zeros, so that it does not matter how they are continued.
 NUMBERS = {
     "global": [0.8615107, 0.86452803],
     "patches": [0.80436435, 0.82316959],
@@ -514,7 +514,9 @@ def test_errors_point_by_point(beam, reverse_x_axis):
 @pytest.mark.parametrize("dtype", MILLIMETRES, ids=str)
 @pytest.mark.parametrize(("delx", "dely"), [(0.2, 0.2), (1.0, 1.0), (3.0, 0.4)])
 def test_errors_are_millimetres(dtype, delx, dely):
-    "A shift of 3 mm in the plane and one in depth, for points 800 mm from a source 1000 mm from its detector; no answer depends on the pixels."
+    """A shift of 3 mm in the plane and one in depth, for points 800 mm from a source 1000 mm from its detector.
+
+    No answer depends on the pixels."""
     camera, k = detector(dtype, delx, dely), 3.0
     true = turn(0, 0.0, dtype, (0.0, 0.0, -800.0))
     grid = torch.tensor([[[0.0, 0, 0], [40, -30, 0], [-10, 20, 0]]], dtype=dtype)
@@ -619,7 +621,10 @@ def test_correlation_is_that_of_scipy():
 def test_correlation_in_patches_is_made_of_scipy_s_windows():
     x1, x2 = (x[:1, :1] for x in pictures())
     size, inside = 5, (slice(2, -2), slice(2, -2))  # windows that lie in the picture
-    mean = lambda x: uniform_filter(x, size)[inside]
+
+    def mean(x: np.ndarray) -> np.ndarray:
+        return uniform_filter(x, size)[inside]
+
     a, b = (x[0, 0].numpy() for x in (x1, x2))
     expected = (mean(a * b) - mean(a) * mean(b)) / np.sqrt((mean(a * a) - mean(a) ** 2) * (mean(b * b) - mean(b) ** 2))
     assert NormalizedCrossCorrelation2d(patch_size=size, eps=0.0)(x1, x2).item() == pytest.approx(expected.mean(), abs=1e-9)  # cancellation in the variances

@@ -300,7 +300,9 @@ FACES = torch.tensor([[0, 1, 2], [0, 2, 3], [0, 3, 1], [1, 3, 2]])
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.tuples(*[st.integers(0, 12)] * 3), min_size=5, max_size=5, unique=True))
 def test_bodies_that_share_a_face_share_no_voxels(points):
-    "Two tetrahedra with corners on the middles of voxels, on both sides of a triangle: together they hold each voxel once, like the body without the triangle."
+    """Two tetrahedra with corners on the middles of voxels, on both sides of a triangle.
+
+    Together they hold each voxel once, like the body without the triangle."""
     corners = torch.tensor(points).double()
     volumes = [torch.linalg.det(corners[:3] - corners[k]) for k in (3, 4)]
     if volumes[0] * volumes[1] >= 0:
@@ -392,5 +394,6 @@ def test_without_xraydb(monkeypatch):
 
 
 def test_import_is_light():
-    code = "import sys, diffdrr.physics; print(*(m for m in ('xraydb', 'torchio', 'scipy', 'pandas', 'matplotlib') if m in sys.modules))"
+    heavy = ("xraydb", "torchio", "scipy", "pandas", "matplotlib")
+    code = f"import sys, diffdrr.physics; print(*(m for m in {heavy} if m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""

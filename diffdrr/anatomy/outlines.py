@@ -20,7 +20,7 @@ def check_masks(
     masks: Shaped[Tensor, "..."],  # what the caller gave
     names: Sequence[str] | None = None,  # of the structures
 ) -> None:
-    "Raise a `ValueError` unless masks are a batch of booleans with one channel, and one name of its own, for each structure."
+    "Raise a `ValueError` unless masks are booleans with one channel, and one name of its own, for each structure."
     if masks.dim() != 4 or masks.dtype != torch.bool:
         found = f"{masks.dtype} of shape {tuple(masks.shape)}"
         raise ValueError(f"masks must be booleans of shape (B, C, H, W), not {found}; use structure_masks")

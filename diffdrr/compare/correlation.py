@@ -43,7 +43,7 @@ def standardize(
 def to_patches(
     x: Float[Tensor, "B C H W"],
     patch_size: int,  # height and width of the windows, pixels
-) -> Float[Tensor, "B N {patch_size} {patch_size}"]:  # N = C (H - patch_size + 1) (W - patch_size + 1)
+) -> Float[Tensor, "B N P P"]:  # P is the patch size, N = C (H - P + 1) (W - P + 1)
     "Lay out all windows of a picture as channels."
     return x.unfold(2, patch_size, 1).unfold(3, patch_size, 1).flatten(1, 3)
 
@@ -90,9 +90,9 @@ def patch_correlation(
 
 # %% ../../nbs/api/compare/702_correlation.ipynb #de8d7a70
 class NormalizedCrossCorrelation2d(nn.Module):
-    """Compare pictures by their correlation coefficient, over the whole picture or averaged over windows. The result is averaged over the channels.
+    """Compare pictures by their correlation coefficient, over the whole picture or averaged over windows.
 
-    Raises a `ValueError` for a patch size or `eps` that makes no sense."""
+    The result is averaged over the channels. Raises a `ValueError` for a patch size or `eps` that makes no sense."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class NormalizedCrossCorrelation2d(nn.Module):
         x1: Float[Tensor, "B C H W"],
         x2: Float[Tensor, "B C H W"],
         mask: Shaped[Tensor, "#B 1 H W"] | None = None,  # weights of the pixels, not negative
-    ) -> Float[Tensor, "B,"]:  # between -1 and 1
+    ) -> Float[Tensor, "B"]:  # between -1 and 1
         "Compare pictures of the same shape. Raises a `ValueError` if a window does not fit into them."
         check_images(x1, x2)
         if self.patch_size is not None and self.patch_size > min(x1.shape[-2:]):
@@ -162,7 +162,7 @@ class MultiscaleNormalizedCrossCorrelation2d(nn.Module):
         x1: Float[Tensor, "B C H W"],
         x2: Float[Tensor, "B C H W"],
         mask: Shaped[Tensor, "#B 1 H W"] | None = None,  # weights of the pixels, not negative
-    ) -> Float[Tensor, "B,"]:
+    ) -> Float[Tensor, "B"]:
         "Compare pictures of the same shape."
         scores = [weight * ncc(x1, x2, mask) for weight, ncc in zip(self.patch_weights, self.nccs, strict=True)]
         return torch.stack(scores).sum(dim=0)

@@ -20,7 +20,7 @@ __all__ = ['gaussian_kernel', 'Sobel', 'GradientNormalizedCrossCorrelation2d']
 # %% ../../nbs/api/compare/703_edges.ipynb #1e555304
 def gaussian_kernel(
     sigma: float,  # standard deviation, pixels
-) -> Float[Tensor, "K,"]:  # with K odd, adds up to 1
+) -> Float[Tensor, "K"]:  # with K odd, adds up to 1
     "Sample a Gaussian out to three standard deviations."
     radius = (int(6 * sigma + 1) | 1) // 2
     kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / sigma) ** 2)
@@ -53,7 +53,7 @@ class Sobel(nn.Module):
         self,
         img: Float[Tensor, "B C H W"],
     ) -> Float[Tensor, "B 2*C H W"]:  # of each channel along rows and columns, positive where values fall
-        "Compute gradient images. Raises a `ValueError` for pictures smaller than the blur, or without batch and channels."
+        "Compute gradient images. Raises a `ValueError` for pictures smaller than the blur, or of another shape."
         shaped("img", img, "B C H W")
         x = at_least_single(img).flatten(0, 1)[:, None]
         reach = len(self.blur) // 2
@@ -85,7 +85,7 @@ class GradientNormalizedCrossCorrelation2d(NormalizedCrossCorrelation2d):
         x1: Float[Tensor, "B C H W"],
         x2: Float[Tensor, "B C H W"],
         mask: Shaped[Tensor, "#B 1 H W"] | None = None,  # weights of the pixels, not negative
-    ) -> Float[Tensor, "B,"]:  # between -1 and 1
+    ) -> Float[Tensor, "B"]:  # between -1 and 1
         "Compare pictures of the same shape."
         check_images(x1, x2)
         if mask is not None:

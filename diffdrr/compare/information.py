@@ -19,7 +19,7 @@ __all__ = ['MutualInformation']
 def entropy(
     p: Float[Tensor, "B *_"],  # probabilities
     epsilon: float,  # added within the logarithm
-) -> Float[Tensor, "B,"]:  # bits
+) -> Float[Tensor, "B"]:  # bits
     "Compute the entropy of each histogram of a batch."
     return -(p * (p + epsilon).log2()).flatten(1).sum(dim=1)
 
@@ -48,7 +48,7 @@ class MutualInformation(nn.Module):
         x1: Float[Tensor, "B C H W"],  # values from 0 to 1
         x2: Float[Tensor, "B C H W"],  # values from 0 to 1
         mask: Shaped[Tensor, "#B 1 H W"] | None = None,  # weights of the pixels, not negative
-    ) -> Float[Tensor, "B,"]:  # bits, or normalized
+    ) -> Float[Tensor, "B"]:  # bits, or normalized
         "Compare pictures of the same shape."
         check_images(x1, x2)
         x1, x2 = at_least_single(x1), at_least_single(x2)

@@ -60,7 +60,7 @@ def pixel_weights(
 # %% ../../nbs/api/compare/701_pictures.ipynb #0f8bef5c
 def weighted_mean(
     x: Float[Tensor, "B C H W"],
-    weights: Float[Tensor, "#B 1 H W"] | None,  # or None for equal weights
+    weights: Float[Tensor, "#B #C H W"] | None,  # or None for equal weights
 ) -> Float[Tensor, "B C 1 1"]:  # 0 where there is no weight
     "Average over the pixels of each picture."
     if weights is None:

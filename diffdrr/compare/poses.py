@@ -28,7 +28,7 @@ def rotation_error(
     pose_1: RigidTransform,  # (B or 1) poses
     pose_2: RigidTransform,  # (B or 1) poses
     degrees: bool = False,  # return degrees instead of radians
-) -> Float[Tensor, "B,"]:  # rad, at most pi
+) -> Float[Tensor, "B"]:  # rad, at most pi
     """Measure the angle of the rotation between two poses: the geodesic distance on SO(3).
 
     Huynh, Journal of Mathematical Imaging and Vision 35(2), 2009, compares it with others."""
@@ -40,7 +40,7 @@ def rotation_error(
 def translation_error(
     pose_1: RigidTransform,  # (B or 1) poses
     pose_2: RigidTransform,  # (B or 1) poses
-) -> Float[Tensor, "B,"]:  # mm
+) -> Float[Tensor, "B"]:  # mm
     """Measure how far apart two cameras see the origin of the world.
 
     This is the distance between the translations that `convert` takes and gives, and the target registration error of
@@ -58,7 +58,7 @@ class LogGeodesicSE3(nn.Module):
         self,
         pose_1: RigidTransform,  # (B or 1) poses
         pose_2: RigidTransform,  # (B or 1) poses
-    ) -> Float[Tensor, "B,"]:
+    ) -> Float[Tensor, "B"]:
         "Measure the distance from one pose to the other."
         with full_precision(pose_1.matrix):
             return torch.linalg.vector_norm(pose_2.compose(pose_1.inverse()).get_se3_log(), dim=-1)
@@ -94,7 +94,7 @@ def check_points(
     points: Float[Tensor, "#B N 3"],
     pose: RigidTransform,
 ) -> None:
-    "Raise a `ValueError` unless there are points, and they have the shape, dtype and device that a pose can be applied to."
+    "Raise a `ValueError` unless there are points, of a shape, dtype and device that a pose can be applied to."
     shaped("points", points, "B N 3", "give one set of points as points[None]")
     if points.shape[1] == 0:
         raise ValueError("points must have shape (B, N, 3) with N at least 1, but there are none")
@@ -105,7 +105,7 @@ def target_registration_error(
     pose_1: RigidTransform,  # (B or 1) true poses
     pose_2: RigidTransform,  # (B or 1) estimated poses
     points: Float[Tensor, "#B N 3"],  # world coordinates, mm
-) -> Float[Tensor, "B,"]:  # mm
+) -> Float[Tensor, "B"]:  # mm
     """Compute the mean target registration error, mTRE (van de Kraats et al., 2005), symmetric in the poses.
 
     It is the distance between the places where both poses put a point."""
@@ -120,7 +120,7 @@ def projection_distance(
     pose_2: RigidTransform,  # (B or 1) estimated poses
     points: Float[Tensor, "#B N 3"],  # world coordinates, mm
     detector: Detector,
-) -> Float[Tensor, "B,"]:  # mm on the detector
+) -> Float[Tensor, "B"]:  # mm on the detector
     """Compute the mean projection distance, mPD (van de Kraats et al., 2005), symmetric in the poses.
 
     It is the distance on the detector between the projections of a point with both poses."""
@@ -136,7 +136,7 @@ def reprojection_distance(
     pose_2: RigidTransform,  # (B or 1) estimated poses
     points: Float[Tensor, "#B N 3"],  # world coordinates, mm
     detector: Detector,
-) -> Float[Tensor, "B,"]:  # mm
+) -> Float[Tensor, "B"]:  # mm
     """Compute the mean reprojection distance, mRPD (van de Kraats et al., 2005).
 
     It is the distance of a point, seen with the estimated pose, from the ray of its true projection."""

@@ -27,7 +27,7 @@ def check_air(
 
 # %% ../../nbs/api/physics/601_looks.ipynb #9c822fd5
 class Transmission(nn.Module):
-    "Turn line integrals into intensities, `air * exp(-scale * x)`. Raises a `ValueError` unless both numbers are positive."
+    "Turn line integrals into intensities, `air * exp(-scale * x)`. Raises a `ValueError` unless both are positive."
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ def check_logarithm(
 
 # %% ../../nbs/api/physics/601_looks.ipynb #3307d6a4
 class Log(nn.Module):
-    "Turn intensities into optical depths, `-log(x / air)`. Raises a `ValueError` unless `air` and `minimum` are positive."
+    "Turn intensities into optical depths, `-log(x / air)`. Raises a `ValueError` unless both numbers are positive."
 
     def __init__(
         self,
@@ -171,7 +171,9 @@ def look(
     name: str,  # "transmission", "radiograph" or "fluoroscopy"
     window: str = "chest",  # a key of `WINDOWS`; a transmission is not windowed
 ) -> nn.Module:  # takes optical depths
-    "Choose how to show line integrals, as in `nn.Sequential(drr, look('fluoroscopy'))`. Raises a `ValueError` for unknown names."
+    """Choose how to show line integrals, as in `nn.Sequential(drr, look('fluoroscopy'))`.
+
+    Raises a `ValueError` for unknown names."""
     one_of("name", name, PRESENTATIONS)
     one_of("window", window, WINDOWS, remedy="others are made by Window(level, width)")
     shown = Transmission() if name == "transmission" else Window(*WINDOWS[window], invert=name == "fluoroscopy")

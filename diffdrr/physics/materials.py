@@ -15,6 +15,7 @@ from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
 from ..checks import one_of, positive
+from ..volumes import CORTICAL_BONE, CORTICAL_BONE_DENSITY, WATER, attenuation_coefficient
 
 if TYPE_CHECKING:
     from torchio import Subject
@@ -35,12 +36,12 @@ MATERIALS = {
     "air": Material({"C": 0.000124, "N": 0.755268, "O": 0.231781, "Ar": 0.012827}, 0.001205),
     "lung": Material({"H": 0.103, "C": 0.105, "N": 0.031, "O": 0.749, "Na": 0.002, "P": 0.002, "S": 0.003, "Cl": 0.003, "K": 0.002}, 1.05),
     "adipose": Material({"H": 0.114, "C": 0.598, "N": 0.007, "O": 0.278, "Na": 0.001, "S": 0.001, "Cl": 0.001}, 0.95),
-    "water": Material({"H": 0.111894, "O": 0.888106}, 1.0),
+    "water": Material(WATER, 1.0),
     "soft tissue": Material({"H": 0.102, "C": 0.143, "N": 0.034, "O": 0.708, "Na": 0.002, "P": 0.003, "S": 0.003, "Cl": 0.002, "K": 0.003}, 1.06),
     "blood": Material(_BLOOD, 1.06),
     "iodinated blood": Material({**{element: 0.99 * part for element, part in _BLOOD.items()}, "I": 0.01}, 1.07),  # 10.7 mg of iodine per mL
     "spongiosa": Material({"H": 0.085, "C": 0.404, "N": 0.028, "O": 0.367, "Na": 0.001, "Mg": 0.001, "P": 0.034, "S": 0.002, "Cl": 0.002, "K": 0.001, "Ca": 0.074, "Fe": 0.001}, 1.18),
-    "cortical bone": Material({"H": 0.034, "C": 0.155, "N": 0.042, "O": 0.435, "Na": 0.001, "Mg": 0.002, "P": 0.103, "S": 0.003, "Ca": 0.225}, 1.92),
+    "cortical bone": Material(CORTICAL_BONE, CORTICAL_BONE_DENSITY),
     "aluminium": Material({"Al": 1.0}, 2.699),
     "titanium": Material({"Ti": 1.0}, 4.506),
     "stainless steel": Material({"Fe": 0.665, "Cr": 0.17, "Ni": 0.12, "Mo": 0.025, "Mn": 0.02}, 8.0),
@@ -73,8 +74,6 @@ def attenuation(
     """Look up linear attenuation coefficients.
 
     Raises a `ValueError` for energies outside of the tables, and a `ModuleNotFoundError` without xraydb."""
-    from diffdrr.volumes import attenuation_coefficient
-
     composition, density = find_material(material)
     energies = torch.as_tensor(energies).detach()
     bad = ~((energies >= 1) & (energies <= 800))

@@ -32,7 +32,7 @@ SAMPLINGS = ("gaussian", "poisson")
 class QuantumNoise(nn.Module):
     """Add the noise of counting photons.
 
-    Raises a `ValueError` for an unknown sampling, and unless there are photons, and a `TypeError` for a wrong generator."""
+    Raises a `ValueError` for an unknown sampling, or without photons, and a `TypeError` for a wrong generator."""
 
     def __init__(
         self,

@@ -112,9 +112,11 @@ def add_filters(
 ) -> Spectrum:
     """Send a beam through filters.
 
-    Raises a `ValueError` for negative thicknesses and unknown materials, and a `TypeError` for thicknesses without materials."""
+    Raises a `ValueError` for negative thicknesses and unknown materials, and a `TypeError` for a thickness without a
+    material."""
     if not isinstance(filtration, Mapping):
-        raise TypeError(f"filtration must tell the thickness of each material in mm, such as {{'aluminium': 2.5}}, not {filtration!r}")
+        example = {"aluminium": 2.5}
+        raise TypeError(f"filtration must hold the thickness of each material in mm, such as {example}, not {filtration!r}")
     spectrum = as_spectrum(spectrum)
     depth = torch.zeros_like(spectrum.energies)
     for material, thickness in filtration.items():
@@ -127,10 +129,10 @@ def tube_spectrum(
     tube: Tube,
     step: float = 1.0,  # width of the bins, keV
 ) -> Spectrum:  # float64, on the CPU; one row of photon numbers for each angle
-    """Compute the spectrum of a tungsten anode under constant voltage (Ebel, X-Ray Spectrometry 28, 1999), from 10 to 150 keV.
+    """Compute the spectrum of a tungsten anode under constant voltage, from 10 to 150 keV.
 
-    It is differentiable in voltage, thicknesses and angle. Raises a `ValueError` for a voltage, an angle or a step that
-    makes no sense."""
+    The formulas are those of Ebel, X-Ray Spectrometry 28, 1999. It is differentiable in voltage, thicknesses and angle.
+    Raises a `ValueError` for a voltage, an angle or a step that makes no sense."""
     number("kvp", tube.kvp, 30, 150)
     positive("step", step)
     kvp, angle = (torch.as_tensor(x, dtype=torch.float64, device="cpu") for x in (tube.kvp, tube.anode_angle))
@@ -184,7 +186,9 @@ def half_value_layer(
     material: str = "aluminium",
     fraction: float = 0.5,  # of the air kerma that is left; 0.25 for the first and second half-value layer together
 ) -> float:  # mm
-    "Find the thickness that reduces the air kerma to a fraction, by bisection. Raises a `ValueError` for a fraction outside of (0, 1)."
+    """Find the thickness that reduces the air kerma to a fraction, by bisection.
+
+    Raises a `ValueError` for a fraction outside of (0, 1)."""
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must be between 0 and 1, not {fraction!r}")
     spectrum = as_spectrum(spectrum)
@@ -201,9 +205,9 @@ def half_value_layer(
 
 # %% ../../nbs/api/physics/603_spectra.ipynb #f51292c5
 def csi_response(
-    energies: Float[Tensor, "E,"],  # keV
+    energies: Float[Tensor, "E"],  # keV
     thickness: float = 0.5,  # of the scintillator without its gaps, mm
-) -> Float[Tensor, "E,"]:  # energy absorbed per photon, keV
-    "Compute the signal of a scintillator of caesium iodide, per photon. Raises a `ValueError` unless the thickness is positive."
+) -> Float[Tensor, "E"]:  # energy absorbed per photon, keV
+    "Compute the signal of a scintillator of caesium iodide. Raises a `ValueError` unless the thickness is positive."
     positive("thickness", thickness)
     return energies * -torch.expm1(-attenuation("caesium iodide", energies) * thickness)
