@@ -27,8 +27,8 @@ def do_without(*packages: str) -> None:
 
 do_without("torchvision.transforms.functional", "torchvision.transforms", "torchvision", "timm")
 
-from diffdrr.rendering.drr import DRR  # noqa: E402
-from diffdrr.compare.pictures import NormalizedCrossCorrelation2d  # noqa: E402
+from diffdrr.drr import DRR  # noqa: E402
+from diffdrr.metrics import NormalizedCrossCorrelation2d  # noqa: E402
 from diffdrr.registration import Registration  # noqa: E402
 
 AP = [[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]]

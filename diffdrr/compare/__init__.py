@@ -5,11 +5,14 @@
 # %% auto #0
 __all__ = ['NAMES']
 
-# %% ../../nbs/api/compare/700_compare.ipynb #dfb1a72e
+# %% ../../nbs/api/compare/700_compare.ipynb #0d85314c
 import lazy_loader
 
-# %% ../../nbs/api/compare/700_compare.ipynb #ce723d75
+# %% ../../nbs/api/compare/700_compare.ipynb #d0161a1b
 NAMES = {
-    "pictures": ["DoubleGeodesicSE3", "GradientNormalizedCrossCorrelation2d", "LogGeodesicSE3", "MultiscaleNormalizedCrossCorrelation2d", "MutualInformation", "NormalizedCrossCorrelation2d", "Sobel", "gaussian_kernel", "projection_distance", "reprojection_distance", "rotation_error", "target_registration_error", "to_patches", "translation_error"],
+    "correlation": ["MultiscaleNormalizedCrossCorrelation2d", "NormalizedCrossCorrelation2d", "to_patches"],
+    "edges": ["GradientNormalizedCrossCorrelation2d", "Sobel", "gaussian_kernel"],
+    "information": ["MutualInformation"],
+    "poses": ["DoubleGeodesicSE3", "LogGeodesicSE3", "projection_distance", "reprojection_distance", "rotation_error", "target_registration_error", "translation_error"],
 }
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=NAMES)
