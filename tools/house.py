@@ -27,6 +27,7 @@ TOO_MANY_PARAMETERS: dict[str, str] = {
     "drr.DRR.__init__": SIGNATURE_OF_061,
     "drr.DRR.set_intrinsics_": SIGNATURE_OF_061,
     "drr.DRR.forward": SIGNATURE_OF_061,
+    "film.animate": SIGNATURE_OF_061,
     "detector.Detector.__init__": SIGNATURE_OF_061,
     "reader.read": SIGNATURE_OF_061,
     "renderers.Trilinear.forward": SIGNATURE_OF_061,

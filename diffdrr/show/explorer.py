@@ -73,9 +73,7 @@ def aim(
         camera = camera.rescale(pixels / longer)
     aimed = drr.shallow_copy()
     aimed.reshape = True
-    aimed.set_intrinsics_(
-        **{field.name: getattr(camera, field.name) for field in fields(camera) if field.name != "beam"}
-    )
+    aimed.set_camera_(camera)
     aimed.renderer = renderer_like(drr.renderer, view.renderer)
     return aimed
 

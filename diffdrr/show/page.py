@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import zlib
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -34,7 +35,7 @@ __all__ = ['save_scene']
 def import_pyvista() -> ModuleType:
     "Import PyVista. Raises an `ImportError` that names the extra when it is missing."
     with contextlib.suppress(ImportError):
-        pass  # noqa: F401 - it and the software renderer of Mesa bring LLVM; loaded after that, triton crashes
+        import_module("triton")  # triton and Mesa's software renderer bring LLVM; after a drawing, triton crashes
     return need("pyvista", "viz", "a scene in space")
 
 # %% ../../nbs/api/show/915_page.ipynb #a16b3a0a

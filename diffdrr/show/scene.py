@@ -58,15 +58,6 @@ def beam_corners(
 VIEWS = {"side": (1, 2), "front": (0, 2), "top": (0, 1)}  # the world axes to the right and up
 AXIS_NAMES = ("right (+x)", "anterior (+y)", "head (+z)")
 
-
-def grid_corners(
-    drr: DRR,
-) -> Float[np.ndarray, "8 3"]:  # world coordinates, mm
-    "Find the corners of the box of all voxels."
-    sizes = [torch.tensor([0.0, n]) for n in drr.grid_shape]
-    corners = torch.cartesian_prod(*sizes).to(drr.device, drr.dtype) - drr.renderer.voxel_shift
-    return drr.affine(corners[None])[0].detach().double().cpu().numpy()
-
 # %% ../../nbs/api/show/917_scene.ipynb #efcb7bdf
 def plot_geometry(
     drr: DRR,
@@ -82,7 +73,7 @@ def plot_geometry(
     axes = [across, up]
     _, ends = beam_corners(drr, pose)
     source = drr.detector(pose)[0].mean(dim=1)[0].detach().double().cpu().numpy()[axes]
-    detector, volume = ends[:4][:, axes], grid_corners(drr)[:, axes]
+    detector, volume = ends[:4][:, axes], drr.grid.corners.cpu().numpy()[:, axes]
 
     ax = plt.subplots(figsize=(8, 4))[1] if ax is None else ax
     lower, upper = volume.min(axis=0), volume.max(axis=0)
