@@ -4,6 +4,7 @@
 #   make test    run every test: the notebooks and tests/
 #   make pose    run what needs timm, in an environment of its own, .venv-pose: timm needs torchvision, and that needs torch for CUDA
 #   make check   check that the package, the README and the notebooks agree, and that the website builds
+#   make format  let ruff format and tidy the notebooks, tools and tests
 #   make docs    build the website into _docs/;  make serve  shows it on http://localhost:8000
 #   make benchmark  compare the speed with other packages, which it installs outside this folder
 #   make outputs NBS=nbs/index.ipynb    run notebooks again and keep their outputs
@@ -16,7 +17,7 @@ NBS ?= $(shell find nbs -name "*.ipynb" -not -path "*/.*" | sort)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test pose check docs serve benchmark outputs readme clean
+.PHONY: demo test pose check format docs serve benchmark outputs readme clean
 .DELETE_ON_ERROR:
 
 # Stamps: each says that a part of the environment is installed.
@@ -50,6 +51,12 @@ pose: .venv-pose/installed
 
 check: .venv/dev.installed
 	$(BIN)/python -m tools.check
+
+format: .venv/dev.installed
+	$(BIN)/ruff check --quiet --fix .
+	$(BIN)/ruff format .
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
 
 docs: .venv/dev.installed
 	$(BIN)/python -m tools.docs

@@ -19,15 +19,26 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # the GPU kernels run in Triton's interpreter
 
+import nbdev.test
 import pytest
 from nbdev.config import get_config
 from nbdev.test import test_nb as run_notebook
+
+from tools import shapes
 
 ROOT = Path(__file__).parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--nb-flags", default="", help="run notebook cells with these flags, too, such as 'slow cuda'")
+    parser.addoption("--no-shapes", action="store_true", help="do not verify the shapes in annotations")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    "Have the shapes in annotations verified, in the package and in what notebooks define."
+    if not config.getoption("--no-shapes"):
+        shapes.install()
+        nbdev.test.CaptureShell = shapes.verifying_shell(nbdev.test.CaptureShell)
 
 
 def pytest_collect_file(parent: pytest.Collector, file_path: Path) -> pytest.File | None:

@@ -67,11 +67,12 @@ def known(
     function_name: str,  # of what was called
     given: Iterable[str],  # names of keyword arguments, or a table of them
     allowed: Collection[str],  # names that there are
+    remedy: str = "",  # what to do if none of them is meant
 ) -> None:
     "Raise a `TypeError` for keyword arguments that a function does not have."
     for name in given:
         if name not in allowed:
-            raise TypeError(f"{function_name}() has no argument {name!r}; {guess(name, allowed) or 'it has ' + ', '.join(allowed)}")
+            raise TypeError(f"{function_name}() has no argument {name!r}; {guess(name, allowed) or 'it has ' + ', '.join(allowed)}{end(remedy)}")
 
 # %% ../nbs/api/010_checks.ipynb #04859e41
 def is_number(

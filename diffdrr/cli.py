@@ -8,9 +8,7 @@ from __future__ import annotations
 import os
 
 # %% auto #0
-__all__ = ['WRITERS', 'COMMANDS', 'HELP', 'write_png', 'write_npy', 'write_with_sitk', 'suffix_of', 'save_image',
-           'describe_geometry', 'numbers', 'render', 'read_case', 'initial_pose', 'register', 'animate', 'view',
-           'parser_of', 'main']
+__all__ = ['main']
 
 # %% ../nbs/api/930_cli.ipynb #a1a6117c
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -20,31 +18,38 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from inspect import Parameter, signature
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import TYPE_CHECKING, NamedTuple, get_args, get_type_hints
 
 import numpy as np
 import torch
 from fastcore.docments import docments
+from jaxtyping import Real
 
-from . import __version__
-from .files import check_folder, whole_file, whole_folder
+from diffdrr import __version__
+from diffdrr.files import check_folder, whole_file, whole_folder
+
+if TYPE_CHECKING:
+    from diffdrr.geometry import RigidTransform
+    from diffdrr.rendering import DRR
+    from diffdrr.xrays import XRay
+    from torchio import Subject
 
 # %% ../nbs/api/930_cli.ipynb #56ceaa3f
-def write_png(path: Path, image: np.ndarray, spacing: tuple[float, float]) -> None:
+def write_png(path: Path, image: Real[np.ndarray, "H W"], spacing: tuple[float, float]) -> None:
     "Write a picture stretched to 8 bits."
     from matplotlib.image import imsave
 
     imsave(path, image, cmap="gray", format="png")
 
 
-def write_npy(path: Path, image: np.ndarray, spacing: tuple[float, float]) -> None:
+def write_npy(path: Path, image: Real[np.ndarray, "H W"], spacing: tuple[float, float]) -> None:
     "Write the line integrals as an array."
     np.save(path, image)
 
 
-def write_with_sitk(path: Path, image: np.ndarray, spacing: tuple[float, float]) -> None:
+def write_with_sitk(path: Path, image: Real[np.ndarray, "H W"], spacing: tuple[float, float]) -> None:
     "Write the line integrals, with the size of a pixel, as TIFF or NIfTI."
     import SimpleITK as sitk
 
@@ -53,7 +58,7 @@ def write_with_sitk(path: Path, image: np.ndarray, spacing: tuple[float, float])
     sitk.WriteImage(picture, str(path))
 
 # %% ../nbs/api/930_cli.ipynb #54f0bf23
-WRITERS = {".png": write_png, ".npy": write_npy, ".tif": write_with_sitk, ".tiff": write_with_sitk, ".nii": write_with_sitk, ".nii.gz": write_with_sitk}
+WRITERS = {".png": write_png, ".npy": write_npy} | dict.fromkeys((".tif", ".tiff", ".nii", ".nii.gz"), write_with_sitk)
 
 
 def suffix_of(
@@ -69,7 +74,7 @@ def suffix_of(
 # %% ../nbs/api/930_cli.ipynb #68bdd738
 def save_image(
     path: Path,  # the suffix chooses the format
-    image: np.ndarray,  # (H, W) line integrals
+    image: Real[np.ndarray, "H W"],  # line integrals
     spacing: tuple[float, float],  # width and height of a pixel, mm
 ) -> None:
     "Write a picture under a temporary name, and rename it when it is complete."
@@ -78,29 +83,39 @@ def save_image(
         WRITERS[suffix](temporary, image.astype(np.float32), spacing)
 
 # %% ../nbs/api/930_cli.ipynb #177c154c
+def format_point(
+    point: Real[torch.Tensor, "3"],  # mm
+) -> str:
+    "Write a point with hundredths of a millimetre."
+    return "(" + ", ".join(f"{x + 0.0:.2f}" for x in point.tolist()) + ")"  # + 0.0 takes the sign off a zero
+
+
 def describe_geometry(
-    drr,  # DRR
-    pose,  # RigidTransform of one pose
+    drr: DRR,
+    pose: RigidTransform,  # (1)
 ) -> str:
     "Write out where everything is, and the matrices that say so."
     from diffdrr.geometry import opencv_camera
 
-    source, target = (x[0] for x in drr.detector(pose))
-    detector, centre = drr.detector, target.mean(dim=0)
-    text = lambda x: "(" + ", ".join(f"{v + 0.0:.2f}" for v in x.tolist()) + ")"
+    source, target = (x[0].mean(dim=0) for x in drr.detector(pose))
+    detector = drr.detector
+    voxels = " x ".join(map(str, drr.density.shape))
+    spacing = " x ".join(f"{size:.3g}" for size in drr.subject.volume.spacing)
+    pixels = f"{detector.height} x {detector.width} pixels of {detector.dely:.3g} x {detector.delx:.3g} mm (rows x columns)"
     lines = [
-        f"volume    {' x '.join(map(str, drr.density.shape))} voxels of {' x '.join(f'{s:.3g}' for s in drr.subject.volume.spacing)} mm, centred at the origin",
-        f"detector  {detector.height} x {detector.width} pixels of {detector.dely:.3g} x {detector.delx:.3g} mm (rows x columns), {detector.sdd:.6g} mm from the source",
-        f"source    {text(source.mean(dim=0))} mm",
-        f"detector  centre {text(centre)} mm",
+        f"volume    {voxels} voxels of {spacing} mm, centred at the origin",
+        f"detector  {pixels}, {detector.sdd:.6g} mm from the source",
+        f"source    {format_point(source)} mm",
+        f"detector  centre {format_point(target)} mm",
     ]
     if detector.beam == "cone":
         K, extrinsic = opencv_camera(detector, pose)
-        lines += ["intrinsic matrix (OpenCV)", str(np.round(K.numpy(), 3)), "extrinsic matrix (OpenCV, camera from world)", str(np.round(extrinsic[0].numpy(), 4))]
+        lines += ["intrinsic matrix (OpenCV)", str(np.round(K.numpy(), 3))]
+        lines += ["extrinsic matrix (OpenCV, camera from world)", str(np.round(extrinsic[0].numpy(), 4))]
     return "\n".join(lines)
 
 # %% ../nbs/api/930_cli.ipynb #a19e70fe
-def numbers(
+def read_numbers(
     text: str,  # numbers separated by commas
     n: int = 3,  # how many
 ) -> list[float]:
@@ -113,166 +128,249 @@ def numbers(
         raise ValueError(f"expected {n} numbers separated by commas, such as {','.join(['10', '850', '0'][:n])}, not {text!r}")
     return values
 
+# %% ../nbs/api/930_cli.ipynb #33527bc8
+def read_labels(
+    text: str | None,  # whole numbers separated by commas; None for everything
+) -> list[int] | None:
+    "Read the labels of structures."
+    try:
+        return None if text is None else [int(label) for label in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"structures must be whole numbers separated by commas, such as 5,51, not {text!r}") from error
+
 # %% ../nbs/api/930_cli.ipynb #f9eacfd9
+@dataclass(frozen=True, kw_only=True)
+class RenderOptions:
+    "What `diffdrr render` can be told."
+
+    ct: str | None = None  # CT to render: a file (NIfTI, NRRD, MetaImage ...) or a folder with a DICOM series; the built-in example if left out
+    output: str = "drr.png"  # file to write: .png to look at; .tif, .nii.gz or .npy for the line integrals
+    sdd: float = 1020.0  # source-to-detector distance, mm
+    height: int = 200  # rows of the picture, pixels
+    width: int | None = None  # columns of the picture, pixels; as many as rows if left out
+    delx: float = 2.0  # width of a pixel, mm
+    dely: float | None = None  # height of a pixel, mm; as wide if left out
+    rot: str = "0,0,0"  # rotation of the camera: three Euler angles in degrees; write --rot=-30,0,0 if the first is negative
+    xyz: str = "0,850,0"  # place of the source before the rotation, mm; the second number is its distance from the isocentre
+    convention: str = "ZXY"  # axes of the Euler angles
+    orientation: str = "AP"  # where the camera looks from when it is not rotated: AP or PA
+    renderer: str = "siddon"  # siddon (constant voxels) or trilinear (interpolated, exact)
+    beam: str = "cone"  # cone or parallel
+    labels: str | None = None  # label map of the CT: a file
+    structures: str | None = None  # labels of the structures to render, separated by commas; needs --labels or the example
+    show_geometry: bool = False  # print where source and detector are, and the camera's matrices
+
+
 def render(
-    ct: str | None = None,  # CT to render: a file (NIfTI, NRRD, MetaImage ...) or a folder with a DICOM series; the built-in example if left out
-    output: str = "drr.png",  # file to write: .png to look at; .tif, .nii.gz or .npy for the line integrals
-    sdd: float = 1020.0,  # source-to-detector distance, mm
-    height: int = 200,  # rows of the picture, pixels
-    width: int | None = None,  # columns of the picture, pixels; as many as rows if left out
-    delx: float = 2.0,  # width of a pixel, mm
-    dely: float | None = None,  # height of a pixel, mm; as wide if left out
-    rot: str = "0,0,0",  # rotation of the camera: three Euler angles in degrees; write --rot=-30,0,0 if the first is negative
-    xyz: str = "0,850,0",  # place of the source before the rotation, mm; the second number is its distance from the isocentre
-    convention: str = "ZXY",  # axes of the Euler angles
-    orientation: str = "AP",  # where the camera looks from when it is not rotated: AP or PA
-    renderer: str = "siddon",  # siddon (constant voxels) or trilinear (interpolated, exact)
-    beam: str = "cone",  # cone or parallel
-    labels: str | None = None,  # label map of the CT: a file
-    structures: str | None = None,  # labels of the structures to render, separated by commas; needs --labels or the example
-    show_geometry: bool = False,  # print where source and detector are, and the camera's matrices
+    options: RenderOptions,
 ) -> None:
     "Render a digitally reconstructed radiograph of a CT."
-    from diffdrr.volumes import load_example_ct, read
-    from diffdrr.rendering import DRR
     from diffdrr.geometry import convert
+    from diffdrr.rendering import DRR
 
-    path = Path(output)
+    path = Path(options.output)
     suffix_of(path)  # before any work
-    if ct is None and labels is not None:
-        raise ValueError("--labels belongs to a CT, and none is given; the example has labels of its own, see --structures")
-    rotation, translation = torch.tensor([numbers(rot)]), torch.tensor([numbers(xyz)])
-    keep = None if structures is None else [int(label) for label in structures.split(",")]
-    subject = load_example_ct(keep, orientation) if ct is None else read(ct, labels, keep, orientation)
-    drr = DRR(subject, sdd=sdd, height=height, width=width, delx=delx, dely=dely, renderer=renderer, beam=beam)
-    pose = convert(rotation, translation, parameterization="euler_angles", convention=convention, degrees=True)
-    if show_geometry:
+    rotation, translation = torch.tensor([read_numbers(options.rot)]), torch.tensor([read_numbers(options.xyz)])
+    pose = convert(rotation, translation, parameterization="euler_angles", convention=options.convention, degrees=True)
+    camera = {name: getattr(options, name) for name in ("sdd", "height", "width", "delx", "dely", "beam")}
+    drr = DRR(read_subject(options), renderer=options.renderer, **camera)
+    if options.show_geometry:
         print(describe_geometry(drr, pose))
     with torch.no_grad():
         image = drr(pose, **drr.renderer.exact)[0, 0]
     save_image(path, image.numpy(), (drr.detector.delx, drr.detector.dely))
-    print(f"{height} x {width or height} pixels, values from {image.min():.4g} to {image.max():.4g}: {path.absolute()}")
+    rows, columns = image.shape
+    print(f"{rows} x {columns} pixels, values from {image.min():.4g} to {image.max():.4g}: {path.absolute()}")
+
+
+def read_subject(
+    options: RenderOptions,
+) -> Subject:
+    "Read the CT, or make the example."
+    from diffdrr.volumes import load_example_ct, read
+
+    if options.ct is None and options.labels is not None:
+        raise ValueError("--labels belongs to a CT, and none is given; the example has labels of its own, see --structures")
+    kept = read_labels(options.structures)
+    if options.ct is None:
+        return load_example_ct(kept, options.orientation)
+    return read(options.ct, options.labels, kept, options.orientation)
 
 # %% ../nbs/api/930_cli.ipynb #7f806e8d
+class Case(NamedTuple):
+    "A CT and an X-ray, and what is said of them: what `case.json` holds."
+
+    ct: str  # file, or folder with a DICOM series
+    xray: str  # DICOM file
+    orientation: str  # "AP" or "PA"
+    frame: int | None  # of several, counted from 0
+    sdd: float | None  # mm; these four override what the file says
+    sod: float | None  # mm
+    delx: float | None  # mm
+    dely: float | None  # mm
+    pixels: int  # along the longer side
+    inverted: bool = False  # whether the file says the wrong thing about its values
+
+
 def read_case(
-    ct: str,  # file, or folder with a DICOM series
-    xray: str,  # DICOM file
-    orientation: str,  # "AP" or "PA"
-    frame: int | None,  # of several, counted from 0
-    sdd: float | None,  # mm; these four override what the file says
-    sod: float | None,  # mm
-    delx: float | None,  # mm
-    dely: float | None,  # mm
-    pixels: int,  # along the longer side
-    inverted: bool = False,  # whether the file says the wrong thing about its values
-):  # -> DRR, XRay
+    case: Case,
+) -> tuple[DRR, XRay]:
     "Read a CT and an X-ray, and make a renderer with the geometry of the X-ray."
-    from diffdrr.volumes import read
     from diffdrr.rendering import DRR
+    from diffdrr.volumes import read
     from diffdrr.xrays import invert, prepare, read_xray
 
-    taken = read_xray(xray, frame=frame, sdd=sdd, sod=sod, delx=delx, dely=dely)
-    picture = prepare(invert(taken) if inverted else taken, pixels)
-    return DRR(read(ct, orientation=orientation), renderer="trilinear", **picture.intrinsics), picture
+    taken = read_xray(case.xray, frame=case.frame, sdd=case.sdd, sod=case.sod, delx=case.delx, dely=case.dely)
+    picture = prepare(invert(taken) if case.inverted else taken, case.pixels)
+    return DRR(read(case.ct, orientation=case.orientation), renderer="trilinear", **picture.intrinsics), picture
 
 # %% ../nbs/api/930_cli.ipynb #c7df1b29
 def initial_pose(
     init: str | None,  # name of a view, two angles with a comma between, or a result; None for the angles in the file
-    picture,  # XRay
+    picture: XRay,
     orientation: str,  # "AP" or "PA"
-):  # -> RigidTransform of one pose
+) -> RigidTransform:  # (1)
     "Find the pose to start from. Raises a `ValueError` that says what to give where the file does not tell."
-    from diffdrr.registration import RegistrationResult
     from diffdrr.geometry import angles_of_view, pose_from_positioner_angles
+    from diffdrr.registration import RegistrationResult
 
     if init is not None and init.endswith(".json"):
         return RegistrationResult.load(init).pose
     if picture.sod is None:
         raise ValueError("the X-ray does not say how far the source is from the patient (tag DistanceSourceToPatient); give it as --sod, in mm")
-    if init is None and None in (picture.primary_angle, picture.secondary_angle):
-        raise ValueError("the X-ray does not say where the C-arm stood (tags PositionerPrimaryAngle and PositionerSecondaryAngle); give a view, such as --init AP or --init 'LAO 30', or two angles, such as --init=30,-10")
-    if init is None:
-        return picture.initial_pose(orientation)
-    return pose_from_positioner_angles(*(numbers(init, 2) if "," in init else angles_of_view(init)), picture.sod, orientation)
+    if init is not None:
+        angles = read_numbers(init, 2) if "," in init else angles_of_view(init)
+        return pose_from_positioner_angles(*angles, picture.sod, orientation)
+    if None in (picture.primary_angle, picture.secondary_angle):
+        tags = "tags PositionerPrimaryAngle and PositionerSecondaryAngle"
+        remedy = "give a view, such as --init AP or --init 'LAO 30', or two angles, such as --init=30,-10"
+        raise ValueError(f"the X-ray does not say where the C-arm stood ({tags}); {remedy}")
+    return picture.initial_pose(orientation)
 
 # %% ../nbs/api/930_cli.ipynb #2d2c099b
+@dataclass(frozen=True, kw_only=True)
+class RegisterOptions:
+    "What `diffdrr register` can be told."
+
+    ct: str  # CT of the patient: a file (NIfTI, NRRD, MetaImage ...) or a folder with a DICOM series
+    xray: str  # X-ray of the patient: a DICOM file
+    output: str = "registration"  # folder to write: result.json, overlay.png and case.json
+    init: str | None = None  # where the C-arm stood: a view ("AP", "LAO 30 CRA 10"), two angles in degrees (--init=30,-10), or the result.json of another registration; the angles in the X-ray's file if left out
+    orientation: str = "PA"  # how the X-ray is shown: PA as seen from the detector, like most angiographies, AP as seen from the source
+    frame: int | None = None  # of an X-ray with several, counted from 0
+    sdd: float | None = None  # source-to-detector distance, mm; from the X-ray's file if left out
+    sod: float | None = None  # distance from the source to the patient, mm; from the X-ray's file if left out
+    delx: float | None = None  # width of a pixel of the detector, mm; from the X-ray's file if left out
+    dely: float | None = None  # height of a pixel of the detector, mm; as for the width
+    spread: str = "15,45"  # how wrong the initial pose may be: standard deviations in degrees and mm
+    refine: str = ""  # intrinsics to refine, too: any of sdd, delx, dely, x0, y0, separated by commas
+    pixels: int = 256  # along the longer side of the picture that is registered
+    invert: bool = False  # swap what large and small values mean, where the X-ray's file says the wrong thing: bones are dark in overlay.png, or the registration says that the negative fits better
+    seed: int = 0  # of the random starts
+
+    @property
+    def case(self) -> Case:
+        "What is registered, with paths that hold in any folder."
+        paths = {"ct": str(Path(self.ct).absolute()), "xray": str(Path(self.xray).absolute())}
+        shared = {name: getattr(self, name) for name in Case._fields if name not in ("ct", "xray", "inverted")}
+        return Case(**paths, **shared, inverted=self.invert)
+
+
 def register(
-    ct: str,  # CT of the patient: a file (NIfTI, NRRD, MetaImage ...) or a folder with a DICOM series
-    xray: str,  # X-ray of the patient: a DICOM file
-    output: str = "registration",  # folder to write: result.json, overlay.png and case.json
-    init: str | None = None,  # where the C-arm stood: a view ("AP", "LAO 30 CRA 10"), two angles in degrees (--init=30,-10), or the result.json of another registration; the angles in the X-ray's file if left out
-    orientation: str = "PA",  # how the X-ray is shown: PA as seen from the detector, like most angiographies, AP as seen from the source
-    frame: int | None = None,  # of an X-ray with several, counted from 0
-    sdd: float | None = None,  # source-to-detector distance, mm; from the X-ray's file if left out
-    sod: float | None = None,  # distance from the source to the patient, mm; from the X-ray's file if left out
-    delx: float | None = None,  # width of a pixel of the detector, mm; from the X-ray's file if left out
-    dely: float | None = None,  # height of a pixel of the detector, mm; as for the width
-    spread: str = "15,45",  # how wrong the initial pose may be: standard deviations in degrees and mm
-    refine: str = "",  # intrinsics to refine, too: any of sdd, delx, dely, x0, y0, separated by commas
-    pixels: int = 256,  # along the longer side of the picture that is registered
-    invert: bool = False,  # swap what large and small values mean, where the X-ray's file says the wrong thing: bones are dark in overlay.png, or the registration says that the negative fits better
-    seed: int = 0,  # of the random starts
+    options: RegisterOptions,
 ) -> None:
     "Find the pose of an X-ray of a patient of whom there is a CT."
-    from matplotlib.figure import Figure
+    from diffdrr.registration import register as find_pose
 
-    from diffdrr.registration import pipeline as registration
-    from diffdrr.show import plot_registration
-
-    folder = Path(output)
+    folder = Path(options.output)
     if folder.exists():
-        raise ValueError(f"--output {output!r} exists; choose another name, or remove it")
+        raise ValueError(f"--output {options.output!r} exists; choose another name, or remove it")
     check_folder(folder)
-    case = dict(ct=str(Path(ct).absolute()), xray=str(Path(xray).absolute()), orientation=orientation, frame=frame, sdd=sdd, sod=sod, delx=delx, dely=dely, pixels=pixels, inverted=invert)
-    deviations, intrinsics = tuple(numbers(spread, 2)), [name.strip() for name in refine.split(",") if name.strip()]
-    drr, picture = read_case(**case)
-    start = initial_pose(init, picture, orientation)
-    result = registration.register(drr, picture.image, start, picture.mask, spread=deviations, refine=intrinsics, seed=seed)
+    search = dict(spread=tuple(read_numbers(options.spread, 2)), seed=options.seed)
+    search["refine"] = [name.strip() for name in options.refine.split(",") if name.strip()]
+    case = options.case
+    drr, picture = read_case(case)
+    start = initial_pose(options.init, picture, options.orientation)
+    result = find_pose(drr, picture.image, start, picture.mask, **search)
     with whole_folder(folder) as temporary:
         result.save(temporary / "result.json")
-        figure = Figure(figsize=(14, 4), layout="constrained")
-        plot_registration(drr, picture.image, start, result.pose, picture.mask, figure.subplots(1, 4))
-        figure.savefig(temporary / "overlay.png", dpi=150)
-        (temporary / "case.json").write_text(json.dumps(case, indent=1))
+        save_overlay(temporary / "overlay.png", drr, picture, start, result.pose)
+        (temporary / "case.json").write_text(json.dumps(case._asdict(), indent=1))
     print(f"{result}\n{folder.absolute()}")
     if result.failed:
-        raise ValueError(f"the pose in {output!r} should not be trusted: {result.reason}")
+        raise ValueError(f"the pose in {options.output!r} should not be trusted: {result.reason}")
+
+
+def save_overlay(
+    path: Path,
+    drr: DRR,
+    picture: XRay,
+    start: RigidTransform,  # (1) where the registration began
+    pose: RigidTransform,  # (1) what it found
+) -> None:
+    "Write the picture that shows whether a registration is right."
+    from matplotlib.figure import Figure
+
+    from diffdrr.show import plot_registration
+
+    figure = Figure(figsize=(14, 4), layout="constrained")
+    plot_registration(drr, picture.image, start, pose, picture.mask, figure.subplots(1, 4))
+    figure.savefig(path, dpi=150)
 
 # %% ../nbs/api/930_cli.ipynb #f09397d4
+@dataclass(frozen=True, kw_only=True)
+class AnimateOptions:
+    "What `diffdrr animate` can be told."
+
+    result: str = "registration"  # folder that `diffdrr register` wrote
+    output: str = "registration.gif"  # film to write: .gif, .webp, or .mp4 (with the extra viz)
+
+
 def animate(
-    result: str = "registration",  # folder that `diffdrr register` wrote
-    output: str = "registration.gif",  # film to write: .gif, .webp, or .mp4 (with the extra diffdrr[viz])
+    options: AnimateOptions,
 ) -> None:
     "Make a film of a registration."
     from diffdrr.registration import RegistrationResult
-    from diffdrr.show import animate
+    from diffdrr.show import animate as make_film
 
-    folder = Path(result)
+    folder = Path(options.result)
     if not (folder / "case.json").exists():
-        raise ValueError(f"{result!r} is not a folder that diffdrr register wrote: it holds no case.json")
+        raise ValueError(f"{options.result!r} is not a folder that diffdrr register wrote: it holds no case.json")
     found = RegistrationResult.load(folder / "result.json")
-    check_folder(output)
-    drr, picture = read_case(**json.loads((folder / "case.json").read_text()))
-    animate(output, found.trace, drr, "euler_angles", "ZXY", ground_truth=picture.image)
-    print(Path(output).absolute())
+    check_folder(options.output)
+    drr, picture = read_case(Case(**json.loads((folder / "case.json").read_text())))
+    make_film(options.output, found.trace, drr, "euler_angles", "ZXY", ground_truth=picture.image)
+    print(Path(options.output).absolute())
 
 # %% ../nbs/api/930_cli.ipynb #2e7b1bad
+@dataclass(frozen=True, kw_only=True)
+class ViewOptions:
+    "What `diffdrr view` can be told."
+
+    ct: str | None = None  # CT to look at: a file, or a folder with a DICOM series; the built-in example if left out
+    labels: str | None = None  # label map of the CT: a file
+    structures: str | None = None  # labels of the structures to show, separated by commas; needs --labels or the example
+    orientation: str = "AP"  # where the camera looks from when it is not rotated: AP or PA
+    port: int = 5006  # of this computer, where the page is; 0 for any that is free
+    no_browser: bool = False  # print the address, and open no browser
+
+
 def view(
-    ct: str | None = None,  # CT to look at: a file, or a folder with a DICOM series; the built-in example if left out
-    labels: str | None = None,  # label map of the CT: a file
-    structures: str | None = None,  # labels of the structures to show, separated by commas; needs --labels or the example
-    orientation: str = "AP",  # where the camera looks from when it is not rotated: AP or PA
-    port: int = 5006,  # of this computer, where the page is; 0 for any that is free
-    no_browser: bool = False,  # print the address, and open no browser
+    options: ViewOptions,
 ) -> None:
     "Move a C-arm around a CT with sliders, in the browser."
     from diffdrr.show import serve
 
-    keep = None if structures is None else [int(label) for label in structures.split(",")]
-    serve(ct, labels, keep, orientation, port, show=not no_browser)
+    kept = read_labels(options.structures)
+    serve(options.ct, options.labels, kept, options.orientation, options.port, show=not options.no_browser)
 
 # %% ../nbs/api/930_cli.ipynb #6e420ad9
-COMMANDS = {"render": render, "register": register, "animate": animate, "view": view}
+COMMANDS = {
+    "render": (render, RenderOptions),
+    "register": (register, RegisterOptions),
+    "animate": (animate, AnimateOptions),
+    "view": (view, ViewOptions),
+}
 
 HELP = """usage: diffdrr COMMAND [options]
 
@@ -295,24 +393,26 @@ diffdrr COMMAND --help explains the options of a command; diffdrr --version prin
 
 # %% ../nbs/api/930_cli.ipynb #466ca58a
 def parser_of(
-    command: Callable[..., None],  # its first parameter is positional, so are those without a default; all others are options
+    command: Callable[..., None],
+    options: type,  # of its options
     prog: str,  # how the command is called
 ) -> argparse.ArgumentParser:
-    "Make the parser of a command from its signature."
+    "Make the parser of a command from the fields of its options."
     parser = argparse.ArgumentParser(prog=prog, description=command.__doc__, formatter_class=argparse.MetavarTypeHelpFormatter)
-    types, comments = get_type_hints(command), docments(command)
-    for i, (name, parameter) in enumerate(signature(command).parameters.items()):
-        default = parameter.default
+    types, comments = get_type_hints(options), docments(options)
+    for i, field in enumerate(fields(options)):
+        name, default, comment = field.name, field.default, comments[field.name]
         kind = next(iter(get_args(types[name])), types[name])  # the first member of a union
-        if default is Parameter.empty:
-            parser.add_argument(name, metavar=name.upper(), type=kind, help=comments[name])
+        flag = f"--{name.replace('_', '-')}"
+        if default is MISSING:
+            parser.add_argument(name, metavar=name.upper(), type=kind, help=comment)
         elif i == 0:
-            parser.add_argument(name, metavar=name.upper(), nargs="?", type=kind, default=default, help=comments[name])
+            parser.add_argument(name, metavar=name.upper(), nargs="?", type=kind, default=default, help=comment)
         elif kind is bool:
-            parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=comments[name])
+            parser.add_argument(flag, action="store_true", help=comment)
         else:
-            shown = comments[name] if default in (None, "") else f"{comments[name]} (default: {default})"
-            parser.add_argument(*(["-o"] if name == "output" else []), f"--{name.replace('_', '-')}", type=kind, default=default, help=shown)
+            shown = comment if default in (None, "") else f"{comment} (default: {default})"
+            parser.add_argument(*(["-o"] if name == "output" else []), flag, type=kind, default=default, help=shown)
     return parser
 
 # %% ../nbs/api/930_cli.ipynb #74af761a
@@ -327,8 +427,9 @@ def main(
         return print(HELP)
     if name not in COMMANDS:
         sys.exit(f"diffdrr: {name!r} is not a command; there is: {', '.join(COMMANDS)}")
-    options = parser_of(COMMANDS[name], f"diffdrr {name}").parse_args(rest)
+    command, options = COMMANDS[name]
+    given = parser_of(command, options, f"diffdrr {name}").parse_args(rest)
     try:
-        COMMANDS[name](**vars(options))
+        command(options(**vars(given)))
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"diffdrr {name}: {error}")

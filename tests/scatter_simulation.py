@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import xraydb
 
-from diffdrr.physics import csi_response, tube_spectrum
+from diffdrr.physics import Tube, csi_response, tube_spectrum
 
 ELECTRON = 510.999  # rest energy, keV
 GRID = np.arange(5.0, 151.0)  # keV
@@ -54,8 +54,11 @@ def scatter_to_primary(
     rng = np.random.default_rng(seed)
     absorbed, scattered = coefficient("photo"), coefficient("incoh")
     response = csi_response(torch.as_tensor(GRID)).numpy()
-    signal = lambda energies: np.interp(energies, GRID, response)
-    energies, fluence = tube_spectrum(kvp, {"aluminium": 2.5})
+
+    def signal(energies: np.ndarray) -> np.ndarray:
+        return np.interp(energies, GRID, response)
+
+    energies, fluence = tube_spectrum(Tube(kvp, {"aluminium": 2.5}))
     energy = rng.choice(energies.numpy(), photons, p=(fluence / fluence.sum()).numpy())
     primary = (signal(energy) * np.exp(-thickness * np.interp(energy, GRID, absorbed + scattered))).sum()
     position, direction, events = np.zeros((photons, 3)), np.tile([0.0, 0.0, 1.0], (photons, 1)), np.zeros(photons, int)

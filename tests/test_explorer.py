@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from unittest import mock
 from urllib.parse import urlsplit
@@ -23,12 +23,11 @@ import pytest
 import torch
 from PIL import Image
 
-from diffdrr.show import explorer
-from diffdrr.volumes import load_example_ct
+from diffdrr.geometry import Camera, RigidTransform, convert, pose_from_view
 from diffdrr.rendering import DRR
-from diffdrr.show import Controls, CameraView, code_of, explore, first_view, grey_picture, serve, view_name
-from diffdrr.geometry import RigidTransform, convert
-from diffdrr.geometry import pose_from_view
+from diffdrr.show import explore, explorer, serve, view_name
+from diffdrr.show.explorer import Controls, View, aim, code_of, first_view, grey_picture, render_view
+from diffdrr.volumes import load_example_ct
 
 HALF_A_GREY_VALUE = 0.6  # is lost to 8 bits; the rest is rounding in float32
 
@@ -67,7 +66,9 @@ def test_code_makes_the_picture(camera: dict, look: str):
     subject = example(orientation="PA")
     drr = DRR(subject, sdd=1020.0, height=80, **camera)
     pose = convert(torch.tensor([[0.3, -0.2, 0.1]]), torch.tensor([[9.0, -800.0, -4.0]]), parameterization="euler_angles", convention="ZXY")
-    view = replace(first_view(drr, pose), look=look, delx=1.1 * camera["delx"], sdd=1100.0)
+    first = first_view(drr, pose)
+    moved = first.camera.replace(sdd=1100.0, delx=1.1 * first.camera.delx, dely=1.1 * first.camera.dely)
+    view = replace(first, look=look, camera=moved)
     shown = grey_picture(drr, view)
     assert shown.std() > 5
     np.testing.assert_allclose(plotted(code_of(drr, view), subject=subject), shown, atol=HALF_A_GREY_VALUE)
@@ -79,7 +80,7 @@ def test_first_view_is_that_of_the_renderer():
     view = first_view(drr, pose)
     with torch.no_grad():
         expected = drr(pose, n_points=None)
-    torch.testing.assert_close(explorer.render_view(drr, view), expected, rtol=0, atol=5e-3 * expected.max().item())  # the pose is rounded to 0.001 mm and degrees
+    torch.testing.assert_close(render_view(drr, view), expected, rtol=0, atol=5e-3 * expected.max().item())  # the pose is rounded to 0.001 mm and degrees
 
 
 def test_picture_keeps_the_beam_with_fewer_pixels():
@@ -101,9 +102,38 @@ def test_air_can_be_seen():
     assert (grey_picture(drr, first_view(drr)) == 0).all()
 
 
+@pytest.mark.parametrize("kind", ["siddon", "trilinear"])
+@pytest.mark.parametrize("draft", [False, True])
+def test_a_renderer_that_is_made_anew_keeps_its_choices(kind: str, draft: bool):
+    drr = DRR(example(), sdd=1020.0, height=20, delx=10.0, voxel_shift=0.0, backend="torch", patch_size=7, eps=1e-6)
+    view = replace(first_view(drr), renderer=kind)
+    made = aim(drr.coarsen(1, (2, 2, 2)) if draft else drr, view)
+    assert (made.renderer.name, made.renderer.backend, made.renderer.voxel_shift, made.renderer.eps) == (kind, "torch", 0.0, 1e-6)
+    assert made.patch_size == 7 and 'backend="torch"' in code_of(drr, view)
+    assert grey_picture(drr, view).std() > 5
+
+
+def test_explore_draws_with_the_backend_of_the_renderer():
+    drr = DRR(example(), sdd=1020.0, height=20, delx=10.0, backend="torch")
+    used = []
+
+    def recorded(drr: DRR, view: View, pixels: int | None = None) -> torch.Tensor:
+        used.append(aim(drr, view, pixels).renderer.backend)
+        return render_view(drr, view, pixels)
+
+    with mock.patch.object(explorer, "render_view", recorded):
+        page = explore(drr)
+        widget(page, "Turn").value = 20.0
+        page.select(lambda x: getattr(x, "options", None) == ["siddon", "trilinear"])[0].value = "trilinear"
+    assert used == ["torch"] * 4  # the first view, the first picture, a draft, and the other renderer
+
+
 def test_controls_hold_the_view():
-    view = CameraView(rotation=(12.5, -3.0, 200.0), translation=(-450.0, 40.0, 3.0), sdd=3000.0, delx=0.1, renderer="trilinear", look="transmission", window=(2.0, 8.0))
-    assert Controls(view).view == view  # also outside the usual range of the sliders
+    camera = Camera(sdd=3000.0, height=30, width=40, delx=0.1, dely=0.3, x0=7.0, reverse_x_axis=False, beam="parallel")
+    view = View(camera=camera, rotation=(12.5, -3.0, 200.0), translation=(-450.0, 40.0, 3.0), renderer="trilinear", look="transmission", window=(2.0, 8.0))
+    held = Controls(view).view  # also outside the usual range of the sliders
+    assert replace(held, camera=camera) == view
+    assert asdict(held.camera) == pytest.approx(asdict(camera))
 
 
 def test_handles_of_the_window_in_one_place():
@@ -131,7 +161,7 @@ def test_sliders_can_be_moved_from_python():
     drr = DRR(example(), sdd=1020.0, height=20, delx=10.0)
     page = explore(drr, pose_from_view("LAO 30 CRA 10", 800.0), source="load_example_ct()")
     before = shown(page, "PNG")
-    assert "subject = load_example_ct()" in shown(page, "Markdown")
+    assert "subject = dd.load_example_ct()" in shown(page, "Markdown")
     assert "torch.tensor([[-150.0, -10.0, 0.0]])" in shown(page, "Markdown")
     widget(page, "Turn").value = -20.0
     widget(page, "Source to detector").value = 1500.0
@@ -157,7 +187,7 @@ def test_wrong_input():
 
 def test_missing_panel(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "panel", None)
-    with pytest.raises(ImportError, match=r"pip install 'diffdrr\[view\]'"):
+    with pytest.raises(ImportError, match=r"pip install '.\[view\]'"):
         serve()
 
 

@@ -251,8 +251,11 @@ def test_intrinsics_are_floats() -> None:
     assert all(type(x) is float for x in (detector.sdd, detector.delx, detector.dely, detector.x0, detector.y0))
 
 
-def test_mask_holds_integers() -> None:
-    assert not cases.camera(cases.subject()).mask.is_floating_point()
+def test_mask_is_sampled_as_floats_and_rendered_as_integers() -> None:
+    drr = cases.camera(cases.subject())
+    assert not drr.labels.dtype.is_floating_point
+    assert drr.mask.dtype == torch.float32
+    assert torch.equal(drr.mask, drr.labels.float())
 
 
 def test_state_of_0_6_1_can_be_loaded() -> None:

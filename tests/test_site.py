@@ -276,3 +276,15 @@ def test_first_cell_holds_title_and_description_only(path: Path):
 def test_links_of_git_to_configuration():
     assert (ROOT / "nbs/_quarto.yml").resolve() == ROOT / "_quarto.yml"
     assert (ROOT / "nbs/changelog.md").resolve() == ROOT / "CHANGELOG.md"
+
+
+@pytest.mark.parametrize(("page", "table"), [("api/001_front_door", "table_of_names"), ("explanations/architecture", "table_of_rooms")])
+def test_tables_made_from_the_code_are_up_to_date(page: str, table: str):
+    "A name or a page that came, went or moved must be seen in the tables of names and of rooms."
+    cells = json.loads((ROOT / "nbs" / f"{page}.ipynb").read_text(encoding="utf-8"))["cells"]
+    names: dict = {}
+    for source in ("".join(cell["source"]) for cell in cells):
+        if source.startswith("#| hide\n") and "nbdev_export" not in source:
+            exec(source, names)
+    (shown,) = (output for cell in cells for output in cell.get("outputs", []) if "text/markdown" in output.get("data", {}))
+    assert "".join(shown["data"]["text/markdown"]) == names[table](), f"run python -m tools.nbrun nbs/{page}.ipynb"

@@ -40,6 +40,14 @@ def main() -> None:
     python = sys.executable
     for command in ("nbdev_export", "nbdev_clean"):
         unchanged_by(command, str(Path(python).with_name(command)))
+    ruff = str(Path(python).with_name("ruff"))
+    run(ruff, "check", ".")
+    run(ruff, "format", "--check", ".")
+    print("ok: ruff has nothing to say", flush=True)
+    run(python, "-m", "tools.house")
+    print("ok: the rules of the house hold", flush=True)
+    run(python, "-m", "tools.map", "--check")
+    print("ok: the map of the house is that of tools/rooms.py", flush=True)
     run(python, "-m", "tools.readme", "--check")
     print("ok: README.md is what the index notebook makes", flush=True)
     print("ok:", run(python, "-m", "tools.docs"), flush=True)

@@ -10,7 +10,7 @@ import lazy_loader
 
 # %% ../../nbs/api/geometry/100_geometry.ipynb #77882ef2
 NAMES = {
-    "camera": ["Camera", "INTRINSICS", "ORIENTATIONS", "bin_pixels", "binned_size", "calibration_matrix", "check_positive", "check_size", "orientation_matrix", "pixel_centres"],
+    "camera": ["Camera", "INTRINSICS", "ORIENTATIONS", "bin_pixels", "binned_size", "calibration_matrix", "calibration_slopes", "check_positive", "check_size", "orientation_matrix", "pixel_centres"],
     "detector": ["Detector", "make_intrinsic_matrix"],
     "opencv": ["decompose_projection_matrix", "get_focal_length", "get_principal_point", "opencv_camera", "parse_intrinsic_matrix", "pose_from_opencv"],
     "pose": ["AffineTransform", "PARAMETERIZATIONS", "RigidTransform", "convert", "make_matrix", "parameterization_of", "random_rigid_transform"],

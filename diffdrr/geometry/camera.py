@@ -17,7 +17,7 @@ from .precision import matmul
 
 # %% auto #0
 __all__ = ['ORIENTATIONS', 'PLACES', 'INTRINSICS', 'orientation_matrix', 'check_positive', 'check_size', 'calibration_matrix',
-           'pixel_centres', 'bin_pixels', 'Camera']
+           'pixel_centres', 'bin_pixels', 'calibration_slopes', 'Camera']
 
 # %% ../../nbs/api/geometry/105_camera.ipynb #febbf8e6
 ORIENTATIONS = {
@@ -197,6 +197,16 @@ def bin_pixels(
 # %% ../../nbs/api/geometry/105_camera.ipynb #b5f31a17
 PLACES = {"sdd": (2, 2), "delx": (0, 0), "dely": (1, 1), "x0": (0, 3), "y0": (1, 3)}  # in the calibration matrix
 INTRINSICS = tuple(PLACES)
+
+# %% ../../nbs/api/geometry/105_camera.ipynb #94ea2222
+def calibration_slopes(
+    *names: str,  # some of `INTRINSICS`
+) -> Float[Tensor, "K 4 4"]:
+    "Return the derivatives of the calibration matrix with respect to intrinsics. It is linear in them."
+    slopes = torch.zeros(len(names), 4, 4)
+    for slope, name in zip(slopes, names, strict=True):
+        slope[PLACES[name]] = 1
+    return slopes
 
 # %% ../../nbs/api/geometry/105_camera.ipynb #c72561eb
 def number(

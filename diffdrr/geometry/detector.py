@@ -130,6 +130,10 @@ class Detector(nn.Module):
         "The intrinsic matrix $K$ of the unflipped detector, in pixels."
         return make_intrinsic_matrix(self)
 
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("beam", "cone")  # 0.6.1 had no other
+
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in vars(self.camera).items())
 

@@ -10,7 +10,8 @@ import lazy_loader
 
 # %% ../../nbs/api/rendering/500_rendering.ipynb #b2aef7e4
 NAMES = {
-    "drr": ["DRR", "INTRINSICS", "RENDERERS", "reshape_subsampled_drr"],
+    "drr": ["DRR", "INTRINSICS"],
+    "rays": ["RENDERERS", "reshape_subsampled_drr"],
     "pinhole": ["PinholeCamera", "get_pinhole_camera", "resample"],
     "renderers": ["Siddon", "Trilinear"],
 }

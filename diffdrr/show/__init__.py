@@ -17,6 +17,6 @@ NAMES = {
     "page": ["save_scene"],
     "surfaces": ["drr_to_mesh", "labelmap_to_mesh"],
     "scene": ["add_image", "img_to_mesh", "plot_geometry", "visualize_scene"],
-    "explorer": ["CameraView", "Controls", "code_of", "explore", "first_view", "grey_picture", "serve", "view_name"],
+    "explorer": ["explore", "serve", "view_name"],
 }
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=NAMES)

@@ -10,68 +10,81 @@ import io
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from inspect import signature
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
 
-from ..rendering import DRR, RENDERERS
-from ..geometry import RigidTransform, convert
-from ..geometry import pose_from_view, positioner_angles
-from .pictures import LOOKS
+from diffdrr.checks import need
+from diffdrr.geometry import INTRINSICS, Camera, RigidTransform, convert, pose_from_view, positioner_angles
+from diffdrr.rendering import DRR, RENDERERS
+from diffdrr.show.pictures import LOOKS
 
 if TYPE_CHECKING:
     import panel
+    from torch import nn
     from torchio import Subject
 
 # %% auto #0
-__all__ = ['OPTICAL_DEPTH', 'BLUE', 'DRAFT', 'SHARP', 'DRAFT_VOXELS', 'CODE_STYLE', 'CameraView', 'aim', 'render_view',
-           'grey_scale', 'grey_picture', 'short', 'detector_arguments', 'code_of', 'first_view', 'view_name',
-           'check_explorable', 'import_panel', 'encode', 'Controls', 'explore', 'listen', 'serve']
+__all__ = ['view_name', 'explore', 'serve']
 
 # %% ../../nbs/api/show/920_explorer.ipynb #a88bd75b
 @dataclass(frozen=True, kw_only=True)
-class CameraView:
+class View:
     "What the explorer shows."
 
-    rotation: tuple[float, float, float]  # Euler angles "ZXY", degrees
+    camera: Camera
+    rotation: tuple[float, float, float]  # of the camera: Euler angles "ZXY", degrees
     translation: tuple[float, float, float]  # of the source before the rotation, mm
-    sdd: float  # source-to-detector distance, mm
-    delx: float  # width of a pixel, mm
-    renderer: str = "siddon"  # a key of `RENDERERS`
-    look: str = "integral"  # a key of `visualization.LOOKS`
+    renderer: str = "siddon"  # or "trilinear"
+    look: str = "integral"  # or "transmission"
     window: tuple[float, float]  # line integrals at the ends of the grey values
 
     @property
     def pose(self) -> RigidTransform:  # (1)
         "Where the camera is."
-        return convert(torch.tensor([self.rotation]), torch.tensor([self.translation]), parameterization="euler_angles", convention="ZXY", degrees=True)
+        rotation, translation = torch.tensor([self.rotation]), torch.tensor([self.translation])
+        return convert(rotation, translation, parameterization="euler_angles", convention="ZXY", degrees=True)
 
 # %% ../../nbs/api/show/920_explorer.ipynb #ddf7bd91
+def renderer_like(
+    renderer: nn.Module,  # whose choices are kept
+    kind: str,  # "siddon" or "trilinear"
+) -> nn.Module:
+    "Make a renderer with the choices of another, as far as its kind has them. How values are read belongs to the kind."
+    kept = set(signature(RENDERERS[kind]).parameters) - (set() if kind == renderer.name else {"mode"})
+    return RENDERERS[kind](**{name: getattr(renderer, name) for name in kept if hasattr(renderer, name)})
+
+
 def aim(
     drr: DRR,  # stays as it is
-    view: CameraView,
+    view: View,
+    pixels: int | None = None,  # along the longer side, at most (default: those of the camera)
 ) -> DRR:
-    "Return a DRR with the detector and the renderer of a view, which shares the volume."
-    aimed, detector = drr.shallow_copy(), drr.detector
+    "Return a DRR with the camera and the kind of renderer of a view. With fewer pixels the detector keeps its size."
+    camera = view.camera
+    longer = max(camera.height, camera.width)
+    if pixels is not None and pixels < longer:
+        camera = camera.rescale(pixels / longer)
+    aimed = drr.shallow_copy()
     aimed.reshape = True
-    aimed.set_intrinsics_(sdd=view.sdd, delx=view.delx, dely=view.delx * detector.dely / detector.delx)
-    aimed.renderer = RENDERERS[view.renderer](drr.renderer.voxel_shift)
+    aimed.set_intrinsics_(**{field.name: getattr(camera, field.name) for field in fields(camera) if field.name != "beam"})
+    aimed.renderer = renderer_like(drr.renderer, view.renderer)
     return aimed
 
 # %% ../../nbs/api/show/920_explorer.ipynb #91d50295
 def render_view(
     drr: DRR,
-    view: CameraView,
-    pixels: int | None = None,  # along the longer side, at most (default: those of the detector)
-) -> torch.Tensor:  # (1, 1, H, W) line integrals
-    "Render a view. With fewer pixels the detector keeps its size."
-    aimed = aim(drr, view)
-    longer = max(drr.detector.height, drr.detector.width)
-    if pixels is not None and pixels < longer:
-        aimed.rescale_detector_(pixels / longer)
+    view: View,
+    pixels: int | None = None,  # along the longer side, at most (default: those of the camera)
+) -> Float[Tensor, "1 1 H W"]:  # line integrals
+    "Render a view."
+    aimed = aim(drr, view, pixels)
     with torch.no_grad():
         return aimed(view.pose.to(drr.device, drr.dtype), **aimed.renderer.exact)
 
@@ -80,7 +93,7 @@ OPTICAL_DEPTH = 2.5  # from one end of the window to the other
 
 
 def grey_scale(
-    view: CameraView,
+    view: View,
 ) -> tuple[float, float, float, float]:  # what is taken from the line integrals, a factor on the rest, and the values that are black and white in the look
     "Translate the window of a view to what `plot_drr` takes."
     low, high = view.window
@@ -91,77 +104,85 @@ def grey_scale(
 # %% ../../nbs/api/show/920_explorer.ipynb #0deef8e0
 def grey_picture(
     drr: DRR,
-    view: CameraView,
-    pixels: int | None = None,  # along the longer side, at most (default: those of the detector)
-) -> np.ndarray:  # (H, W) uint8
+    view: View,
+    pixels: int | None = None,  # along the longer side, at most (default: those of the camera)
+) -> UInt8[np.ndarray, "H W"]:
     "Render a view in grey values."
     offset, scale, black, white = grey_scale(view)
     values = LOOKS[view.look](scale * (render_view(drr, view, pixels)[0].sum(dim=0) - offset))
     return (255 * ((values - black) / (white - black)).clamp(0, 1)).round().byte().cpu().numpy()
 
 # %% ../../nbs/api/show/920_explorer.ipynb #80628c89
-def short(
-    number: float,
+def round_to_float32(
+    value: float,
 ) -> float:
     "Leave out the digits that float32 does not have."
-    return float(f"{number:.7g}")
+    return float(f"{value:.7g}")
 
 # %% ../../nbs/api/show/920_explorer.ipynb #3bdf59a3
-def detector_arguments(
+def drr_arguments(
     drr: DRR,
-    view: CameraView,
+    view: View,
 ) -> str:  # "sdd=1020.0, height=400, delx=1.0"
     "Write the arguments of the `DRR` of a view, but those that have their default."
-    detector = drr.detector
-    height, width, x0, y0 = detector.height, detector.width, short(detector.x0), short(detector.y0)
-    delx, dely = short(view.delx), short(view.delx * detector.dely / detector.delx)
-    given = dict(sdd=short(view.sdd), height=height, delx=delx, width=width, dely=dely, x0=x0, y0=y0, reverse_x_axis=detector.reverse_x_axis, renderer=view.renderer, voxel_shift=drr.renderer.voxel_shift, beam=detector.beam)
-    defaults = {**{name: parameter.default for name, parameter in signature(DRR).parameters.items()}, "width": height, "dely": delx}
-    return ", ".join(f"{name}={value!r}" for name, value in given.items() if value != defaults[name]).replace("'", '"')
+    camera, renderer = view.camera, drr.renderer
+    lengths = {name: round_to_float32(getattr(camera, name)) for name in INTRINSICS}
+    given = dict(sdd=lengths.pop("sdd"), height=camera.height, delx=lengths["delx"], width=camera.width) | lengths
+    given |= dict(reverse_x_axis=camera.reverse_x_axis, renderer=view.renderer, voxel_shift=renderer.voxel_shift)
+    given |= dict(beam=camera.beam, backend=renderer.backend)
+    parameters = {**signature(RENDERERS[view.renderer]).parameters, **signature(DRR).parameters}
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
+    defaults |= dict(width=camera.height, dely=lengths["delx"])
+    return ", ".join(f"{name}={json.dumps(value) if isinstance(value, str) else value}" for name, value in given.items() if value != defaults[name])
 
 # %% ../../nbs/api/show/920_explorer.ipynb #6c750c40
 def code_of(
     drr: DRR,
-    view: CameraView,
+    view: View,
     source: str | None = None,  # what makes the subject, such as 'read("chest.nii.gz")'; the program expects it as `subject` if left out
 ) -> str:
     "Write the program that renders and plots a view."
-    rotation, translation = ([[short(value) for value in row]] for row in (view.rotation, view.translation))
-    offset, scale, black, white = map(short, grey_scale(view))
+    rotation, translation = ([[round_to_float32(value) for value in row]] for row in (view.rotation, view.translation))
+    offset, scale, black, white = map(round_to_float32, grey_scale(view))
     exact = "".join(f", {name}={value}" for name, value in RENDERERS[view.renderer].exact.items())
     shown = "img" if view.look == "integral" else f"{scale} * (img - {offset})"
-    reader = [] if source is None else [f"from diffdrr.data import {source.partition('(')[0]}"]
     lines = [
+        "import diffdrr as dd",
         "import matplotlib.pyplot as plt",
         "import torch",
-        *reader,
-        "from diffdrr.drr import DRR",
-        "from diffdrr.pose import convert",
-        "from diffdrr.visualization import plot_drr",
         "",
-        *([] if source is None else [f"subject = {source}"]),
-        f"drr = DRR(subject, {detector_arguments(drr, view)})",
+        *([] if source is None else [f"subject = dd.{source}"]),
+        f"drr = dd.DRR(subject, {drr_arguments(drr, view)})",
         f"rotation = torch.tensor({rotation})  # degrees",
         f"translation = torch.tensor({translation})  # mm",
-        'pose = convert(rotation, translation, parameterization="euler_angles", convention="ZXY", degrees=True)',
+        'pose = dd.convert(rotation, translation, parameterization="euler_angles", convention="ZXY", degrees=True)',
         f"img = drr(pose{exact})",
-        f'plot_drr({shown}, look="{view.look}", vmin={black}, vmax={white})',
+        f'dd.plot_drr({shown}, look="{view.look}", vmin={black}, vmax={white})',
         "plt.show()",
     ]
     return "\n".join(lines) + "\n"
 
 # %% ../../nbs/api/show/920_explorer.ipynb #e1e1bce0
+def camera_of(
+    drr: DRR,
+) -> Camera:
+    "Return the camera of a DRR, as numbers without the digits that float32 does not have."
+    camera = drr.detector.camera
+    return camera.replace(**{name: round_to_float32(float(getattr(camera, name))) for name in INTRINSICS})
+
+
 def first_view(
     drr: DRR,
     pose: RigidTransform | None = None,  # (1) world from camera (default: the source 850 mm from the isocentre, in front or behind as the orientation says)
-) -> CameraView:
+) -> View:
     "Make the view that the explorer begins with. Raises a `ValueError` for more than one pose."
     if pose is not None and len(pose) != 1:
         raise ValueError(f"pose must hold one pose, not {len(pose)}; give one of them, such as RigidTransform(pose.matrix[:1])")
-    detector, orientation = drr.detector, drr.subject.orientation
+    orientation = drr.subject.orientation
     pose = pose_from_view(orientation or "AP", 850.0, orientation) if pose is None else pose
-    rotation, translation = (tuple(round(value, 3) + 0.0 for value in x[0].tolist()) for x in pose.convert("euler_angles", "ZXY", degrees=True))  # + 0.0 takes the sign off a zero
-    view = CameraView(rotation=rotation, translation=translation, sdd=short(detector.sdd), delx=short(detector.delx), renderer=drr.renderer.name, window=(0.0, 1.0))
+    angles = pose.convert("euler_angles", "ZXY", degrees=True)
+    rotation, translation = (tuple(round(value, 3) + 0.0 for value in x[0].tolist()) for x in angles)  # + 0.0 takes the sign off a zero
+    view = View(camera=camera_of(drr), rotation=rotation, translation=translation, renderer=drr.renderer.name, window=(0.0, 1.0))
     brightest = render_view(drr, view, 100).max().item()
     return replace(view, window=(0.0, float(f"{brightest:.2g}"))) if brightest > 0 else view
 
@@ -189,17 +210,13 @@ def check_explorable(
         raise ValueError(f"subject must be a DRR that integrates; make it without mode={renderer.mode!r} and reducefn={renderer.reducefn!r}")
 
 # %% ../../nbs/api/show/920_explorer.ipynb #09f1a8cf
-def import_panel():
+def import_panel() -> ModuleType:
     "Import Panel. Raises an `ImportError` that names the extra."
-    try:
-        import panel
-    except ImportError as error:
-        raise ImportError("the explorer needs Panel: pip install 'diffdrr[view]'") from error
-    return panel
+    return need("panel", "view", "the explorer")
 
 # %% ../../nbs/api/show/920_explorer.ipynb #b6199528
-def encode(
-    grey: np.ndarray,  # (H, W) uint8
+def encode_png(
+    grey: UInt8[np.ndarray, "H W"],
 ) -> bytes:  # PNG
     "Compress a picture, quickly rather than well."
     from PIL import Image
@@ -210,6 +227,28 @@ def encode(
 
 # %% ../../nbs/api/show/920_explorer.ipynb #5eb30ef5
 BLUE = "#8db8dc"  # of a slider, up to its handle
+STYLE = dict(sizing_mode="stretch_width", bar_color=BLUE)
+
+
+def make_slider(
+    label: str,
+    value: float,
+    low: float,
+    high: float,
+    step: float,
+) -> panel.widgets.FloatSlider:
+    "Make a slider for a number. Its range is widened to hold the value."
+    slider = import_panel().widgets.FloatSlider
+    return slider(label=label, value=value, start=min(low, value), end=max(high, value), step=step, **STYLE)
+
+
+def make_choice(
+    options: dict[str, object],  # what can be chosen, as its keys
+    value: str,
+) -> panel.widgets.RadioButtonGroup:
+    "Make buttons of which one is down."
+    group = import_panel().widgets.RadioButtonGroup
+    return group(options=list(options), value=value, color="primary", variant="outline", sizing_mode="stretch_width")
 
 
 class Controls:
@@ -217,47 +256,84 @@ class Controls:
 
     def __init__(
         self,
-        view: CameraView,  # to begin with
+        view: View,  # to begin with
     ):
-        widgets = import_panel().widgets
-        look = dict(sizing_mode="stretch_width", bar_color=BLUE)
-        slide = lambda label, value, low, high, step: widgets.FloatSlider(label=label, value=value, start=min(low, value), end=max(high, value), step=step, **look)
-        self.rotation = [slide(label, value, -180.0, 180.0, 1.0) for label, value in zip(("Turn (Z), degrees", "Tilt (X), degrees", "Roll (Y), degrees"), view.rotation)]
-        self.translation = [slide(label, value, min(-300.0, 2 * value), max(300.0, 2 * value), 1.0) for label, value in zip(("Across (x), mm", "Depth (y), mm", "Along (z), mm"), view.translation)]
-        self.sdd = slide("Source to detector (sdd), mm", view.sdd, 300.0, 2500.0, 5.0)
-        self.delx = slide("Pixel size (delx), mm", view.delx, 0.2, 4.0, 0.05)
-        self.window = widgets.RangeSlider(label="Window, line integrals", value=view.window, start=0.0, end=1.5 * view.window[1], step=view.window[1] / 100, **look)
-        choose = lambda options, value: widgets.RadioButtonGroup(options=list(options), value=value, color="primary", variant="outline", sizing_mode="stretch_width")
-        self.renderer, self.look = choose(RENDERERS, view.renderer), choose(LOOKS, view.look)
+        turns, shifts = ("Turn (Z)", "Tilt (X)", "Roll (Y)"), ("Across (x)", "Depth (y)", "Along (z)")
+        self.first = view
+        self.rotation = [make_slider(f"{turn}, degrees", angle, -180.0, 180.0, 1.0) for turn, angle in zip(turns, view.rotation, strict=True)]
+        self.translation = [
+            make_slider(f"{shift}, mm", value, min(-300.0, 2 * value), max(300.0, 2 * value), 1.0)
+            for shift, value in zip(shifts, view.translation, strict=True)
+        ]
+        self.sdd = make_slider("Source to detector (sdd), mm", view.camera.sdd, 300.0, 2500.0, 5.0)
+        self.delx = make_slider("Pixel size (delx), mm", view.camera.delx, 0.2, 4.0, 0.05)
+        span = dict(value=view.window, start=0.0, end=1.5 * view.window[1], step=view.window[1] / 100)
+        self.window = import_panel().widgets.RangeSlider(label="Window, line integrals", **span, **STYLE)
+        self.renderer, self.look = make_choice(RENDERERS, view.renderer), make_choice(LOOKS, view.look)
 
     @property
-    def sliders(self) -> list:
+    def sliders(self) -> list[panel.widgets.Widget]:
         "All sliders, from top to bottom."
         return [*self.rotation, *self.translation, self.sdd, self.delx, self.window]
 
     @property
-    def view(self) -> CameraView:
+    def camera(self) -> Camera:
+        "The camera as it is set. Pixels keep their shape."
+        first, delx = self.first.camera, self.delx.value
+        return first.replace(sdd=self.sdd.value, delx=delx, dely=delx * (first.dely / first.delx))
+
+    @property
+    def view(self) -> View:
         "The view as it is set."
         low, high = self.window.value
-        return CameraView(
+        return View(
+            camera=self.camera,
             rotation=tuple(slider.value for slider in self.rotation),
             translation=tuple(slider.value for slider in self.translation),
-            sdd=self.sdd.value,
-            delx=self.delx.value,
             renderer=self.renderer.value,
             look=self.look.value,
             window=(low, max(high, low + 5 * self.window.step)),  # both handles may be in one place
         )
 
-# %% ../../nbs/api/show/920_explorer.ipynb #a92b6435
+# %% ../../nbs/api/show/920_explorer.ipynb #86cce2ad
 DRAFT, SHARP = 200, 400  # pixels along the longer side, while a slider moves and after
 DRAFT_VOXELS = 256  # along each axis, about
 CODE_STYLE = """
 .codehilite { box-sizing: border-box; width: 100%; padding: 1em 20px; border-radius: 4px; background: #263238; color: #eeffff }
 .codehilite .c1 { color: #9fb3bd }
 """  # a notebook without a network has none of Panel's own
+STICKY = {"flex": "1 1 340px", "max-width": "600px", "position": "sticky", "top": "0", "z-index": "10", "background": "white"}
 
 
+class Panes(NamedTuple):
+    "What changes while a slider moves."
+
+    picture: panel.pane.PNG
+    caption: panel.pane.Markdown
+    code: panel.pane.Markdown
+
+
+def make_panes() -> Panes:
+    "Make panes that are still empty."
+    pane = import_panel().pane
+    return Panes(
+        picture=pane.PNG(sizing_mode="scale_width", margin=0),
+        caption=pane.Markdown(margin=0, stylesheets=["p { margin: 6px 0 }"]),
+        code=pane.Markdown(sizing_mode="stretch_width", stylesheets=[CODE_STYLE]),
+    )
+
+
+def lay_out(
+    controls: Controls,
+    panes: Panes,
+) -> panel.viewable.Viewable:
+    "Put the picture beside the sliders where the page is wide, above them where it is narrow, and the code below."
+    pn, wide = import_panel(), dict(sizing_mode="stretch_width")
+    seen = pn.Column(panes.picture, panes.caption, **wide, margin=(0, 10), styles=STICKY)
+    moved = pn.Column(pn.Row(controls.renderer, controls.look), *controls.sliders, **wide, styles={"flex": "1 1 300px"})
+    return pn.Column(pn.FlexBox(seen, moved, **wide), panes.code, **wide, max_width=1100, styles={"margin": "10px auto"})
+
+# %% ../../nbs/api/show/920_explorer.ipynb #a92b6435
 def explore(
     subject: Subject | DRR,  # a CT, or a renderer whose camera is shown first
     pose: RigidTransform | None = None,  # (1) to begin with (default: the source 850 mm from the isocentre, in front or behind as the orientation says)
@@ -270,29 +346,27 @@ def explore(
     pn.extension(inline=True)  # from this package, not from the network
     drr = subject if isinstance(subject, DRR) else DRR(subject, sdd=1020.0, height=400, delx=1.0)
     draft = drr.coarsen(1, tuple(max(1, round(n / DRAFT_VOXELS)) for n in drr.density.shape))
-    controls = Controls(first_view(drr, pose))
-    image, caption = pn.pane.PNG(sizing_mode="scale_width", margin=0), pn.pane.Markdown(margin=0, stylesheets=["p { margin: 6px 0 }"])
-    code = pn.pane.Markdown(sizing_mode="stretch_width", stylesheets=[CODE_STYLE])
+    controls, panes = Controls(first_view(drr, pose)), make_panes()
 
     def show(sharp: bool = True) -> None:
         view = controls.view
-        image.object = encode(grey_picture(drr, view, SHARP) if sharp else grey_picture(draft, view, DRAFT))
+        panes.picture.object = encode_png(grey_picture(drr, view, SHARP) if sharp else grey_picture(draft, view, DRAFT))
         angles = positioner_angles(view.pose, drr.subject.orientation)
-        caption.object = f"**{view_name(*(angle.item() for angle in angles))}**"
-        code.object = f"```python\n{code_of(drr, view, source)}```"
+        panes.caption.object = f"**{view_name(*(angle.item() for angle in angles))}**"
+        panes.code.object = f"```python\n{code_of(drr, view, source)}```"
+
+    def follow(*events: object) -> None:
+        show(sharp=events[0].obj.value == events[0].obj.value_throttled)
 
     for slider in controls.sliders:
-        slider.param.watch(lambda *events: show(sharp=events[0].obj.value == events[0].obj.value_throttled), ["value", "value_throttled"])
+        slider.param.watch(follow, ["value", "value_throttled"])
     for choice in (controls.renderer, controls.look):
         choice.param.watch(lambda event: show(), "value")
     show()
-    wide = dict(sizing_mode="stretch_width")
-    seen = pn.Column(image, caption, **wide, margin=(0, 10), styles={"flex": "1 1 340px", "max-width": "600px", "position": "sticky", "top": "0", "z-index": "10", "background": "white"})
-    moved = pn.Column(pn.Row(controls.renderer, controls.look), *controls.sliders, **wide, styles={"flex": "1 1 300px"})
-    return pn.Column(pn.FlexBox(seen, moved, **wide), code, **wide, max_width=1100, styles={"margin": "10px auto"})
+    return lay_out(controls, panes)
 
 # %% ../../nbs/api/show/920_explorer.ipynb #37814273
-def listen(
+def make_server(
     page: Callable[[], panel.viewable.Viewable],  # makes what a browser shows
     port: int,  # of this computer; 0 for any that is free
 ) -> panel.io.server.Server:  # which does not run yet
@@ -314,18 +388,20 @@ def serve(
     port: int = 5006,  # of this computer; 0 for any that is free
     show: bool = True,  # open a browser
 ) -> None:
-    "Show a CT to the browsers of this computer until Ctrl+C. Raises the errors of `listen` and `data.read`."
-    from diffdrr.volumes import load_example_ct, read
+    "Show a CT to the browsers of this computer until Ctrl+C. Raises the errors of `make_server` and `read`."
+    from diffdrr.volumes import load_example_ct, read  # torchio takes a second
 
     if ct is None and labels is not None:
         raise ValueError("labels belong to a CT, and none is given; the example has labels of its own, see structures")
-    reader, files = (load_example_ct, []) if ct is None else (read, [ct])
+    load = load_example_ct if ct is None else read
+    files = [] if ct is None else [ct]
     options = {"labelmap": labels, "labels": structures, "orientation": None if orientation == "AP" else orientation}
     options = {name: value for name, value in options.items() if value is not None}
-    source = f"{reader.__name__}({', '.join([*map(json.dumps, files), *(f'{name}={json.dumps(value)}' for name, value in options.items())])})"
+    arguments = [*map(json.dumps, files), *(f"{name}={json.dumps(value)}" for name, value in options.items())]
+    source = f"{load.__name__}({', '.join(arguments)})"
 
-    server = listen(lambda: explore(subject, source=source), port)
-    subject = reader(*files, **options)
+    server = make_server(lambda: explore(subject, source=source), port)
+    subject = load(*files, **options)
     explore(subject)
     print(f"http://localhost:{server.port} shows the explorer; Ctrl+C ends it", flush=True)
     if show:

@@ -11,7 +11,10 @@ import lazy_loader
 # %% ../../nbs/api/volumes/200_volumes.ipynb #f0473361
 NAMES = {
     "grid": ["Grid", "as_labels", "block_mean", "voxel_from_block", "voxel_from_world"],
+    "labels": ["structure_table"],
+    "attenuation": ["attenuation_coefficient", "transform_hu_to_attenuation", "transform_hu_to_density"],
     "phantom": ["Box", "Ellipsoid", "Phantom", "Structure", "averaged", "chest_ct", "chest_phantom", "water_equivalent"],
-    "reader": ["attenuation_coefficient", "canonicalize", "load_example_ct", "pose_in_scanner", "read", "save_arrays", "transform_hu_to_attenuation", "transform_hu_to_density"],
+    "reader": ["canonicalize", "pose_in_scanner", "read"],
+    "example": ["load_example_ct", "save_arrays"],
 }
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=NAMES)

@@ -5,7 +5,6 @@
 # %% ../../../nbs/api/volumes/phantom/217_organs.ipynb #77780084
 from __future__ import annotations
 
-from collections.abc import Sequence
 
 import numpy as np
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
 
 from .crossings import find_crossings, rectangles, visible_pieces
-from .solids import Solid
+from .solids import Coordinates, Solid
 
 # %% auto #0
 __all__ = ['AIR', 'Structure', 'water_equivalent', 'Phantom']
@@ -31,8 +31,8 @@ AIR = -1000.0  # Hounsfield units
 
 
 def water_equivalent(
-    hu: np.ndarray,  # Hounsfield units
-) -> np.ndarray:  # relative to water: 0 for air, 1 for water
+    hu: float | Coordinates,  # Hounsfield units
+) -> np.ndarray | np.floating:  # relative to water: 0 for air, 1 for water
     "Convert Hounsfield units to density, in units of the density of water."
     return np.maximum(np.asarray(hu) - AIR, 0) / -AIR
 
@@ -129,8 +129,8 @@ class Phantom:
 
     def line_integral(
         self,
-        source: Shaped[np.ndarray, "#N 3"] | Sequence,  # mm
-        target: Shaped[np.ndarray, "N 3"] | Sequence,  # mm
+        source: Shaped[np.ndarray, "#N 3"] | Coordinates,  # mm
+        target: Shaped[np.ndarray, "N 3"] | Coordinates,  # mm
         value: Callable[[np.ndarray], np.ndarray] = water_equivalent,  # what is integrated, as a function of Hounsfield units
         labels: Sequence[int] | None = None,  # integrate each of these structures by itself
         chunk: int = 4096,  # rays at a time, which bounds the memory

@@ -5,7 +5,6 @@
 # %% ../../../nbs/api/volumes/phantom/219_scan.ipynb #628eb04a
 from __future__ import annotations
 
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from .chest import chest_phantom
 from .raster import AIR, Phantom
+from .solids import Coordinates
 
 # %% auto #0
 __all__ = ['averaged', 'chest_ct']
@@ -30,7 +30,7 @@ def blur_weights(
 # %% ../../../nbs/api/volumes/phantom/219_scan.ipynb #97c8037b
 def blur(
     image: Float[np.ndarray, "X Y Z"],  # float32, changed in place
-    sigma: Sequence[float],  # (3,) standard deviation along each axis, voxels
+    sigma: Coordinates,  # (3,) standard deviation along each axis, voxels
 ) -> None:
     "Convolve with a Gaussian along each axis; at the border the outermost voxel goes on."
     for axis, weights in enumerate(map(blur_weights, sigma)):
@@ -78,7 +78,7 @@ def averaged(
     counts = 2 * (np.linalg.norm(affine[:3, :3], axis=0) / step).astype(int) + 1  # odd: the middle sample is the centre
     finer = affine @ np.diag([*(1 / counts), 1.0])
     finer[:3, 3] = affine[:3, :3] @ ((1 / counts - 1) / 2) + affine[:3, 3]
-    hu, labels = phantom.rasterize(tuple(np.multiply(shape, counts)), finer)
+    hu, labels = phantom.rasterize(tuple(np.multiply(shape, counts).tolist()), finer)
     if (counts > 1).any():
         x, y, z = shape
         hu = hu.reshape(x, counts[0], y, counts[1], z, counts[2]).mean((1, 3, 5))

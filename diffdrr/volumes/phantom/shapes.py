@@ -5,14 +5,13 @@
 # %% ../../../nbs/api/volumes/phantom/214_shapes.ipynb #65ee7b2d
 from __future__ import annotations
 
-from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
 from scipy.interpolate import CubicSpline
 
 from .raster import Structure
-from .solids import Tube
+from .solids import Coordinates, Tube
 
 # %% auto #0
 __all__ = []
@@ -24,7 +23,7 @@ SIDES = (("right", 1), ("left", -1))
 
 # %% ../../../nbs/api/volumes/phantom/214_shapes.ipynb #456e849f
 def mirror(
-    points: Sequence,  # (..., 3) on the right side
+    points: Coordinates,  # (..., 3) on the right side
     side: int,  # 1 for the right, -1 for the left
 ) -> Float[np.ndarray, "*n 3"]:
     "Move points to a side of the body."
@@ -32,9 +31,9 @@ def mirror(
 
 # %% ../../../nbs/api/volumes/phantom/214_shapes.ipynb #2351ac04
 def smooth_curve(
-    points: Sequence,  # (K, D) points to pass through, at least two
+    points: Coordinates,  # (K, D) points to pass through, at least two
     n: int,  # number of pieces
-) -> Float[np.ndarray, "n+1 D"]:
+) -> Float[np.ndarray, "{n+1} D"]:
     "Sample the cubic spline through points at steps that are about equal."
     points = np.asarray(points, dtype=float)
     arc = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(points[:, :3], axis=0), axis=1))])
@@ -42,8 +41,8 @@ def smooth_curve(
 
 # %% ../../../nbs/api/volumes/phantom/214_shapes.ipynb #5e0b512b
 def chain(
-    points: Sequence,  # (K, 3) mm
-    radius: float | Sequence,  # of all points, or (K,) one each, mm
+    points: Coordinates,  # (K, 3) mm
+    radius: float | Coordinates,  # of all points, or (K,) one each, mm
     hu: float,
     label: int = 0,
     n: int = 12,  # number of tubes
@@ -66,10 +65,10 @@ def frame_along(
 
 # %% ../../../nbs/api/volumes/phantom/214_shapes.ipynb #84faed5d
 def bone(
-    points: Sequence,  # (K, 3) along the bone, mm
-    width: float | Sequence,  # half of it, mm; one or one for each point
+    points: Coordinates,  # (K, 3) along the bone, mm
+    width: float | Coordinates,  # half of it, mm; one or one for each point
     thickness: float,  # half of it, as a share of the width
-    normal: Sequence = (0, 0, 1),  # (3,) or (K, 3) across the thickness
+    normal: Coordinates = (0, 0, 1),  # (3,) or (K, 3) across the thickness
     label: int = 0,
     n: int = 12,  # number of tubes
     cortex: float = 1.2,  # thickness of the cortex, mm

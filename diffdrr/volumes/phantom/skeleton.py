@@ -5,7 +5,6 @@
 # %% ../../../nbs/api/volumes/phantom/216_skeleton.ipynb #681f6d21
 from __future__ import annotations
 
-from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -15,7 +14,7 @@ from ..labels import LABELS
 from .lungs import hull_section
 from .raster import Structure
 from .shapes import CARTILAGE, SIDES, WATER, bone, chain, mirror
-from .solids import Box, Clipped, Cylinder, Ellipsoid, Solid, Tube
+from .solids import Box, Clipped, Coordinates, Cylinder, Ellipsoid, Solid, Tube
 
 # %% auto #0
 __all__ = []
@@ -211,7 +210,7 @@ def shoulder_blade(
     normal /= np.linalg.norm(normal)
     across = mirror(normal, side)
 
-    def border(points: Sequence, width: float | Sequence, thickness: float, out: Sequence, n: int, **options) -> list[Structure]:
+    def border(points: Coordinates, width: float | Coordinates, thickness: float, out: Coordinates, n: int, **options) -> list[Structure]:
         return bone(mirror(points, side), width, thickness, out, label, n=n, **options)
 
     structures = [Structure(blade(*mirror((top, bottom, neck), side)), 620.0, label)]

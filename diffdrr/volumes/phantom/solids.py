@@ -55,6 +55,9 @@ def overlap(
     exit = np.min(np.broadcast_arrays(*(i[1] for i in intervals)), axis=0)
     return np.where(entry <= exit, entry, np.inf), np.where(entry <= exit, exit, -np.inf)
 
+# %% ../../../nbs/api/volumes/phantom/211_solids.ipynb #7c0d41aa
+Coordinates = Sequence | np.ndarray  # (..., 3) nested sequences of numbers, or an array
+
 # %% ../../../nbs/api/volumes/phantom/211_solids.ipynb #ad17987e
 class Solid(ABC):
     "A convex solid in world coordinates, mm."
@@ -80,7 +83,7 @@ class Solid(ABC):
 
 # %% ../../../nbs/api/volumes/phantom/211_solids.ipynb #26f3349b
 def half_axes(
-    axes: np.ndarray,  # (3,) half-lengths along x, y, z, or (3, 3) one half-axis per column, mm
+    axes: Coordinates,  # (3,) half-lengths along x, y, z, or (3, 3) one half-axis per column, mm
 ) -> np.ndarray:  # (3, 3)
     "Return the matrix whose columns are the half-axes of a solid. Raises a `ValueError` if they do not span space."
     axes = np.asarray(axes, dtype=float)
@@ -94,8 +97,8 @@ def half_axes(
 class AffineSolid(Solid):
     "The image of a unit solid under an affine map."
 
-    center: Sequence[float]  # (3,) mm
-    axes: Sequence  # (3,) half-lengths or (3, 3) half-axes in columns, mm
+    center: Coordinates  # (3,) mm
+    axes: Coordinates  # (3,) half-lengths or (3, 3) half-axes in columns, mm
 
     @cached_property
     def world_from_unit(self) -> np.ndarray:  # (3, 3)
@@ -161,11 +164,11 @@ class Tube(Solid):
 
     Raises a `ValueError` if one contains the other."""
 
-    start: Sequence[float]  # (3,) centre of the first ball, mm
-    end: Sequence[float]  # (3,) centre of the second, mm
+    start: Coordinates  # (3,) centre of the first ball, mm
+    end: Coordinates  # (3,) centre of the second, mm
     radius: float  # of the first ball, mm (in units of `axes`, if given)
     end_radius: float | None = None  # of the second ball (default: the same)
-    axes: Sequence = (1.0, 1.0, 1.0)  # (3,) or (3, 3) half-axes of the ellipsoid that takes the place of a unit ball
+    axes: Coordinates = (1.0, 1.0, 1.0)  # (3,) or (3, 3) half-axes of the ellipsoid that takes the place of a unit ball
 
     def __post_init__(self):
         if not abs(self.sine) < 1:
@@ -241,7 +244,7 @@ class Clipped(Solid):
     "The part of a solid where `normal . p <= offset`, for each of the planes."
 
     solid: Solid
-    planes: Sequence[Sequence[float]]  # (K, 4) normal x, y, z (pointing out of what is kept) and offset, mm
+    planes: Coordinates  # (K, 4) normal x, y, z (pointing out of what is kept) and offset, mm
 
     def contains(self, points):
         planes = np.asarray(self.planes, float)
