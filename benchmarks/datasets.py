@@ -29,7 +29,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from diffdrr.xrays import DeepFluoro, Ljubljana, RegistrationDataset, shrink
+from diffdrr.xrays import DeepFluoro, Ljubljana, RegistrationDataset
 from diffdrr.rendering import DRR
 from diffdrr.compare import reprojection_distance, rotation_error, target_registration_error
 from diffdrr.geometry import RigidTransform, make_matrix
@@ -92,24 +92,26 @@ def runs(
     points = data.subject.fiducials
     drr = None
     for name in xrays:
-        sample = shrink(data[data.names.index(name)], factor)
+        xray = data[data.names.index(name)].bin(factor)
         if drr is None:
-            drr = DRR(data.subject, **sample.intrinsics, renderer="trilinear")
-        drr.set_intrinsics_(**sample.intrinsics)
+            drr = DRR(data.subject, **vars(xray.camera), renderer="trilinear")
+        intrinsics = dict(vars(xray.camera))
+        del intrinsics["beam"]  # a DRR keeps its own
+        drr.set_intrinsics_(**intrinsics)
         for millimetre in range(furthest):
             for error in (millimetre + torch.rand(starts, generator=generator, dtype=torch.float64)).tolist():
-                init = starting_pose(sample.pose, points, error, generator)
+                init = starting_pose(xray.pose, points, error, generator)
                 begin = time.perf_counter()
-                result = register(drr, sample.xray, init)
+                result = register(drr, xray.image, init)
                 seconds = time.perf_counter() - begin
                 with torch.no_grad():
                     yield {
                         "specimen": data.specimen,
                         "xray": name,
                         "start": error,
-                        "mtre": target_registration_error(sample.pose, result.pose, points).item(),
-                        "mrpd": reprojection_distance(sample.pose, result.pose, points, drr.detector).item(),
-                        "degrees": rotation_error(sample.pose, result.pose, degrees=True).item(),
+                        "mtre": target_registration_error(xray.pose, result.pose, points).item(),
+                        "mrpd": reprojection_distance(xray.pose, result.pose, points, drr.detector).item(),
+                        "degrees": rotation_error(xray.pose, result.pose, degrees=True).item(),
                         "failed": bool(result.failed),
                         "reason": result.reason,
                         "seconds": seconds,

@@ -222,7 +222,7 @@ def read_case(
 
     taken = read_xray(case.xray, frame=case.frame, sdd=case.sdd, sod=case.sod, delx=case.delx, dely=case.dely)
     picture = prepare(invert(taken) if case.inverted else taken, case.pixels)
-    return DRR(read(case.ct, orientation=case.orientation), renderer="trilinear", **picture.intrinsics), picture
+    return DRR(read(case.ct, orientation=case.orientation), renderer="trilinear", **vars(picture.camera)), picture
 
 # %% ../nbs/api/930_cli.ipynb #c7df1b29
 def initial_pose(

@@ -16,7 +16,7 @@ import torch
 from dataset_files import ATTENUATION, BONES, CONTRAST, FEMUR_FROM_PELVIS, LANDMARKS, SDD, Film, write_deepfluoro, write_ljubljana
 
 from benchmarks import datasets as evaluation
-from diffdrr.xrays import DeepFluoro, Ljubljana, shrink
+from diffdrr.xrays import DeepFluoro, Ljubljana
 from diffdrr.rendering import DRR
 from diffdrr.compare import target_registration_error
 from diffdrr.geometry import RigidTransform
@@ -56,64 +56,65 @@ def copy(files, tmp_path):
     return tmp_path
 
 
-def assert_consistent(data, sample, integrals, scale, film):
+def assert_consistent(data, xray, integrals, scale, film):
     "The rendered picture is the stored one, the fiducials are seen on the landmarks, and the detector has its size."
-    measures = [sample.intrinsics[name] for name in ("sdd", "delx", "dely")]
+    measures = [getattr(xray.camera, name) for name in ("sdd", "delx", "dely")]
     assert measures == pytest.approx([SDD, film.col_spacing, film.row_spacing], rel=1e-6)
-    drr = DRR(data.subject, **sample.intrinsics)
-    picture = drr(sample.pose)
-    assert picture.shape == sample.xray.shape == sample.raw.shape
+    drr = DRR(data.subject, **vars(xray.camera))
+    picture = drr(xray.pose)
+    assert picture.shape == xray.image.shape
+    assert xray.bright_bones and xray.logarithmic
     brightest = float(integrals.max())
     assert (picture[0, 0] - torch.from_numpy(np.ascontiguousarray(integrals))).abs().max() < RELATIVE * brightest
-    assert (scale * picture - sample.xray).abs().max() < RELATIVE * scale * brightest
-    seen = drr.perspective_projection(sample.pose, data.subject.fiducials)
-    assert (seen - sample.landmarks).abs().max() < PIXELS
-    assert torch.allclose(torch.linalg.det(sample.pose.rotation), torch.ones(1), atol=1e-5)
+    assert (scale * picture - xray.image).abs().max() < RELATIVE * scale * brightest
+    seen = drr.perspective_projection(xray.pose, data.subject.fiducials)
+    assert (seen - xray.landmarks).abs().max() < PIXELS
+    assert torch.allclose(torch.linalg.det(xray.pose.rotation), torch.ones(1), atol=1e-5)
 
 
 def test_deepfluoro_round_trip(hip):
     data, pictures, film = hip
     assert len(data) == len(pictures) == 3
-    for sample, integrals in zip(data, pictures):
-        assert_consistent(data, sample, integrals[BORDER:-BORDER, BORDER:-BORDER], ATTENUATION, film)
-        assert sample.intrinsics["reverse_x_axis"] is True
+    for xray, integrals in zip(data, pictures):
+        assert_consistent(data, xray, integrals[BORDER:-BORDER, BORDER:-BORDER], ATTENUATION, film)
+        assert xray.camera.reverse_x_axis is True
 
 
 def test_ljubljana_round_trip(brain):
     data, pictures, film = brain
     assert len(data) == len(pictures) == 2
-    for sample, integrals in zip(data, pictures):
-        assert_consistent(data, sample, integrals, CONTRAST, film)
-        assert sample.intrinsics["reverse_x_axis"] is False
+    for xray, integrals in zip(data, pictures):
+        assert_consistent(data, xray, integrals, CONTRAST, film)
+        assert xray.camera.reverse_x_axis is False
 
 
-def assert_shrinks(data, factor):
+def assert_bins(data, n):
     "Whatever is cut off, the landmarks are seen where they were, and the picture is the average of the large one."
-    large = data[1]
-    small = shrink(large, factor)
-    seen = DRR(data.subject, **small.intrinsics).perspective_projection(small.pose, data.subject.fiducials)
-    assert (factor * seen - large.landmarks).abs().max() < factor * PIXELS
-    rows, cols = (n // factor for n in large.xray.shape[-2:])
-    blocks = large.raw[0, 0, : rows * factor, : cols * factor].reshape(rows, factor, cols, factor)
-    assert torch.allclose(small.raw[0, 0], blocks.mean(dim=(1, 3)), rtol=1e-5)
+    large, raw = data[1], data.raw(1)
+    small = large.bin(n)
+    seen = DRR(data.subject, **vars(small.camera)).perspective_projection(small.pose, data.subject.fiducials)
+    assert (n * seen - large.landmarks).abs().max() < n * PIXELS
+    rows, cols = (size // n for size in large.image.shape[-2:])
+    blocks = raw.image[0, 0, : rows * n, : cols * n].reshape(rows, n, cols, n)
+    assert torch.allclose(raw.bin(n).image[0, 0], blocks.mean(dim=(1, 3)), rtol=1e-5)
 
 
-@pytest.mark.parametrize("factor", [1, 2, 5])
-def test_shrink_of_deepfluoro(hip, factor):
-    assert_shrinks(hip[0], factor)
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_binning_of_deepfluoro(hip, n):
+    assert_bins(hip[0], n)
 
 
-@pytest.mark.parametrize("factor", [1, 2, 5])
-def test_shrink_of_ljubljana(brain, factor):
-    assert_shrinks(brain[0], factor)
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_binning_of_ljubljana(brain, n):
+    assert_bins(brain[0], n)
 
 
 def test_pixels_of_the_file_are_kept(files):
     with h5py.File(files / "hip.h5") as file:
         stored = [file[f"17-1882/projections/{i:03d}/image/pixels"][()] for i in range(2)]
     data = DeepFluoro(files / "hip.h5", "17-1882", border=0)
-    assert np.array_equal(data[0].raw[0, 0], stored[0])
-    assert np.array_equal(data[1].raw[0, 0], stored[1][::-1, ::-1])  # it lies on its head
+    assert np.array_equal(data.raw(0).image[0, 0], stored[0])
+    assert np.array_equal(data.raw(1).image[0, 0], stored[1][::-1, ::-1])  # it lies on its head
 
 
 def test_subject_of_deepfluoro(files):
@@ -126,7 +127,7 @@ def test_subject_of_deepfluoro(files):
     assert np.allclose(data.subject.fiducials[0], offset, atol=1e-3)  # the centre of the volume is the origin
     voxels = np.argwhere(data.subject.mask.data[0].numpy() == 1)
     assert (voxels @ data.subject.volume.affine[:3, :3].T + data.subject.volume.affine[:3, 3])[:, 0].max() < 0
-    channels = DRR(data.subject, **data[0].intrinsics)(data[0].pose, mask_to_channels=True)
+    channels = DRR(data.subject, **vars(data[0].camera))(data[0].pose, mask_to_channels=True)
     columns = (channels[0, 1:] * torch.arange(channels.shape[-1])).sum(dim=(1, 2)) / channels[0, 1:].sum(dim=(1, 2))
     assert columns[0] > columns[1]  # seen from the back, and mirrored: the left is on the right
 
@@ -151,16 +152,16 @@ def test_corrected_poses_see_the_volume_half_a_voxel_on(files):
     "The camera moves by half a voxel to lower indices; so does the picture of a volume that is moved the same way."
     published, corrected = (DeepFluoro(files / "hip.h5", "17-1882", border=0, corrected=c) for c in (False, True))
     a, b = published[1], corrected[1]
-    shifted = DRR(published.subject, **a.intrinsics, voxel_shift=0.0)  # voxels half a voxel further, as the renderer of the data set had them
-    exact = DRR(published.subject, **b.intrinsics)
+    shifted = DRR(published.subject, **vars(a.camera), voxel_shift=0.0)  # voxels half a voxel further, as the renderer of the data set had them
+    exact = DRR(published.subject, **vars(b.camera))
     assert (shifted(a.pose) - exact(b.pose)).abs().max() < RELATIVE * exact(b.pose).max()
     assert torch.equal(a.landmarks, b.landmarks)
 
 
 def test_sequence(files):
     data = DeepFluoro(files / "hip.h5", "17-1882", border=0)
-    assert [sample.name for sample in data] == data.names == ["000", "001", "002"]
-    assert data[-1].name == "002"
+    assert data.names == ["000", "001", "002"] and len(list(data)) == 3
+    assert torch.equal(data[-1].image, data[2].image)
     for index in (3, -4):
         with pytest.raises(IndexError, match=rf"from 0 to 2, .* not {index}"):
             data[index]
@@ -180,8 +181,8 @@ def test_nothing_is_read_before_it_is_needed(copy):
 def test_view_over_all_frames(copy):
     with h5py.File(copy / "brain.h5", "r+") as file:
         file.copy("subject01/proj-lat", "subject01/proj-lat-max")
-    one, = Ljubljana(copy / "brain.h5", "subject01", views=["lat-max"])
-    assert one.name == "lat-max" and torch.equal(one.raw, Ljubljana(copy / "brain.h5", "subject01")[1].raw)
+    data = Ljubljana(copy / "brain.h5", "subject01", views=["lat-max"])
+    assert data.names == ["lat-max"] and torch.equal(data.raw(0).image, Ljubljana(copy / "brain.h5", "subject01").raw(1).image)
 
 
 def test_noise_of_the_volume_is_removed(files):
@@ -222,23 +223,23 @@ def test_bad_input(files, tmp_path):
         Ljubljana(files / "brain.h5", 3)
     with pytest.raises(ValueError, match="body must be one of 'pelvis', 'left-femur', 'right-femur', not 'hip'"):
         DeepFluoro(files / "hip.h5", "17-1882", body="hip")
-    with pytest.raises(ValueError, match="border must be at least 0 and leave some of 64 x 52 pixels, not 26"):
+    with pytest.raises(ValueError, match="border must be a whole number from 0 to 25, not 26; it is cut off on each side"):
         DeepFluoro(files / "hip.h5", "17-1882", border=26)[0]
     with pytest.raises(ValueError, match="some of 'ap', 'lat', not 'pa'"):
         Ljubljana(files / "brain.h5", "subject01", views=("ap", "pa"))
-    for factor in (0, 1.5, 53, True):
-        with pytest.raises(ValueError, match="whole number from 1 to 52"):
-            shrink(Ljubljana(files / "brain.h5", "subject01")[0], factor)
+    for n in (0, 1.5, 53, True):
+        with pytest.raises(ValueError, match="n must be a whole number from 1 to 52"):
+            Ljubljana(files / "brain.h5", "subject01")[0].bin(n)
 
 
 def test_error_without_h5py(files, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(ImportError, match=r"diffdrr\[datasets\]"):
+    with pytest.raises(ImportError, match=r"\[datasets\]"):
         DeepFluoro(files / "hip.h5", "17-1882")
 
 
 def test_import_is_light():
-    program = "import sys, diffdrr.xrays.datasets; print(*(m for m in ('h5py', 'torchio', 'pandas', 'SimpleITK', 'matplotlib.pyplot') if m in sys.modules))"
+    program = "import sys, diffdrr.xrays.datasets.deepfluoro, diffdrr.xrays.datasets.ljubljana; print(*(m for m in ('h5py', 'torchio', 'pandas', 'SimpleITK', 'matplotlib.pyplot') if m in sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]).stdout.split()
     assert loaded == []
 
@@ -282,7 +283,7 @@ def test_evaluation_measures_the_start_of_an_idle_registration(files, capsys, tm
 def test_evaluation_of_a_registration_that_knows_the_truth(files):
     "A registration that finds the pose from what it is given, the X-ray: the truth of the sample with the same picture."
     data = DeepFluoro(files / "hip.h5", "17-1882", border=0)
-    truths = [(shrink(sample, 4).xray, sample) for sample in data]
+    truths = [(sample.bin(4).image, sample) for sample in data]
 
     def know(drr, xray, init):
         sample = next(sample for seen, sample in truths if torch.equal(seen, xray))

@@ -387,7 +387,7 @@ def test_looks_do_not_warn_of_a_thick_body(recwarn):
 
 def test_without_xraydb(monkeypatch):
     monkeypatch.setitem(sys.modules, "xraydb", None)
-    with pytest.raises(ModuleNotFoundError, match=r"diffdrr\[physics\]"):
+    with pytest.raises(ModuleNotFoundError, match=r"\[physics\]"):
         tube_spectrum(TUBE)
 
 

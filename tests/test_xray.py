@@ -14,18 +14,22 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydicom.uid import ComputedRadiographyImageStorage, generate_uid
 
-from diffdrr.volumes import read
+from diffdrr.geometry import Camera, convert, pose_from_positioner_angles
 from diffdrr.rendering import DRR
-from diffdrr.geometry import convert
-from diffdrr.geometry import pose_from_positioner_angles
-from diffdrr.xrays import XRay, crop, find_field, make_dataset, prepare, quantize, read_xray, resize, to_line_integrals, write_xray, xray_of_rendering
+from diffdrr.volumes import load_example_ct, read
+from diffdrr.xrays import XRay, find_field, make_dataset, prepare, quantize, read_xray, to_line_integrals, write_xray, xray_of_rendering
 
 VALUES = torch.arange(48.0).reshape(1, 1, 6, 8) * 10 + 100
 
 
 @pytest.fixture
 def xray() -> XRay:
-    return XRay(VALUES, torch.ones_like(VALUES), sdd=1000.0, delx=0.5, dely=0.25, sod=700.0, primary_angle=10.0, secondary_angle=-5.0)
+    return XRay(VALUES, torch.ones_like(VALUES), Camera(1000.0, 6, 8, 0.5, 0.25), sod=700.0, primary_angle=10.0, secondary_angle=-5.0)
+
+
+def of(image: torch.Tensor, **meaning) -> XRay:
+    "Make an X-ray with pixels of 1 mm."
+    return XRay(image, torch.ones_like(image), Camera(1000.0, *image.shape[-2:], 1.0), **meaning)
 
 
 def save(dataset: pydicom.Dataset, folder: Path) -> Path:
@@ -54,7 +58,8 @@ def test_round_trip(xray: XRay, tmp_path: Path):
     back = read_xray(tmp_path / "x.dcm")
     step = (VALUES.max() - VALUES.min()).item() / 65535
     torch.testing.assert_close(back.image, xray.image, rtol=1e-6, atol=0.51 * step)
-    same = ("sdd", "delx", "dely", "sod", "primary_angle", "secondary_angle", "bright_bones", "logarithmic")
+    assert vars(back.camera) == vars(xray.camera)
+    same = ("sod", "primary_angle", "secondary_angle", "bright_bones", "logarithmic")
     assert {name: getattr(back, name) for name in same} == {name: getattr(xray, name) for name in same}
     assert [path.name for path in tmp_path.iterdir()] == ["x.dcm"]
 
@@ -145,9 +150,9 @@ def test_missing_geometry_is_asked_for(xray: XRay, tmp_path: Path, tag: str, arg
     with pytest.raises(ValueError, match=f"give it as the argument {argument}, in mm"):
         read_xray(path)
     found = read_xray(path, **{argument: 0.7})
-    assert getattr(found, argument) == 0.7
+    assert getattr(found.camera, argument) == 0.7
     if argument == "delx":
-        assert found.dely == 0.7
+        assert found.camera.dely == 0.7
 
 
 def test_one_pixel_spacing_is_not_two(xray: XRay, tmp_path: Path):
@@ -155,13 +160,13 @@ def test_one_pixel_spacing_is_not_two(xray: XRay, tmp_path: Path):
     with pytest.raises(ValueError, match=r"no valid imager pixel spacing \(0018,1164\); give it as the argument delx, in mm"):
         read_xray(path)
     found = read_xray(path, delx=0.3)
-    assert (found.delx, found.dely) == (0.3, 0.3)
+    assert (found.camera.delx, found.camera.dely) == (0.3, 0.3)
 
 
 def test_what_cannot_be_written_is_refused(xray: XRay, tmp_path: Path):
     image = VALUES.clone()
     image[..., 0, :2] = torch.tensor([torch.nan, torch.inf])
-    with pytest.raises(ValueError, match="xray must have finite pixels, but 2 of 48 are not"):
+    with pytest.raises(ValueError, match="xray.image must be finite, but 2 of 48 pixels are NaN or infinite; replace them"):
         write_xray(tmp_path / "x.dcm", replace(xray, image=image))
     with pytest.raises(FileNotFoundError, match="missing/x.dcm' is in a folder that does not exist; make it first"):
         write_xray(tmp_path / "missing" / "x.dcm", xray)
@@ -179,7 +184,7 @@ def test_a_radiograph_without_a_c_arm(xray: XRay, tmp_path: Path):
     found = read_xray(changed(xray, tmp_path, remove=missing, Modality="CR", SOPClassUID=ComputedRadiographyImageStorage))
     assert (found.sod, found.primary_angle, found.secondary_angle) == (None, None, None)
     with pytest.raises(ValueError, match="has no primary_angle, secondary_angle, sod"):
-        found.initial_pose()
+        found.initial_pose("PA")
 
 
 def test_other_files_are_refused(xray: XRay, tmp_path: Path):
@@ -195,7 +200,7 @@ def test_other_files_are_refused(xray: XRay, tmp_path: Path):
 def test_saturation_is_reported():
     image = VALUES.clone()
     image[..., :4] = image.max()
-    xray = XRay(image, torch.ones_like(image), sdd=1000.0, delx=1.0, dely=1.0)
+    xray = of(image)
     with pytest.warns(UserWarning, match="52% of the field have the same value, 570: the X-ray is saturated"):
         to_line_integrals(xray)
     with pytest.raises(ValueError, match="must have different values in its field"):
@@ -211,7 +216,7 @@ def test_saturation_is_reported():
 
 def test_line_integrals_follow_beer_and_lambert():
     integrals = torch.linspace(0, 6, 48).reshape(1, 1, 6, 8)
-    intensity = XRay(5e4 * torch.exp(-integrals), torch.ones_like(integrals), sdd=1000.0, delx=1.0, dely=1.0)
+    intensity = of(5e4 * torch.exp(-integrals))
     torch.testing.assert_close(to_line_integrals(intensity).image, integrals, rtol=0, atol=1e-5)
     for logarithmic in (replace(intensity, image=7 - integrals, logarithmic=True), replace(intensity, image=7 + integrals, logarithmic=True, bright_bones=True)):
         torch.testing.assert_close(to_line_integrals(logarithmic).image, integrals, rtol=0, atol=1e-5)
@@ -223,13 +228,13 @@ def test_line_integrals_follow_beer_and_lambert():
 @example(1.0)  # up to 10, of which it lost the dark half
 def test_the_unit_of_intensities_does_not_matter(exponent: float):
     integrals = torch.linspace(0, 6, 48).reshape(1, 1, 6, 8)
-    intensity = XRay(10**exponent * torch.exp(-integrals), torch.ones_like(integrals), sdd=1000.0, delx=1.0, dely=1.0)
+    intensity = of(10**exponent * torch.exp(-integrals))
     torch.testing.assert_close(to_line_integrals(intensity).image, integrals, rtol=0, atol=1e-5)
 
 
 def test_where_nothing_arrived_line_integrals_are_finite():
     counts = torch.tensor([[[[0.0, 1.0, 100.0, 4000.0]]]])
-    xray = XRay(counts, torch.ones_like(counts), sdd=1000.0, delx=1.0, dely=1.0)
+    xray = of(counts)
     torch.testing.assert_close(to_line_integrals(xray).image, torch.log(4000 / counts.clamp(min=1)))  # no count is like one
     faint = to_line_integrals(replace(xray, image=torch.tensor([[[[-3.0, 1e-30, 0.5, 1.0]]]]))).image
     assert faint.max().item() == pytest.approx(np.log(1e4), abs=1e-4)
@@ -251,8 +256,8 @@ def test_crops_are_rendered_alike(boxes, cut: tuple[int, int, int, int], reverse
     drr = DRR(boxes, sdd=900.0, height=30, width=24, delx=8.0, dely=7.0, x0=x0, y0=y0, reverse_x_axis=reverse)
     pose = pose_from_positioner_angles(20, -10, 600, "PA")
     with torch.no_grad():
-        xray = crop(xray_of_rendering(drr(pose), drr.detector, pose, "PA"), *cut)
-        again = DRR(boxes, **xray.intrinsics)(pose) if reverse else DRR(boxes, **xray.intrinsics | dict(x0=-xray.x0), reverse_x_axis=False)(pose)
+        xray = xray_of_rendering(drr(pose), drr.detector, pose).crop(*cut)
+        again = DRR(boxes, **vars(xray.camera))(pose)
     torch.testing.assert_close(again, xray.image, rtol=0, atol=2e-2)  # of some 200 mm; float32 positions
     assert xray.sod == pytest.approx(600, abs=1e-2)
 
@@ -261,13 +266,13 @@ def test_poses_that_angles_cannot_say_are_reported(boxes):
     drr = DRR(boxes, sdd=900.0, height=30, delx=8.0)
     image = torch.zeros(1, 1, 30, 30)
     rolled = convert(torch.tensor([[0.2, -0.1, 0.6]]), torch.tensor([[40.0, -850.0, 0.0]]), parameterization="euler_angles", convention="ZXY")
-    with pytest.warns(UserWarning, match=r"turned by 34.\d degrees, and its source 40.\d mm away; keep the pose"):
-        xray_of_rendering(image, drr.detector, rolled, "PA")
+    with pytest.warns(UserWarning, match=r"turned by 34.\d degrees, and its source 40.\d mm away; its pose is right, but a file does not hold it"):
+        xray_of_rendering(image, drr.detector, rolled)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for angles in ((0, 0), (-150, 35), (90, 10)):
-            xray_of_rendering(image, drr.detector, pose_from_positioner_angles(*angles, 600, "PA"), "PA")
-    straight = xray_of_rendering(image, drr.detector, pose_from_positioner_angles(0, 0, 600, "PA"), "PA")
+            xray_of_rendering(image, drr.detector, pose_from_positioner_angles(*angles, 600, "PA"))
+    straight = xray_of_rendering(image, drr.detector, pose_from_positioner_angles(0, 0, 600, "PA"))
     assert (str(straight.primary_angle), str(straight.secondary_angle)) == ("0.0", "0.0")  # without a minus
 
 
@@ -277,10 +282,10 @@ def test_points_stay_where_they_are_when_resized(boxes, pixels: int):
     drr = DRR(boxes, sdd=900.0, height=40, width=31, delx=4.0, dely=5.0)
     pose = pose_from_positioner_angles(0, 0, 600, "PA")
     with torch.no_grad():
-        small = resize(xray_of_rendering(drr(pose), drr.detector, pose, "PA"), pixels)
+        small = xray_of_rendering(drr(pose), drr.detector, pose).resize(pixels)
     points = torch.tensor([[[30.0, -20.0, 15.0], [0.0, 0.0, 0.0]]])
     scale = torch.tensor([small.image.shape[-1] / 31, small.image.shape[-2] / 40])
-    seen = DRR(boxes, **small.intrinsics).perspective_projection(pose, points)
+    seen = DRR(boxes, **vars(small.camera)).perspective_projection(pose, points)
     torch.testing.assert_close(seen, drr.perspective_projection(pose, points) * scale, rtol=0, atol=1e-3)
 
 
@@ -289,7 +294,7 @@ def test_round_fields_are_found():
     inside = (row - 90) ** 2 + (column - 85) ** 2 < 60**2
     patient = np.exp(-4 * ((row - 90) ** 2 < 20**2)) * inside  # a dense band across the field
     image = torch.from_numpy(np.random.default_rng(0).poisson(2000 * patient + 10).astype(np.float32))[None, None]
-    found = find_field(XRay(image, torch.ones_like(image), sdd=1000.0, delx=1.0, dely=1.0)).mask[0, 0].numpy() > 0
+    found = find_field(of(image)).mask[0, 0].numpy() > 0
     assert not (found & ~inside).any()
     assert found.sum() > 0.85 * inside.sum()  # a rim of two pixels is left out
 
@@ -297,4 +302,34 @@ def test_round_fields_are_found():
 def test_prepared_xrays_keep_their_edges(xray: XRay):
     open_field = prepare(replace(xray, image=VALUES + 400))
     assert open_field.image.shape == VALUES.shape and (open_field.mask == 1).all()
-    assert open_field.intrinsics == xray.intrinsics
+    assert vars(open_field.camera) == vars(xray.camera)
+
+
+@pytest.mark.parametrize("orientation", ["AP", "PA"])
+def test_the_initial_pose_has_the_orientation_of_the_subject(orientation: str):
+    "Whatever the subject was read with, its X-ray leads back to the pose, and a wrong orientation does not pass for the right one."
+    subject = load_example_ct(orientation=orientation, shape=(16, 16, 16), spacing=(20.0, 20, 20))
+    drr = DRR(subject, sdd=900.0, height=12, delx=20.0)
+    pose = pose_from_positioner_angles(20, -10, 600, orientation)
+    with torch.no_grad():
+        xray = xray_of_rendering(drr(pose), drr.detector, pose)
+    for given_as in (subject, orientation):
+        torch.testing.assert_close(xray.initial_pose(given_as).matrix, pose.matrix, rtol=0, atol=1e-3)
+    torch.testing.assert_close(xray.pose.matrix, pose.matrix)
+    other = {"AP": "PA", "PA": "AP"}[orientation]
+    assert not torch.allclose(xray.initial_pose(other).matrix, pose.matrix, atol=1e-1)
+    with pytest.raises(TypeError, match="subject"):
+        xray.initial_pose()
+
+
+def test_a_picture_that_does_not_fit_its_camera_is_refused(xray: XRay):
+    with pytest.raises(ValueError, match=r"image must have shape \(1, 1, H, W\) with H = 6, W = 8, not \(1, 1, 6, 7\)"):
+        replace(xray, image=VALUES[..., 1:])
+    with pytest.raises(ValueError, match="landmarks must have shape"):
+        replace(xray, landmarks=torch.zeros(3, 2))
+
+
+def test_what_is_hidden_stays_hidden(xray: XRay):
+    hidden = replace(xray, mask=(VALUES > 105).to(VALUES))
+    assert hidden.bin(2).mask.flatten().tolist() == [0.0] + 11 * [1.0]
+    assert hidden.bin(3).image.shape == hidden.bin(3).mask.shape == (1, 1, 2, 2)  # the last two columns are cut off

@@ -46,6 +46,14 @@ def as_list(
     return list(pictures)
 
 # %% ../../nbs/api/registration/720_inputs.ipynb #e46d5f0f
+def is_close(
+    a: float | str,  # of a camera
+    b: float | str,  # of a camera
+) -> bool:
+    "Say whether two values are the same, up to 0.1 % or 1 micrometre."
+    return a == b or (not isinstance(a, str) and math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-3))
+
+
 def drr_of(
     drr: DRR | Subject,  # what the caller gave
     xray: Shaped[Tensor, "1 1 H W"] | XRay,
@@ -58,13 +66,12 @@ def drr_of(
             raise TypeError(f"drr must be a DRR, not {type(drr).__name__}, when xray is a tensor: a tensor has no geometry")
         return drr
     if not isinstance(drr, DRR):
-        return DRR(drr, renderer="trilinear", **xray.intrinsics).to(xray.image.device)
-    wanted = dict(xray.intrinsics, reverse_x_axis=True)
-    given = {name: getattr(drr.detector, name) for name in wanted}
-    wrong = [name for name in wanted if not math.isclose(given[name], wanted[name], rel_tol=1e-3, abs_tol=1e-3)]
+        return DRR(drr, renderer="trilinear", **vars(xray.camera)).to(xray.image.device)
+    given, wanted = vars(drr.detector.camera), vars(xray.camera)
+    wrong = [name for name in wanted if not is_close(given[name], wanted[name])]
     if wrong:
-        found = ", ".join(f"{name}={given[name]:g} instead of {wanted[name]:g}" for name in wrong)
-        raise ValueError(f"drr must have the geometry of the X-ray, DRR(subject, **xray.intrinsics), but has {found}")
+        found = ", ".join(f"{name}={given[name]} instead of {wanted[name]}" for name in wrong)
+        raise ValueError(f"drr must have the geometry of the X-ray, DRR(subject, **vars(xray.camera)), but has {found}")
     return drr
 
 # %% ../../nbs/api/registration/720_inputs.ipynb #c1c9bd3f

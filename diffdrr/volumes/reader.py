@@ -76,7 +76,7 @@ def apply_labels(
     labels = [int(label) for label in labels]
     if not labels:
         raise ValueError("labels must name at least one structure; leave them out to render everything")
-    keep = select_labels(subject.mask.data, labels)
+    keep = select_labels(subject.mask.data[0], labels)
     images = subject.get_images_dict(intensity_only=False)
     kept = {name: type(image)(tensor=image.data * keep, affine=image.affine) for name, image in images.items()}
     return Subject({**dict(subject), **kept})

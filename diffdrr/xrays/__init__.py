@@ -10,7 +10,9 @@ import lazy_loader
 
 # %% ../../nbs/api/xrays/300_xrays.ipynb #5938c9ff
 NAMES = {
-    "datasets": ["DeepFluoro", "Ljubljana", "RegistrationDataset", "shrink"],
-    "xray": ["XRay", "crop", "equalize", "find_field", "invert", "make_dataset", "prepare", "quantize", "read_xray", "resize", "to_line_integrals", "write_xray", "xray_of_rendering"],
+    "xray": ["XRay", "xray_of_rendering"],
+    "dicom": ["make_dataset", "quantize", "read_xray", "write_xray"],
+    "preparation": ["equalize", "find_field", "invert", "prepare", "to_line_integrals"],
+    "datasets": ["DeepFluoro", "Ljubljana", "RegistrationDataset"],
 }
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=NAMES)
