@@ -14,9 +14,8 @@ from diffdrr.volumes import load_example_ct
 from diffdrr.rendering import DRR
 from diffdrr.compare import target_registration_error
 from diffdrr.geometry import RigidTransform, convert
-from diffdrr.registration import RegistrationResult, Stage, register
+from diffdrr.registration import RegistrationResult, Stage, make_views, register
 from diffdrr.geometry import pose_from_view
-from diffdrr.registration.inputs import make_views
 from diffdrr.registration.pyramid import make_pyramid
 from diffdrr.xrays import XRay, invert, xray_of_rendering
 
@@ -85,7 +84,7 @@ def test_raw_values_are_refused(subject: Subject, xray: XRay):
 
 def test_the_backend_that_was_chosen_renders(subject: Subject, xray: XRay, true: RigidTransform):
     drr = DRR(subject, sdd=1020.0, height=64, delx=6.0, backend="torch")
-    pyramid = make_pyramid(make_views(drr, xray.image, true, None), [32, 64])
+    pyramid = make_pyramid(make_views(drr, xray.image, true), [32, 64])
     assert {view.drr.renderer.backend for views in pyramid.values() for view in views} == {"torch"}
 
 
