@@ -71,7 +71,7 @@ def test_a_volume_that_is_optimised_can_be_registered(subject: Subject, drr: DRR
 
 def test_a_drr_with_another_geometry_is_refused(subject: Subject, xray: XRay, true: RigidTransform):
     other = DRR(subject, sdd=1060.0, height=64, delx=6.6)
-    with pytest.raises(ValueError, match=r"but has sdd=1060\.0 instead of 1020\.0, delx=6\.6\d* instead of 6\.0, dely=6\.6\d* instead of 6\.0"):
+    with pytest.raises(ValueError, match="but has sdd=1060 instead of 1020, delx=6.6 instead of 6, dely=6.6 instead of 6"):
         register(other, xray, true, verbose=False)
     with pytest.raises(ValueError, match="reverse_x_axis=False instead of True"):
         register(DRR(subject, sdd=1020.0, height=64, delx=6.0, reverse_x_axis=False), xray, true, verbose=False)
