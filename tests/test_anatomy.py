@@ -176,7 +176,7 @@ def test_bad_names_and_poses(call):
 
 
 def test_poses_and_pixels_must_fit():
-    with pytest.raises(ValueError, match="the pose has dtype torch.float64"):
+    with pytest.raises(ValueError, match="pose and drr must have the same dtype"):
         anatomy.structure_masks(renderer(patient()), view(dtype=torch.float64))
     with pytest.raises(ValueError, match="draws pixels at random"):
         anatomy.structure_masks(renderer(patient(), p_subsample=0.5), view())

@@ -6,13 +6,6 @@ import pytest
 from tools.rooms import BASE, CONTENTS, NAMES_OF_061, NOTEBOOKS, OWNERS, ROOMS, allowed, door_names, imported_names, modules, notebook_of, number_of, past_the_door, path_of, room_of
 
 
-PENDING = {"cli", "reconstruction.projector", "registration.pipeline", "rendering.drr", "rendering.renderers", "kernels"}  # to be emptied
-
-
-def unless_pending(names: list[str]) -> list:
-    return [pytest.param(name, marks=pytest.mark.xfail(strict=False)) if name in PENDING else name for name in names]
-
-
 def source_of(module: str) -> str:
     return path_of(module).read_text(encoding="utf-8")
 
@@ -64,7 +57,7 @@ def test_arrows_between_rooms(module: str):
     assert not wrong, f"{module} must not import from {', '.join(wrong)}"
 
 
-@pytest.mark.parametrize("module", unless_pending(modules()))
+@pytest.mark.parametrize("module", modules())
 def test_other_rooms_are_entered_by_their_doors(module: str):
     taken = past_the_door(source_of(module), module)
     assert not taken, f"{module} takes {', '.join(taken)}, which no front door offers: import from the door, or put the name behind it"
@@ -77,7 +70,7 @@ def test_arrows_within_a_room(module: str):
     assert not after, f"{module} must not import {', '.join(sorted(after))}, which comes later"
 
 
-@pytest.mark.parametrize("room", unless_pending([room for room in ROOMS if room != "cli"]))
+@pytest.mark.parametrize("room", [room for room in ROOMS if room != "cli"])
 def test_doors_offer_what_there_is(room: str):
     import importlib
 

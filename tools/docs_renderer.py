@@ -77,8 +77,24 @@ def code(text: str) -> str:
     return f"`{cell(text)}`" if text else ""
 
 
+SECTION = re.compile(r"^(Args|Returns):\n((?:(?:[ ]{4}.*)?(?:\n|$))+)", re.MULTILINE)
+ITEM = re.compile(r"^(\*{0,2}\w+): (.*(?:\n {4,}.*)*)", re.MULTILINE)
+
+
+def split_docstring(symbol: object) -> tuple[str, dict[str, str]]:  # prose; what its sections say, the result as `return`
+    "Separate the prose of a docstring from its sections `Args:` and `Returns:`."
+    text = inspect.cleandoc(getattr(symbol, "__doc__", None) or "")
+    meanings: dict[str, str] = {}
+    for title, body in SECTION.findall(text):
+        if title == "Returns":
+            meanings["return"] = " ".join(body.split())
+        else:
+            meanings |= {name.lstrip("*"): " ".join(words.split()) for name, words in ITEM.findall(inspect.cleandoc(body))}
+    return SECTION.sub("", text).strip(), meanings
+
+
 def comments_of(symbol: object) -> dict[str, str | None]:
-    "Read the comments beside the parameters of a function or class; fastcore's docments overlooks the one beside `**kwargs`, or takes it for that of the result."
+    "Read what the parameters of a function or class mean, from its docstring or the comments beside them; fastcore's docments overlooks the one beside `**kwargs`, or takes it for that of the result."
     comments = docments(symbol)
     try:
         keywords = re.search(r"^\s*\*\*(\w+)[^#\n]*#\s*(.+)$", inspect.getsource(symbol), re.MULTILINE)
@@ -88,7 +104,7 @@ def comments_of(symbol: object) -> dict[str, str | None]:
         comments[keywords[1]] = keywords[2]
         if comments.get("return") == keywords[2]:
             comments["return"] = None
-    return comments
+    return comments | split_docstring(symbol)[1]
 
 
 def parameter_rows(
@@ -151,7 +167,7 @@ def method_rows(symbol: object) -> list[list[str]]:
     rows = []
     for name, function, is_property in members(symbol):
         shown = name if is_property else call_text(name, signature_of(function), one_line=True)
-        summary = inspect.cleandoc(function.__doc__).partition("\n\n")[0]
+        summary = split_docstring(function)[0].partition("\n\n")[0]
         rows.append([f'<a id="{symbol.__qualname__}.{name}"></a>'.lower() + code(shown), cell(summary)])
     return rows
 
@@ -163,7 +179,7 @@ def method_tables(symbol: object) -> list[str]:
         signature = signature_of(function)
         if is_property or signature is None or len(signature.parameters) < 2:
             continue
-        rest = inspect.cleandoc(function.__doc__).partition("\n\n")[2]
+        rest = split_docstring(function)[0].partition("\n\n")[2]
         explained = [text for text in (rest, table("parameters", parameter_rows(function, signature))) if text]
         if explained:
             blocks += [f"**`{symbol.__qualname__}.{name}`**", *explained]
@@ -193,7 +209,7 @@ class TableRenderer:
         self.name = name or getattr(self.symbol, "__qualname__", str(self.symbol))
         self.title_level = title_level
         self.signature = signature_of(self.symbol)
-        self.docs = inspect.cleandoc(self.symbol.__doc__ or "")
+        self.docs = split_docstring(self.symbol)[0]
 
     def _repr_markdown_(self) -> str:
         blocks = [

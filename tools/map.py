@@ -29,11 +29,25 @@ STYLE = """
 
 
 def levels() -> dict[str, int]:
-    "Number the rows of the map: a room stands below all that it imports from."
+    "Number the rows of the map: a room stands below all that it imports from, and as close as it can above those that import it."
     found: dict[str, int] = {}
     for room, others in ROOMS.items():
         found[room] = 1 + max((found[other] for other in others), default=-1)
+    for room in reversed(ROOMS):
+        found[room] = min((found[user] for user in users_of(room)), default=found[room] + 1) - 1
     return found
+
+
+def users_of(room: str) -> list[str]:
+    "List the rooms that an arrow leads to from a room."
+    return [user for user in ROOMS if room in drawn_arrows(user)]
+
+
+def rank(room: str) -> tuple[float, int]:
+    "Order the rooms of a row by where their arrows lead."
+    order = list(ROOMS)
+    users = [order.index(user) for user in users_of(room)]
+    return (sum(users) / len(users) if users else len(order), -order.index(room))
 
 
 def everything_below(room: str) -> set[str]:
@@ -62,6 +76,7 @@ def places() -> dict[str, tuple[float, float]]:
     rows = defaultdict(list)
     for room, level in levels().items():
         rows[level].append(room)
+    rows = defaultdict(list, {level: sorted(row, key=rank) for level, row in rows.items()})
     rows[max(rows) + 1] = list(BASE)
     widest = max(map(len, rows.values()))
     step = BOX[0] + GAP[0]
@@ -73,10 +88,10 @@ def places() -> dict[str, tuple[float, float]]:
 
 
 def arrow(upper: tuple[float, float], lower: tuple[float, float]) -> str:
-    "Draw a curve from the lower edge of a box to the upper edge of another."
+    "Draw a curve from the lower edge of a box through the gap below it, then straight down to the upper edge of another."
     (x1, y1), (x2, y2) = upper, lower
-    x1, y1, x2, bend = x1 + BOX[0] / 2, y1 + BOX[1], x2 + BOX[0] / 2, GAP[1] * 0.8
-    return f'<path d="M{x1:g} {y1:g} C{x1:g} {y1 + bend:g} {x2:g} {y2 - bend:g} {x2:g} {y2:g}" marker-end="url(#head)"/>'
+    x1, y1, x2, bend, y = x1 + BOX[0] / 2, y1 + BOX[1], x2 + BOX[0] / 2, GAP[1] * 0.6, y1 + BOX[1] + GAP[1] - 10
+    return f'<path d="M{x1:g} {y1:g} C{x1:g} {y1 + bend:g} {x2:g} {y - bend:g} {x2:g} {y:g} L{x2:g} {y2:g}" marker-end="url(#head)"/>'
 
 
 def picture() -> str:
@@ -94,11 +109,11 @@ def picture() -> str:
         *(arrow(corners[other], corners[room]) for room in ROOMS for other in drawn_arrows(room)),
     ]
     for room, (x, y) in corners.items():
-        what = CONTENTS[room] if room in ROOMS else f"{CONTENTS[room]} (for all)"
+        name = room if room in ROOMS else f"{room} (for all)"
         parts += [
             f'<rect class="{"room" if room in ROOMS else "base"}" x="{x:g}" y="{y:g}" width="{BOX[0]}" height="{BOX[1]}" rx="8"/>',
-            f'<text class="name" x="{x + BOX[0] / 2:g}" y="{y + 23:g}">{room}</text>',
-            f'<text class="what" x="{x + BOX[0] / 2:g}" y="{y + 42:g}">{escape(what)}</text>',
+            f'<text class="name" x="{x + BOX[0] / 2:g}" y="{y + 23:g}">{name}</text>',
+            f'<text class="what" x="{x + BOX[0] / 2:g}" y="{y + 42:g}">{escape(CONTENTS[room])}</text>',
         ]
     return "\n".join([*parts, "</svg>"]) + "\n"
 

@@ -31,7 +31,7 @@ def known_structures(
     """List the structures of the table, or the labels of the map if the subject has no table.
 
     Raises a `ValueError` without a label map, or for a table without the columns `id` and `structure`, or one in which two structures have the same name."""
-    if getattr(drr, "mask", None) is None:
+    if drr.labels is None:
         raise ValueError("drr has no label map, so its structures are unknown; give one to read(volume, labelmap)")
     table = drr.subject.get("structures")
     if table is None:
@@ -50,7 +50,7 @@ def present_labels(
     drr: DRR,
 ) -> list[int]:
     "List the labels that a voxel carries, without the background."
-    return torch.bincount(drr.mask.flatten())[1:].nonzero()[:, 0].add(1).tolist()
+    return torch.bincount(drr.labels.flatten())[1:].nonzero()[:, 0].add(1).tolist()
 
 # %% ../../nbs/api/anatomy/901_masks.ipynb #98dd0637
 def select_structures(
@@ -81,11 +81,11 @@ def path_lengths(
     structures = select_structures(drr, names)
     if drr.detector.n_subsample is not None:
         raise ValueError("drr must render whole pictures, but it draws pixels at random; leave out p_subsample")
-    channel = torch.zeros(max([*structures.values(), int(drr.mask.max())]) + 1, dtype=drr.mask.dtype, device=drr.device)
+    channel = torch.zeros(max([*structures.values(), int(drr.labels.max())]) + 1, dtype=drr.labels.dtype, device=drr.device)
     channel[list(structures.values())] = torch.arange(1, len(structures) + 1, dtype=channel.dtype, device=drr.device)
     indicator = drr.shallow_copy()
-    indicator.mask = channel.index_select(0, drr.mask.flatten().int()).view(drr.mask.shape)
-    indicator.density = (indicator.mask > 0).to(drr.dtype)
+    indicator.mask = channel.index_select(0, drr.labels.flatten().int()).view(drr.labels.shape)
+    indicator.density = (indicator.labels > 0).to(drr.dtype)
     indicator.renderer = Siddon(drr.renderer.voxel_shift, backend=drr.renderer.backend)
     indicator.reshape = True
     lengths = indicator(pose, mask_to_channels=True)[:, 1:]
@@ -113,7 +113,7 @@ def surface_faces(
 ) -> torch.Tensor:  # (F, 4, 3) the corners of each face, one after the other, in world coordinates, mm
     "List the faces of the voxels that bound a structure. Raises the errors of `select_structures`, and a `ValueError` if no voxel carries the structure."
     (label,) = select_structures(drr, [name]).values()
-    inside = torch.nn.functional.pad(drr.mask == label, (1,) * 6)
+    inside = torch.nn.functional.pad(drr.labels == label, (1,) * 6)
     faces = []
     for axis in range(3):
         step = inside.narrow(axis, 1, inside.shape[axis] - 1) ^ inside.narrow(axis, 0, inside.shape[axis] - 1)
@@ -230,8 +230,8 @@ def visible_fraction(
 ) -> tuple[torch.Tensor, list[str]]:  # (B, C) between 0 and 1, NaN for a structure without a voxel; and the C names
     "Measure the part of the volume of each structure that projects onto the detector. Raises the errors of `select_structures`."
     structures = select_structures(drr, names)
-    voxels = torch.isin(drr.mask, torch.tensor(list(structures.values()), dtype=drr.mask.dtype, device=drr.device)).nonzero()
-    label = drr.mask[tuple(voxels.T)].long()
+    voxels = torch.isin(drr.labels, torch.tensor(list(structures.values()), dtype=drr.labels.dtype, device=drr.device)).nonzero()
+    label = drr.labels[tuple(voxels.T)].long()
     n_labels = max(structures.values(), default=0) + 1
     seen = torch.zeros(len(pose), n_labels, dtype=torch.float64)
     for some, its_label in zip(voxels.split(VOXELS_AT_ONCE), label.split(VOXELS_AT_ONCE)):

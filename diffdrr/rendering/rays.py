@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..checks import one_of, whole
-from ..geometry import Detector
+from ..geometry import Camera, Detector
 from .renderers import Siddon, Trilinear
 from .setup import Setup
 from ..volumes import Grid, as_labels
