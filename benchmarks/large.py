@@ -20,9 +20,10 @@ from tqdm import tqdm
 
 import diffdrr
 from diffdrr.reconstruction import SIRT, Projector, circular_orbit
+from diffdrr.volumes import Grid
 
 from . import machine
-from .reconstruction import RESULTS, SDD, SOD, WATER, camera, grid, head_integrals, head_values
+from .reconstruction import RESULTS, SDD, SOD, WATER, camera, head_integrals, head_values
 from .report import markdown_table
 from .workers.process_memory import most_memory
 
@@ -48,8 +49,8 @@ def measure(chosen: argparse.Namespace) -> list[dict]:
     "Reconstruct."
     shape = (chosen.voxels,) * 3
     delx = 1.1 * SIZE * SDD / SOD / chosen.pixels  # sees all of the head
-    drr = camera(shape, grid(shape, (SIZE / chosen.voxels,) * 3), (chosen.pixels, chosen.pixels), delx)
-    projector = Projector(drr, circular_orbit(chosen.views, SOD))
+    grid = Grid.around(shape, (SIZE / chosen.voxels,) * 3)
+    projector = Projector(camera((chosen.pixels, chosen.pixels), delx), grid, circular_orbit(chosen.views, SOD))
     pictures = photograph(projector)
     rows = []
 

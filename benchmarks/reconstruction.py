@@ -27,11 +27,9 @@ from skimage.metrics import structural_similarity
 from tqdm import tqdm
 
 import diffdrr
-from diffdrr.volumes import load_example_ct, read
-from diffdrr.rendering import DRR
-from diffdrr.volumes import Ellipsoid
+from diffdrr.geometry import Camera
 from diffdrr.reconstruction import Projector, circular_orbit
-from diffdrr.volumes import block_mean, voxel_from_block
+from diffdrr.volumes import Ellipsoid, Grid, block_mean, load_example_ct, read
 
 from . import machine
 from .peers import FOLDER, Unavailable, prepare
@@ -86,16 +84,9 @@ class Outcome:
     memory: float  # MB that the process held at most, so far
 
 
-def grid(shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> np.ndarray:  # (4, 4)
-    "Centre a grid with ascending axes in the world."
-    affine = np.diag([*spacing, 1.0])
-    affine[:3, 3] = -(np.array(shape) - 1) / 2 * np.array(spacing)
-    return affine
-
-
-def camera(shape: tuple[int, int, int], affine: np.ndarray, pixels: tuple[int, int], delx: float) -> DRR:
-    "Make a renderer for a grid."
-    return DRR(read(torch.full(shape, -1000.0), affine=affine), sdd=SDD, height=pixels[0], width=pixels[1], delx=delx)
+def camera(pixels: tuple[int, int], delx: float) -> Camera:
+    "Make a camera at the distance of all cases."
+    return Camera(SDD, *pixels, delx)
 
 
 def chest(path: Path | None, block: tuple[int, int, int], pixels: tuple[int, int], delx: float, views: int) -> Case:
@@ -104,18 +95,16 @@ def chest(path: Path | None, block: tuple[int, int, int], pixels: tuple[int, int
     signs = np.sign(np.diag(np.asarray(subject.volume.affine))[:3])
     hu = subject.volume.data[0].float().flip([i for i in range(3) if signs[i] < 0])
     attenuation = WATER * (1 + hu / 1000).clamp(min=0)
-    fine = grid(tuple(hu.shape), subject.volume.spacing)
-    full = camera(tuple(hu.shape), fine, tuple(FINER * n for n in pixels), delx / FINER)
-    orbit = circular_orbit(views, SOD)
+    grid, orbit = Grid.around(tuple(hu.shape), subject.volume.spacing), circular_orbit(views, SOD)
+    fine = Projector(camera(tuple(FINER * n for n in pixels), delx / FINER), grid, orbit)
     with torch.no_grad():
-        pictures = torch.cat([F.avg_pool2d(Projector(full, type(orbit)(m[None]))(attenuation), FINER) for m in tqdm(orbit.matrix, desc="chest", leave=False)])
+        each = (fine[i : i + 1] for i in tqdm(range(views), desc="chest", leave=False))
+        pictures = torch.cat([F.avg_pool2d(one(attenuation), FINER) for one in each])
     true = block_mean(attenuation, block)
-    coarse = fine @ voxel_from_block(block).numpy()
-    place = camera(tuple(true.shape), coarse, pixels, delx)
     inside = np.zeros(true.shape, dtype=bool)
     middle = slice(true.shape[2] // 3, 2 * true.shape[2] // 3)
     inside[..., middle] = true[..., middle].numpy() > 0.1 * WATER
-    return Case("chest", true.numpy(), inside, Projector(place, orbit), pictures)
+    return Case("chest", true.numpy(), inside, Projector(camera(pixels, delx), grid.coarsen(block), orbit), pictures)
 
 
 def head_solids(size: float) -> list[tuple[Ellipsoid, float]]:  # with the attenuation that each adds, 1/mm
@@ -130,7 +119,7 @@ def head_solids(size: float) -> list[tuple[Ellipsoid, float]]:  # with the atten
 
 def head_integrals(size: float, projector: Projector) -> np.ndarray:  # (V, 1, H, W)
     "Integrate through the head exactly."
-    source, target = (x.double().numpy() for x in projector.drr.detector(projector.pose))
+    source, target = (x.double().numpy() for x in projector.views.rays())
     source, length = np.broadcast_to(source, target.shape), np.linalg.norm(target - source, axis=-1)
     pictures = np.zeros(length.shape)
     for solid, attenuation in head_solids(size):
@@ -146,7 +135,8 @@ def head_values(size: float, points: np.ndarray) -> np.ndarray:  # (..., 3) -> (
 
 def head(shape: tuple[int, int, int], size: float, pixels: tuple[int, int], delx: float, views: int) -> Case:
     "Photograph the Shepp-Logan head."
-    projector = Projector(camera(shape, grid(shape, tuple(size / n for n in shape)), pixels, delx), circular_orbit(views, SOD))
+    grid = Grid.around(shape, tuple(size / n for n in shape))
+    projector = Projector(camera(pixels, delx), grid, circular_orbit(views, SOD))
     points = np.stack(np.meshgrid(*[((np.arange(3 * n) + 0.5) / (3 * n) - 0.5) * size for n in shape], indexing="ij"), axis=-1)  # 27 in each voxel
     true = F.avg_pool3d(torch.from_numpy(head_values(size, points))[None], 3)[0].float().numpy()
     inside = np.zeros(shape, dtype=bool)
@@ -163,9 +153,10 @@ def with_noise(pictures: torch.Tensor, photons: float) -> torch.Tensor:
 def reconstruct(name: str, python: Path, case: Case, pictures: torch.Tensor, settings: dict, threads: int) -> Iterator[tuple[dict, np.ndarray]]:
     "Let a contestant reconstruct. Raises a `Failure` if it ends too early."
     environment = {**os.environ, **dict.fromkeys(THREADS, str(threads)), "OMP_WAIT_POLICY": "PASSIVE", "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(ROOT) if name == "ours" else "", "CUDA_VISIBLE_DEVICES": ""}
-    drr, affine = case.projector.drr, case.projector.drr.affine.matrix[0]
-    views = drr.detector.reorient.compose(case.projector.pose).matrix
-    job = dict(settings, world_from_camera=views.tolist(), sdd=SDD, delx=drr.detector.delx, shape=case.true.shape, spacing=affine.diagonal()[:3].tolist(), origin=affine[:3, 3].tolist(), threads=threads)
+    views, affine = case.projector.views, case.projector.grid.affine
+    place = dict(sdd=SDD, delx=views.camera.delx, world_from_camera=views.detector.reorient.compose(views.pose).matrix.tolist())
+    box = dict(shape=case.true.shape, spacing=affine.diagonal()[:3].tolist(), origin=affine[:3, 3].tolist())
+    job = settings | place | box | dict(threads=threads)
     with tempfile.TemporaryDirectory(prefix="diffdrr-reconstruction-") as folder:
         (Path(folder) / "job.json").write_text(json.dumps(job))
         np.save(Path(folder) / "pictures.npy", pictures[:, 0].numpy())

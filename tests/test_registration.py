@@ -14,9 +14,8 @@ from diffdrr.volumes import load_example_ct
 from diffdrr.rendering import DRR
 from diffdrr.compare import target_registration_error
 from diffdrr.geometry import RigidTransform, convert
-from diffdrr.registration import RegistrationResult, Stage, register
+from diffdrr.registration import RegistrationResult, Stage, make_views, register
 from diffdrr.geometry import pose_from_view
-from diffdrr.registration.inputs import make_views
 from diffdrr.registration.pyramid import make_pyramid
 from diffdrr.xrays import XRay, invert, xray_of_rendering
 
@@ -72,7 +71,7 @@ def test_a_volume_that_is_optimised_can_be_registered(subject: Subject, drr: DRR
 
 def test_a_drr_with_another_geometry_is_refused(subject: Subject, xray: XRay, true: RigidTransform):
     other = DRR(subject, sdd=1060.0, height=64, delx=6.6)
-    with pytest.raises(ValueError, match=r"but has sdd=1060 instead of 1020, delx=6.6 instead of 6, dely=6.6 instead of 6"):
+    with pytest.raises(ValueError, match="but has sdd=1060 instead of 1020, delx=6.6 instead of 6, dely=6.6 instead of 6"):
         register(other, xray, true, verbose=False)
     with pytest.raises(ValueError, match="reverse_x_axis=False instead of True"):
         register(DRR(subject, sdd=1020.0, height=64, delx=6.0, reverse_x_axis=False), xray, true, verbose=False)
@@ -85,7 +84,7 @@ def test_raw_values_are_refused(subject: Subject, xray: XRay):
 
 def test_the_backend_that_was_chosen_renders(subject: Subject, xray: XRay, true: RigidTransform):
     drr = DRR(subject, sdd=1020.0, height=64, delx=6.0, backend="torch")
-    pyramid = make_pyramid(make_views(drr, xray.image, true, None), [32, 64])
+    pyramid = make_pyramid(make_views(drr, xray.image, true), [32, 64])
     assert {view.drr.renderer.backend for views in pyramid.values() for view in views} == {"torch"}
 
 

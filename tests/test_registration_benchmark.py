@@ -17,7 +17,7 @@ from benchmarks.recipe import Recipe, Start, climb
 from benchmarks.registration import Check, Outcome
 from benchmarks.worker import Failure
 from benchmarks.xrays import Exposure, Patient
-from diffdrr.registration import Objective, View
+from diffdrr.registration import Objective, make_views
 from diffdrr.volumes import load_example_ct, read
 from diffdrr.geometry import RigidTransform
 from diffdrr.geometry import twist_to_matrix
@@ -70,8 +70,8 @@ def test_without_disturbances_only_the_patient_is_seen(patient):
 @pytest.mark.parametrize("seed", range(3))
 def test_disturbed_xrays_fit_best_at_the_true_pose(subject, patient, seed):
     true = benchmark.true_pose(seed)
-    view = View(SMALL.camera(subject), xrays.take_xray(patient, true, SMALL, seed), xrays.collimated_field(SMALL), true)
-    objective = Objective([view], window=0.1)
+    xray, field = xrays.take_xray(patient, true, SMALL, seed), xrays.collimated_field(SMALL)
+    objective = Objective(make_views(SMALL.camera(subject), xray, true, field), window=0.1)
     still, pixel = torch.eye(4)[None], SMALL.delx * 850 / 1020
     aside = [moved(RigidTransform(still), *(pixel * np.eye(6)[axis] * sign).tolist()).matrix for axis in (0, 2) for sign in (1, -1)]
     here, *there = objective.score(objective.start(torch.cat([still, *aside]))).tolist()

@@ -12,21 +12,19 @@ import numpy as np
 import torch
 from process_memory import most_memory
 
-from diffdrr.volumes import read
-from diffdrr.rendering import DRR
-from diffdrr.geometry import RigidTransform
+from diffdrr.geometry import Camera, RigidTransform
 from diffdrr.reconstruction import SIRT, Projector, TotalVariation, fdk
+from diffdrr.volumes import Grid
 
 
 def load(job: dict, folder: Path, renderer: str) -> tuple[Projector, torch.Tensor]:
     "Make the projector, and read the pictures."
-    affine = np.diag([*job["spacing"], 1.0])
-    affine[:3, 3] = job["origin"]
-    air = torch.full(job["shape"], -1000.0)
+    affine = torch.diag(torch.tensor([*job["spacing"], 1.0], dtype=torch.float64))
+    affine[:3, 3] = torch.tensor(job["origin"])
     pictures = torch.from_numpy(np.load(folder / "pictures.npy"))[:, None]
-    subject = read(air, affine=affine, center_volume=False, orientation=None)
-    drr = DRR(subject, sdd=job["sdd"], height=pictures.shape[2], width=pictures.shape[3], delx=job["delx"], renderer=renderer)
-    return Projector(drr, RigidTransform(torch.tensor(job["world_from_camera"]))), pictures
+    camera, grid = Camera(job["sdd"], *pictures.shape[2:], job["delx"]), Grid(job["shape"], affine)
+    pose = RigidTransform(torch.tensor(job["world_from_camera"]))
+    return Projector(camera, grid, pose, orientation=None, renderer=renderer), pictures
 
 
 def main() -> None:

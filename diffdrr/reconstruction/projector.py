@@ -159,7 +159,7 @@ class Projector:
         agree("pose", pose.matrix, "the DRR", drr.affine.matrix)
         camera = drr.detector.camera if camera is None else camera
         grid = Grid(drr.grid_shape, drr.affine.matrix[0], drr.renderer.voxel_shift)
-        return cls(camera, grid, pose, drr.detector.reorient.matrix[0], drr.renderer, views_at_once)
+        return cls(camera, drr.grid, pose, drr.detector.reorient.matrix[0], drr.renderer, views_at_once)
 
     def __len__(self) -> int:
         return len(self.views)

@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['NAMES']
 
-# %% ../../nbs/api/registration/710_registration.ipynb #7d4870ce
+# %% ../../nbs/api/registration/710_registration.ipynb #d52d1812
 import lazy_loader
 
-# %% ../../nbs/api/registration/710_registration.ipynb #efc6b6dc
+# %% ../../nbs/api/registration/710_registration.ipynb #be6afabc
 NAMES = {
     "module": ["Registration"],
     "objective": ["Objective"],
     "optimiser": ["first_order", "levenberg_marquardt"],
     "pipeline": ["register"],
-    "pyramid": ["View"],
     "regressor": ["N_ANGULAR_COMPONENTS", "PoseRegressor"],
     "result": ["RegistrationResult"],
     "search": ["SCHEDULE", "Stage", "draw_motions"],
+    "views": ["make_views"],
     "windows": ["blur", "standardize_locally"],
 }
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=NAMES)
