@@ -5,178 +5,157 @@
 # %% ../../nbs/api/kernels/430_autograd.ipynb #ce95514d
 from __future__ import annotations
 
-from collections import namedtuple
 from collections.abc import Callable
-from functools import wraps
 from importlib import import_module
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from . import reference
+from .request import Rays, Rule
 
 # %% auto #0
-__all__ = ['How', 'NAMESPACE', 'LIBRARY', 'RAYS', 'CHOICES', 'SAMPLES_PER_CHUNK', 'options', 'compiled', 'operator', 'render',
-           'render_with_slopes', 'ray_gradient', 'volume_gradient', 'reference_integral', 'reference_gradient',
-           'directional_derivative', 'some_rays', 'by_chunks', 'fold', 'fold_volume', 'match', 'IntegralGradient',
-           'Integral', 'check_forward_mode', 'IntegralWithForwardMode', 'IntegralGradientWithForwardMode',
-           'with_forward_mode', 'integrate']
+__all__ = ['integrate', 'spread']
 
 # %% ../../nbs/api/kernels/430_autograd.ipynb #15ff7a50
-How = namedtuple("How", (
-    "kernel",  # "cpu.siddon", "cpu.trilinear", "gpu.siddon" or "gpu.trilinear"
-    "n_labels",  # number of channels
-    "n_points",  # trilinear: samples per ray; None integrates exactly
-    "mode",  # trilinear, with `n_points`: "bilinear" or "nearest"
-))
+FLAT = (  # what `flatten` gives
+    "Tensor source, Tensor target, Tensor length, Tensor? labels, Tensor? alphas, "
+    "str module, str method, int? n_points, str? mode, int n_labels"
+)
 
 
-def options(
-    kernel: str,
-    n_points: int | None,
-    mode: str,
-    alphas: torch.Tensor | None,  # (B, N, 2) where to begin and to end sampling
-) -> dict:
-    "Return the arguments that only some kernels take."
-    return {} if kernel.endswith("siddon") else dict(n_points=n_points, mode=mode, alphas=alphas)
+class Job(NamedTuple):
+    "What is asked for, without its tensors: autograd follows tensors only where they are arguments of their own."
+
+    module: str  # of the room, that computes: "cpu.siddon", for instance
+    rule: Rule  # without labels and alphas
 
 
-def compiled(
-    kernel: str,
-):
-    "Import a kernel, when it is first used."
-    return import_module(f"diffdrr.kernels.{kernel}")
+def flatten(
+    module: str,
+    rays: Rays,
+    rule: Rule,
+) -> tuple:
+    "Take a request apart."
+    return *rays, rule.labels, rule.alphas, module, rule.method, rule.n_points, rule.mode, rule.n_labels
+
+
+def rebuild(source, target, length, labels, alphas, module, method, n_points, mode, n_labels) -> tuple[str, Rays, Rule]:
+    "Put a request together."
+    return module, Rays(source, target, length), Rule(method, n_points, mode, labels, n_labels, alphas)
 
 # %% ../../nbs/api/kernels/430_autograd.ipynb #dc24be19
 NAMESPACE = __name__.replace(".", "_")  # of the module, or of the notebook it is made from: both may be in one process
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")
-RAYS = "Tensor volume, Tensor source, Tensor target, Tensor length"  # (V, X, Y, Z), (B, N, 3), (B, N, 3), (B, N)
-CHOICES = "Tensor? alphas, str kernel, int? n_points, str mode"
 
 
 def operator(
-    schema: str,  # name, arguments and results
-    shapes: Callable,  # with the arguments of the schema: returns empty results
-) -> Callable:
-    "Declare a function as an operator of torch."
+    name: str,  # of a function in every module with kernels
+    tensors: str,  # what it takes before rays and rule
+    results: str,
+    shapes: Callable,  # with the same arguments: returns empty results
+) -> Callable:  # of the module, these tensors, rays and rule
+    "Declare what every module with kernels offers as an operator of torch."
+    flat = FLAT.count(",") + 1
 
-    def declare(function):
-        name = LIBRARY.define(schema)
-        LIBRARY.impl(name, function, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"{NAMESPACE}::{name}", shapes, lib=LIBRARY)
-        declared = getattr(getattr(torch.ops, NAMESPACE), name)
-        return wraps(function)(lambda *args: declared(*args))
+    def compute(*args):
+        module, *request = rebuild(*args[-flat:])
+        return getattr(import_module(f"diffdrr.kernels.{module}"), name)(*args[:-flat], *request)
 
-    return declare
+    def pretend(*args):
+        return shapes(*args[:-flat], *rebuild(*args[-flat:])[1:])
+
+    LIBRARY.define(f"{name}({tensors}, {FLAT}) -> {results}")
+    LIBRARY.impl(name, compute, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", pretend, lib=LIBRARY)
+    declared = getattr(getattr(torch.ops, NAMESPACE), name)
+
+    def operation(module, *args):
+        *tensors, rays, rule = args
+        return declared(*tensors, *flatten(module, rays, rule))
+
+    return operation
 
 # %% ../../nbs/api/kernels/430_autograd.ipynb #acf85845
-@operator(
-    f"render({RAYS}, Tensor? labels, int n_labels, {CHOICES}) -> Tensor",
-    lambda volume, source, target, length, labels, n_labels, *_: target.new_empty(len(target), n_labels, target.shape[1]),
-)
-def render(volume, source, target, length, labels, n_labels, alphas, kernel, n_points, mode):
-    "Integrate: an image (B, C, N)."
-    return compiled(kernel).render(volume, source, target, length, labels, n_labels, **options(kernel, n_points, mode, alphas))
+def picture_like(volume, rays, rule):
+    return rays.target.new_empty(rays.target.shape[0], rule.n_labels, rays.target.shape[1])
 
-# %% ../../nbs/api/kernels/430_autograd.ipynb #bdfee226
-@operator(
-    f"render_with_slopes({RAYS}, {CHOICES}) -> (Tensor, Tensor)",
-    lambda volume, source, target, *_: (target.new_empty(len(target), 1, target.shape[1]), target.new_empty(len(target), 6, target.shape[1])),
-)
-def render_with_slopes(volume, source, target, length, alphas, kernel, n_points, mode):
-    "Integrate and differentiate: an image (B, 1, N) and its slopes (B, 6, N) with respect to source and target."
-    return compiled(kernel).render_with_slopes(volume, source, target, length, **options(kernel, n_points, mode, alphas))
 
-# %% ../../nbs/api/kernels/430_autograd.ipynb #18c5344e
-@operator(
-    f"ray_gradient(Tensor gradient, {RAYS}, Tensor? labels, {CHOICES}) -> (Tensor, Tensor)",
-    lambda gradient, volume, source, target, *_: (target.new_empty(len(target), 6, target.shape[1]), target.new_empty(target.shape[:2])),
-)
-def ray_gradient(gradient, volume, source, target, length, labels, alphas, kernel, n_points, mode):
-    "Compute the gradient of a loss with respect to source and target (B, 6, N), and length (B, N)."
-    return compiled(kernel).ray_gradient(gradient, volume, source, target, length, labels, **options(kernel, n_points, mode, alphas))
+def slopes_like(volume, rays, rule):
+    n_pictures, n_rays = rays.target.shape[:2]
+    return rays.target.new_empty(n_pictures, 1, n_rays), rays.target.new_empty(n_pictures, 6, n_rays)
 
-# %% ../../nbs/api/kernels/430_autograd.ipynb #db650d41
-@operator(
-    f"volume_gradient(Tensor gradient, {RAYS}, Tensor? labels, {CHOICES}) -> Tensor",
-    lambda gradient, volume, *_: volume.new_empty(volume.shape, dtype=torch.float64 if volume.dtype == torch.float64 else torch.float32),
-)
-def volume_gradient(gradient, volume, source, target, length, labels, alphas, kernel, n_points, mode):
-    "Compute the gradient of a loss with respect to the volume (V, X, Y, Z)."
-    return compiled(kernel).volume_gradient(gradient, volume, source, target, length, labels, **options(kernel, n_points, mode, alphas))
+
+def gradient_like(gradient, volume, rays, rule):
+    n_pictures, n_rays = rays.target.shape[:2]
+    return rays.target.new_empty(n_pictures, 6, n_rays), rays.target.new_empty(n_pictures, n_rays)
+
+
+def adjoint_like(pictures, volume, rays, rule):
+    return volume.new_empty(volume.shape, dtype=torch.float64 if volume.dtype == torch.float64 else torch.float32)
+
+
+render = operator("render", "Tensor volume", "Tensor", picture_like)
+render_with_slopes = operator("render_with_slopes", "Tensor volume", "(Tensor, Tensor)", slopes_like)
+ray_gradient = operator("ray_gradient", "Tensor gradient, Tensor volume", "(Tensor, Tensor)", gradient_like)
+backproject = operator("backproject", "Tensor pictures, Tensor volume", "Tensor", adjoint_like)
 
 # %% ../../nbs/api/kernels/430_autograd.ipynb #ebeea7d4
 SAMPLES_PER_CHUNK = 2**21  # about 16 MB for each intermediate tensor in float64
 
 
 def reference_integral(
-    how: How,
-    labels: torch.Tensor | None,  # (V, X, Y, Z)
-    alphas: torch.Tensor | None,  # (b, n, 2) of the rays
-) -> Callable[..., torch.Tensor]:  # (volume (V, X, Y, Z), source (b, n, 3), target (b, n, 3), length (b, n)) -> (b, C, n)
-    "Return the same integral in plain torch."
+    rule: Rule,
+) -> Callable[..., Tensor]:  # (volume, source, target, length) -> (B, C, N)
+    "Return the same integral in plain torch, as a function of tensors."
 
-    def one(volume, source, target, length, labels, alphas):
-        if how.kernel.endswith("siddon"):
-            return reference.siddon(volume, source, target, length, labels, how.n_labels)
-        begin, end = (None, None) if alphas is None else (alphas[..., :1], alphas[..., 1:])
-        return reference.trilinear(volume, source, target, length, labels, how.n_labels, how.n_points, how.mode, alphamin=begin, alphamax=end)
-
-    def integral(volume, source, target, length):
-        if len(volume) == 1:
-            return one(volume[0], source, target, length, None if labels is None else labels[0], alphas)
-        pictures = range(len(volume))
-        pick = lambda x, b: None if x is None else x[b : b + 1]
-        return torch.cat([one(volume[b], pick(source, b), pick(target, b), pick(length, b), None if labels is None else labels[b], pick(alphas, b)) for b in pictures])
+    def integral(volume, *rays):
+        return reference.render(volume, Rays(*rays), rule)
 
     return integral
 
 
 def reference_gradient(
-    how: How,
-    labels: torch.Tensor | None,  # (V, X, Y, Z)
-    alphas: torch.Tensor | None,  # (b, n, 2) of the rays
-) -> Callable[..., tuple[torch.Tensor, ...]]:  # (gradient (b, C, n), volume, source, target, length) -> gradients of these four
+    rule: Rule,
+) -> Callable[..., tuple[Tensor, ...]]:  # (gradient, volume, source, target, length) -> gradients of these four
     "Return the gradient of that integral as a function."
-    integral = reference_integral(how, labels, alphas)
-    return lambda gradient, *inputs: torch.func.vjp(integral, *inputs)[1](gradient)
+
+    def gradient_of(gradient, *inputs):
+        return torch.func.vjp(reference_integral(rule), *inputs)[1](gradient)
+
+    return gradient_of
 
 
 def directional_derivative(
     function: Callable,
-    inputs: tuple[torch.Tensor, ...],
-    direction: tuple[torch.Tensor, ...],
-) -> torch.Tensor | tuple[torch.Tensor, ...]:  # as the function returns
+    inputs: tuple[Tensor, ...],
+    direction: tuple[Tensor, ...],
+) -> Tensor | tuple[Tensor, ...]:  # as the function returns
     "Differentiate the reverse mode of a function: forward mode, which does not nest in a rule for forward mode."
     outputs, pull = torch.func.vjp(function, *inputs)
-    zeros = torch.zeros_like(outputs) if isinstance(outputs, torch.Tensor) else tuple(torch.zeros_like(x) for x in outputs)
+    zeros = torch.zeros_like(outputs) if isinstance(outputs, Tensor) else tuple(torch.zeros_like(x) for x in outputs)
     return torch.func.vjp(pull, zeros)[1](direction)[0]
 
 
-def some_rays(
-    rays: slice,
-    *tensors: torch.Tensor | None,  # (B, N, ...) each
-) -> tuple[torch.Tensor | None, ...]:
-    "Take some rays of each picture."
-    return tuple(None if x is None else x[:, rays] for x in tensors)
-
-
 def by_chunks(
-    function: Callable[..., tuple[torch.Tensor | None, ...]],  # of a slice along the axis of rays
-    how: How,
-    volume: torch.Tensor,  # (V, X, Y, Z)
-    target: torch.Tensor,  # (B, N, 3)
-) -> list[tuple[torch.Tensor, ...]]:  # what the function returned for each group of rays
+    function: Callable[..., tuple[Tensor | None, ...]],  # of a slice along the axis of rays
+    rule: Rule,
+    volume: Tensor,  # (V, X, Y, Z)
+    rays: Rays,
+) -> list[tuple[Tensor, ...]]:  # what the function returned for each group of rays
     "Call a function for groups of rays."
-    samples = how.n_points or 2 * (sum(volume.shape[1:]) + 6)
-    rays = max(1, SAMPLES_PER_CHUNK // (samples * max(1, len(target))))
-    return [function(slice(start, start + rays)) for start in range(0, max(1, target.shape[1]), rays)]
+    n_pictures, n_rays = rays.shape
+    count = max(1, SAMPLES_PER_CHUNK // (rule.samples_per_ray(volume.shape) * max(1, n_pictures)))
+    return [function(slice(start, start + count)) for start in range(0, max(1, n_rays), count)]
 
 # %% ../../nbs/api/kernels/430_autograd.ipynb #418d9cd9
 def fold(
-    x: torch.Tensor | None,
+    x: Tensor | None,
     axis: int | None,  # the axis over which vmap runs, if this tensor has one
     size: int,  # its length, K
-) -> torch.Tensor | None:  # (K B, ...)
+) -> Tensor | None:  # (K B, ...)
     "Join the axis of vmap with the batch."
     if x is None:
         return None
@@ -185,11 +164,11 @@ def fold(
 
 
 def fold_volume(
-    x: torch.Tensor | None,  # (V, X, Y, Z)
+    x: Tensor | None,  # (V, X, Y, Z)
     axis: int | None,
     size: int,
     batch: int,  # B
-) -> torch.Tensor | None:  # (1, X, Y, Z), or (K B, X, Y, Z)
+) -> Tensor | None:  # (1, X, Y, Z), or (K B, X, Y, Z)
     "Join the axis of vmap with the batch, unless one volume serves all."
     if x is None or axis is None and len(x) == 1:
         return x
@@ -198,9 +177,9 @@ def fold_volume(
 
 
 def match(
-    volume: torch.Tensor,  # (V, X, Y, Z)
-    labels: torch.Tensor | None,  # (1 or V, X, Y, Z), or more of them than volumes if there is one volume
-) -> tuple[torch.Tensor, torch.Tensor | None]:  # as many of both
+    volume: Tensor,  # (V, X, Y, Z)
+    labels: Tensor | None,  # (1 or V, X, Y, Z), or more of them than volumes if there is one volume
+) -> tuple[Tensor, Tensor | None]:  # as many of both
     "Repeat a volume for its label maps, or a label map for its volumes."
     if labels is None or len(labels) == len(volume):
         return volume, labels
@@ -211,42 +190,53 @@ class IntegralGradient(torch.autograd.Function):
     "The gradient of a line integral with respect to volume, source, target and length."
 
     @staticmethod
-    def forward(gradient, volume, source, target, length, labels, alphas, image, slopes, how, needed):
-        choices = alphas, how.kernel, how.n_points, how.mode
+    def forward(gradient, volume, source, target, length, labels, alphas, image, slopes, job, needed):
+        rays, rule = Rays(source, target, length), job.rule._replace(labels=labels, alphas=alphas)
         of_volume = of_source = of_target = of_length = None
         if needed[0]:
-            of_volume = volume_gradient(gradient, volume, source, target, length, labels, *choices).to(volume.dtype)
+            of_volume = backproject(job.module, gradient, volume, rays, rule).to(volume.dtype)
         if any(needed[1:]):
             if slopes.numel():
                 pixel = gradient[:, 0]
                 of_source, of_target = (end * pixel[..., None] for end in slopes.mT.split(3, dim=-1))
                 of_length = pixel * torch.where(length != 0, image[:, 0] / length, 0)  # the integral for length 1
             else:
-                rays, of_length = ray_gradient(gradient, volume, source, target, length, labels, *choices)
-                of_source, of_target = (end.clone() for end in rays.mT.split(3, dim=-1))  # torch has no forward mode for views here
+                ends, of_length = ray_gradient(job.module, gradient, volume, rays, rule)
+                of_source, of_target = (end.clone() for end in ends.mT.split(3, dim=-1))  # torch has no forward mode for views here
         return of_volume, of_source, of_target, of_length
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, ctx.how, ctx.needed = inputs
+        *tensors, ctx.job, ctx.needed = inputs
         ctx.save_for_backward(*tensors[:7])
 
     @staticmethod
     def backward(ctx, *cotangents):
-        gradient, volume, source, target, length, labels, alphas = ctx.saved_tensors
+        gradient, volume, *rays, labels, alphas = ctx.saved_tensors
+        rays, rule = Rays(*rays), ctx.job.rule._replace(labels=labels, alphas=alphas)
+        nothing = (None,) * 6
+        if not any(ctx.needed[1:]):  # the adjoint: linear in the gradient, and the same for every volume
+            field = torch.zeros_like(volume) if cotangents[0] is None else cotangents[0]
+            of_gradient, of_rays = None, (None, None, None)
+            if ctx.needs_input_grad[0]:
+                of_gradient = integrate(field, rays, rule, ctx.job.module)
+            if any(ctx.needs_input_grad[2:5]):
+                inputs = gradient, field, *rays, labels, alphas, gradient, gradient.new_empty(0), ctx.job, (False, True, True, True)
+                _, *of_rays = with_forward_mode(IntegralGradient).apply(*inputs)
+            return of_gradient, None, *of_rays, *nothing
+        inputs = volume, *rays
+        of_volume, *of_rays = (torch.zeros_like(x) if c is None else c for c, x in zip(cotangents, inputs))
 
-        of_volume, *of_rays = (torch.zeros_like(x) if c is None else c for c, x in zip(cotangents, (volume, source, target, length)))
+        def second(some):
+            point = gradient[:, :, some], volume, *rays.some(some)
+            _, pull = torch.func.vjp(reference_gradient(rule.some(some)), *point)
+            return pull((of_volume, *(x[:, some] for x in of_rays)))
 
-        def second(rays):
-            function = reference_gradient(ctx.how, labels, *some_rays(rays, alphas))
-            _, pull = torch.func.vjp(function, gradient[:, :, rays], volume, *some_rays(rays, source, target, length))
-            return pull((of_volume, *some_rays(rays, *of_rays)))
-
-        of_gradient, of_volume, *of_rays = zip(*by_chunks(second, ctx.how, volume, target))
-        return torch.cat(of_gradient, dim=2), sum(of_volume), *(torch.cat(x, dim=1) for x in of_rays), None, None, None, None, None, None
+        of_gradient, of_volume, *of_rays = zip(*by_chunks(second, rule, volume, rays))
+        return torch.cat(of_gradient, dim=2), sum(of_volume), *(torch.cat(x, dim=1) for x in of_rays), *nothing
 
     @staticmethod
-    def vmap(info, axes, gradient, volume, source, target, length, labels, alphas, image, slopes, how, needed):
+    def vmap(info, axes, gradient, volume, source, target, length, labels, alphas, image, slopes, job, needed):
         size = info.batch_size
         batch = source.shape[0] if axes[2] is None else source.movedim(axes[2], 0).shape[1]
         volumes = fold_volume(volume, axes[1], size, batch)
@@ -255,7 +245,7 @@ class IntegralGradient(torch.autograd.Function):
         rest = (fold(x, axis, size) for x, axis in zip((source, target, length), axes[2:5]))
         slopes = fold(slopes, axes[8], size) if slopes.numel() else slopes
         results = with_forward_mode(IntegralGradient).apply(
-            fold(gradient, axes[0], size), each, *rest, labels, fold(alphas, axes[6], size), fold(image, axes[7], size), slopes, how, needed
+            fold(gradient, axes[0], size), each, *rest, labels, fold(alphas, axes[6], size), fold(image, axes[7], size), slopes, job, needed
         )
         of_volume, *of_rays = (None if x is None else x.unflatten(0, (size, batch)) for x in results)
         one = (volume if axes[1] is None else volume.movedim(axes[1], 0)[0]).shape[0] == 1
@@ -269,37 +259,37 @@ class Integral(torch.autograd.Function):
     "A line integral by a compiled kernel, and its slopes if they will be needed."
 
     @staticmethod
-    def forward(volume, source, target, length, labels, alphas, how, with_slopes):
-        choices = alphas, how.kernel, how.n_points, how.mode
+    def forward(volume, source, target, length, labels, alphas, job, with_slopes):
+        rays, rule = Rays(source, target, length), job.rule._replace(labels=labels, alphas=alphas)
         if with_slopes:
-            return render_with_slopes(volume, source, target, length, *choices)
-        return render(volume, source, target, length, labels, how.n_labels, *choices), target.new_empty(0)
+            return render_with_slopes(job.module, volume, rays, rule)
+        return render(job.module, volume, rays, rule), target.new_empty(0)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, ctx.how, ctx.with_slopes = inputs
+        *tensors, ctx.job, ctx.with_slopes = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(*tensors, *output)
         ctx.save_for_forward(*tensors, *output)
 
     @staticmethod
     def backward(ctx, gradient, _):
-        gradients = with_forward_mode(IntegralGradient).apply(gradient, *ctx.saved_tensors, ctx.how, tuple(ctx.needs_input_grad[:4]))
+        gradients = with_forward_mode(IntegralGradient).apply(gradient, *ctx.saved_tensors, ctx.job, tuple(ctx.needs_input_grad[:4]))
         return *gradients, None, None, None, None
 
     @staticmethod
-    def vmap(info, axes, volume, source, target, length, labels, alphas, how, with_slopes):
+    def vmap(info, axes, volume, source, target, length, labels, alphas, job, with_slopes):
         size = info.batch_size
         batch = source.shape[0] if axes[1] is None else source.movedim(axes[1], 0).shape[1]
         volume, labels = match(fold_volume(volume, axes[0], size, batch), fold_volume(labels, axes[4], size, batch))
         rays = (fold(x, axis, size) for x, axis in zip((source, target, length), axes[1:4]))
-        image, slopes = with_forward_mode(Integral).apply(volume, *rays, labels, fold(alphas, axes[5], size), how, with_slopes)
+        image, slopes = with_forward_mode(Integral).apply(volume, *rays, labels, fold(alphas, axes[5], size), job, with_slopes)
         image = image.unflatten(0, (size, batch))
         return (image, slopes.unflatten(0, (size, batch))) if with_slopes else (image, slopes), (0, 0 if with_slopes else None)
 
 # %% ../../nbs/api/kernels/430_autograd.ipynb #042af705
 def check_forward_mode(
-    of_alphas: torch.Tensor | None,  # tangent of where sampling begins and ends
+    of_alphas: Tensor | None,  # tangent of where sampling begins and ends
 ) -> None:
     "Raise a `NotImplementedError` for forward mode over forward mode, in which torch takes the derivatives of such functions for zero (also where they would be), and for derivatives that only the torch backend has."
     if of_alphas is not None:
@@ -315,19 +305,26 @@ class IntegralWithForwardMode(Integral):
     @staticmethod
     def jvp(ctx, of_volume, of_source, of_target, of_length, _, of_alphas, *__):
         check_forward_mode(of_alphas)
-        volume, source, target, length, labels, alphas, image, slopes = ctx.saved_for_forward
-        how, tangent = ctx.how, torch.zeros_like(image)
+        volume, *rays, labels, alphas, image, slopes = ctx.saved_for_forward
+        job, rays, tangent = ctx.job, Rays(*rays), torch.zeros_like(image)
+        rule = job.rule._replace(labels=labels, alphas=alphas)
         if of_volume is not None:
-            tangent = tangent + integrate(of_volume, source, target, length, labels, alphas, how)
-        of_rays = [torch.zeros_like(x) if t is None else t for x, t in zip((source, target, length), (of_source, of_target, of_length))]
+            tangent = tangent + integrate(of_volume, rays, rule, job.module)
+        of_rays = [torch.zeros_like(x) if t is None else t for x, t in zip(rays, (of_source, of_target, of_length))]
         if labels is not None:
-            def first(rays):
-                integral = reference_integral(how, labels, *some_rays(rays, alphas))
-                return directional_derivative(lambda *x: integral(volume, *x), some_rays(rays, source, target, length), some_rays(rays, *of_rays))
 
-            return tangent + torch.cat(by_chunks(first, how, volume, target), dim=2), None
+            def first(some):
+                integral = reference_integral(rule.some(some))
+
+                def of_these(*x):
+                    return integral(volume, *x)
+
+                return directional_derivative(of_these, rays.some(some), tuple(x[:, some] for x in of_rays))
+
+            return tangent + torch.cat(by_chunks(first, rule, volume, rays), dim=2), None
         ones = torch.ones_like(image)  # a pixel depends on its own ray only
-        _, *slopes = with_forward_mode(IntegralGradient).apply(ones, volume, source, target, length, None, alphas, image, slopes, how, (False, True, True, True))
+        inputs = ones, volume, *rays, None, alphas, image, slopes, job, (False, True, True, True)
+        _, *slopes = with_forward_mode(IntegralGradient).apply(*inputs)
         along_source, along_target, along_length = (slope * t for slope, t in zip(slopes, of_rays))
         return tangent + ((along_source + along_target).sum(dim=-1) + along_length)[:, None], None
 
@@ -344,14 +341,18 @@ class IntegralGradientWithForwardMode(IntegralGradient):
     def jvp(ctx, *tangents):
         check_forward_mode(tangents[6])
         *inputs, labels, alphas = ctx.saved_for_forward
-        (gradient, volume, *rays), (of_gradient, of_volume, *of_rays) = inputs, (torch.zeros_like(x) if t is None else t for t, x in zip(tangents, inputs))
+        job, (gradient, volume, *rays) = ctx.job, inputs
+        rays, rule = Rays(*rays), job.rule._replace(labels=labels, alphas=alphas)
+        if not any(ctx.needed[1:]) and tangents[0] is not None and all(t is None for t in tangents[2:5]):
+            return spread(tangents[0], volume, rays, rule, job.module), None, None, None
+        of_gradient, of_volume, *of_rays = (torch.zeros_like(x) if t is None else t for t, x in zip(tangents, inputs))
 
         def second(some):
-            function = reference_gradient(ctx.how, labels, *some_rays(some, alphas))
-            point = gradient[:, :, some], volume, *some_rays(some, *rays)
-            return directional_derivative(function, point, (of_gradient[:, :, some], of_volume, *some_rays(some, *of_rays)))
+            point = gradient[:, :, some], volume, *rays.some(some)
+            direction = of_gradient[:, :, some], of_volume, *(x[:, some] for x in of_rays)
+            return directional_derivative(reference_gradient(rule.some(some)), point, direction)
 
-        of_volume, *of_rays = zip(*by_chunks(second, ctx.how, volume, rays[1]))
+        of_volume, *of_rays = zip(*by_chunks(second, rule, volume, rays))
         of_rays = [torch.cat(x, dim=1) if any(ctx.needed[1:]) else None for x in of_rays]
         return sum(of_volume) if ctx.needed[0] else None, *of_rays
 
@@ -366,14 +367,25 @@ def with_forward_mode(
 
 # %% ../../nbs/api/kernels/430_autograd.ipynb #55a8d090
 def integrate(
-    volume: torch.Tensor,  # (V, X, Y, Z) with V = 1 or B
-    source: torch.Tensor,  # (B, N, 3) voxel coordinates
-    target: torch.Tensor,  # (B, N, 3) voxel coordinates
-    length: torch.Tensor,  # (B, N) mm
-    labels: torch.Tensor | None,  # (V, X, Y, Z) whole numbers below `how.n_labels`
-    alphas: torch.Tensor | None,  # (B, N, 2) where to begin and to end sampling
-    how: How,
-) -> torch.Tensor:  # (B, C, N)
+    volume: Float[Tensor, "V X Y Z"],  # V = 1 or B
+    rays: Rays,
+    rule: Rule,
+    module: str,  # that computes, "cpu.siddon" for instance
+) -> Float[Tensor, "B C N"]:
     "Integrate along rays by a compiled kernel, differentiably."
-    with_slopes = labels is None and torch.is_grad_enabled() and any(x.requires_grad for x in (source, target, length))
-    return with_forward_mode(Integral).apply(volume, source, target, length, labels, alphas, how, with_slopes)[0]
+    with_slopes = rule.labels is None and torch.is_grad_enabled() and any(x.requires_grad for x in rays)
+    job = Job(module, rule._replace(labels=None, alphas=None))
+    return with_forward_mode(Integral).apply(volume, *rays, rule.labels, rule.alphas, job, with_slopes)[0]
+
+# %% ../../nbs/api/kernels/430_autograd.ipynb #701f1a44
+def spread(
+    pictures: Float[Tensor, "B C N"],
+    volume: Float[Tensor, "V X Y Z"],  # V = 1 or B; for its shape and dtype
+    rays: Rays,
+    rule: Rule,
+    module: str,  # that computes, "cpu.siddon" for instance
+) -> Float[Tensor, "V X Y Z"]:
+    "Backproject pictures along their rays by a compiled kernel, differentiably."
+    job, empty = Job(module, rule._replace(labels=None, alphas=None)), pictures.new_empty(0)
+    inputs = pictures, volume.detach(), *rays, rule.labels, rule.alphas, pictures.detach(), empty, job, (True, False, False, False)
+    return with_forward_mode(IntegralGradient).apply(*inputs)[0]

@@ -8,19 +8,26 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from .request import Rays, Rule
 
 # %% auto #0
 __all__ = ['SAMPLERS', 'inside_interval', 'crossings', 'voxel_at', 'sample_nearest', 'sample_trilinear', 'reduce', 'combine',
-           'points_at', 'siddon', 'nearest_label', 'gauss_samples', 'uniform_samples', 'trilinear']
+           'points_at', 'siddon', 'nearest_label', 'gauss_samples', 'sampling_interval', 'uniform_samples', 'trilinear',
+           'render', 'backproject']
 
 # %% ../../nbs/api/kernels/403_reference.ipynb #c842ed9d
 def inside_interval(
-    source: torch.Tensor,  # (B, 1 or N, 3) voxel coordinates
-    target: torch.Tensor,  # (B, N, 3) voxel coordinates
-    lower: torch.Tensor,  # (3,) first corner of a box
-    upper: torch.Tensor,  # (3,) opposite corner
-) -> tuple[torch.Tensor, torch.Tensor]:  # where rays enter and leave the box, (B, N, 1) each; equal if they miss it
-    "Clip rays to a box, half-open so that a ray along a shared face is in one voxel only (slab method, Kay and Kajiya, SIGGRAPH 1986)."
+    source: Float[Tensor, "B #N 3"],  # voxel coordinates
+    target: Float[Tensor, "B N 3"],  # voxel coordinates
+    lower: Float[Tensor, "3"],  # first corner of a box
+    upper: Float[Tensor, "3"],  # opposite corner
+) -> tuple[Float[Tensor, "B N 1"], Float[Tensor, "B N 1"]]:  # where rays enter and leave the box; equal if they miss it
+    """Clip rays to a box, half-open so that a ray along a shared face is in one voxel only.
+
+    This is the slab method (Kay and Kajiya, SIGGRAPH 1986)."""
     direction = target - source
     moves = direction != 0
     divisor = torch.where(moves, direction, torch.ones_like(direction))
@@ -28,15 +35,16 @@ def inside_interval(
     between = (source >= lower) & (source < upper)
     never, always = torch.full_like(first, -torch.inf), torch.full_like(first, torch.inf)
     enter = torch.where(moves, torch.minimum(first, last), never).amax(dim=-1, keepdim=True).clamp(min=0)
-    leave = torch.where(moves, torch.maximum(first, last), torch.where(between, always, never)).amin(dim=-1, keepdim=True).clamp(max=1)
+    leave = torch.where(moves, torch.maximum(first, last), torch.where(between, always, never))
+    leave = leave.amin(dim=-1, keepdim=True).clamp(max=1)
     return enter, torch.maximum(enter, leave)
 
 # %% ../../nbs/api/kernels/403_reference.ipynb #e4c87d18
 def crossings(
-    source: torch.Tensor,  # (B, 1 or N, 3) voxel coordinates
-    target: torch.Tensor,  # (B, N, 3) voxel coordinates
-    planes: tuple[torch.Tensor, torch.Tensor, torch.Tensor],  # ascending plane positions along x, y and z
-) -> torch.Tensor:  # (B, N, S) ascending, in [0, 1]
+    source: Float[Tensor, "B #N 3"],  # voxel coordinates
+    target: Float[Tensor, "B N 3"],  # voxel coordinates
+    planes: tuple[Float[Tensor, " P"], Float[Tensor, " Q"], Float[Tensor, " R"]],  # ascending positions along x, y and z
+) -> Float[Tensor, "B N S"]:  # ascending, in [0, 1]
     "Compute where rays cross three families of planes, clipped to the box that the outer planes span."
     lower, upper = (torch.stack([p[end] for p in planes]) for end in (0, -1))
     enter, leave = inside_interval(source, target, lower, upper)
@@ -52,9 +60,9 @@ def crossings(
 
 # %% ../../nbs/api/kernels/403_reference.ipynb #2e921f5e
 def voxel_at(
-    volume: torch.Tensor,  # (X, Y, Z)
-    index: torch.Tensor,  # (..., 3) whole numbers, in any dtype
-) -> torch.Tensor:  # (...)
+    volume: Shaped[Tensor, "X Y Z"],
+    index: Shaped[Tensor, "*S 3"],  # whole numbers, in any dtype
+) -> Shaped[Tensor, "*S"]:
     "Look up voxels; zero outside the volume."
     index = index.long()
     size = torch.tensor(volume.shape, device=index.device)
@@ -65,17 +73,17 @@ def voxel_at(
 
 # %% ../../nbs/api/kernels/403_reference.ipynb #4fc5b129
 def sample_nearest(
-    volume: torch.Tensor,  # (X, Y, Z)
-    points: torch.Tensor,  # (..., 3) voxel coordinates
-) -> torch.Tensor:  # (...)
+    volume: Shaped[Tensor, "X Y Z"],
+    points: Float[Tensor, "*S 3"],  # voxel coordinates
+) -> Shaped[Tensor, "*S"]:
     "Read the voxel that holds each point; a point on a face belongs to the upper voxel."
     return voxel_at(volume, (points.detach() + 0.5).floor())
 
 # %% ../../nbs/api/kernels/403_reference.ipynb #dd10a93d
 def sample_trilinear(
-    volume: torch.Tensor,  # (X, Y, Z)
-    points: torch.Tensor,  # (..., 3) voxel coordinates
-) -> torch.Tensor:  # (...)
+    volume: Shaped[Tensor, "X Y Z"],
+    points: Float[Tensor, "*S 3"],  # voxel coordinates
+) -> Shaped[Tensor, "*S"]:
     "Interpolate linearly between the eight voxel centres around each point; voxels outside the volume count as zero."
     corner = points.detach().floor()
     upper = points - corner
@@ -93,9 +101,9 @@ SAMPLERS = {"nearest": sample_nearest, "bilinear": sample_trilinear}
 
 # %% ../../nbs/api/kernels/403_reference.ipynb #97a985ab
 def reduce(
-    img: torch.Tensor,  # (..., S) samples along rays
-    reducefn: str | Callable[[torch.Tensor], torch.Tensor],  # "sum", "max", or a function from (..., S) to (...)
-) -> torch.Tensor:  # (...)
+    img: Shaped[Tensor, "*R S"],  # samples along rays
+    reducefn: str | Callable[[Tensor], Tensor],  # "sum", "max", or a function from (..., S) to (...)
+) -> Tensor:  # (...), or what the function gives
     "Combine the samples of each ray. Raises a `ValueError` for an unknown `reducefn`."
     if reducefn == "sum":
         return img.sum(dim=-1)
@@ -107,12 +115,12 @@ def reduce(
 
 # %% ../../nbs/api/kernels/403_reference.ipynb #fb9df562
 def combine(
-    values: torch.Tensor,  # (B, N, S) samples of the volume
-    steps: torch.Tensor,  # (B, N, S) length of ray that each sample stands for, mm
-    reducefn: str | Callable[[torch.Tensor], torch.Tensor],  # see `reduce`
-    channels: torch.Tensor | None,  # (B, N, S) label of each sample
+    values: Float[Tensor, "B N S"],  # samples of the volume
+    steps: Float[Tensor, "B N S"],  # length of ray that each sample stands for, mm
+    reducefn: str | Callable[[Tensor], Tensor],  # see `reduce`
+    channels: Int[Tensor, "B N S"] | None,  # label of each sample
     n_labels: int,  # number of label classes
-) -> torch.Tensor:  # (B, C, N)
+) -> Tensor:  # (B, C, N); a function for `reducefn` may keep the samples
     "Turn samples into pixels, one channel per label if there are labels."
     if channels is not None:
         if reducefn != "sum":
@@ -127,50 +135,47 @@ def combine(
 
 # %% ../../nbs/api/kernels/403_reference.ipynb #c56b19a0
 def points_at(
-    source: torch.Tensor,  # (B, 1 or N, 3)
-    target: torch.Tensor,  # (B, N, 3)
-    alphas: torch.Tensor,  # (B, N, S)
-) -> torch.Tensor:  # (B, N, S, 3)
+    source: Float[Tensor, "B #N 3"],
+    target: Float[Tensor, "B N 3"],
+    alphas: Float[Tensor, "B N S"],
+) -> Float[Tensor, "B N S 3"]:
     "Return the points of rays at given parameters."
     return source[..., None, :] + alphas[..., None] * (target - source)[..., None, :]
 
 # %% ../../nbs/api/kernels/403_reference.ipynb #8a20852a
 def siddon(
-    volume: torch.Tensor,  # (X, Y, Z)
-    source: torch.Tensor,  # (B, 1 or N, 3) voxel coordinates
-    target: torch.Tensor,  # (B, N, 3) voxel coordinates
-    length: torch.Tensor,  # (B, N) distance from source to target, mm
-    labels: torch.Tensor | None = None,  # (X, Y, Z) whole numbers below `n_labels`, for one channel per label
-    n_labels: int = 1,  # number of label classes
-    mode: str = "nearest",  # a key of `SAMPLERS`
-    reducefn: str | Callable[[torch.Tensor], torch.Tensor] = "sum",  # see `reduce`
+    volume: Shaped[Tensor, "X Y Z"],
+    rays: Rays,
+    rule: Rule,  # its labels are those of this volume
+    reducefn: str | Callable[[Tensor], Tensor] = "sum",  # see `reduce`
     detach_values: bool = False,  # no gradient through the values read, only through the lengths they are multiplied with
-) -> torch.Tensor:  # (B, C, N) with C = 1, or `n_labels`
+) -> Tensor:  # (B, C, N)
     "Integrate along rays exactly, with constant voxels (Siddon, Medical Physics 12(2), 1985)."
+    source, target, length = rays
     planes = tuple(torch.arange(n + 1, dtype=target.dtype, device=target.device) - 0.5 for n in volume.shape)
     alphas = crossings(source, target, planes)
     middle = points_at(source, target, (alphas[..., 1:] + alphas[..., :-1]) / 2)
-    values = SAMPLERS[mode](volume, middle).to(target.dtype)
+    values = SAMPLERS[rule.mode or "nearest"](volume, middle).to(target.dtype)
     values = values.detach() if detach_values else values
-    channels = None if labels is None else sample_nearest(labels, middle).long()
-    return combine(values, length[..., None] * alphas.diff(dim=-1), reducefn, channels, n_labels)
+    channels = None if rule.labels is None else sample_nearest(rule.labels.view(volume.shape), middle).long()
+    return combine(values, length[..., None] * alphas.diff(dim=-1), reducefn, channels, rule.n_labels)
 
 # %% ../../nbs/api/kernels/403_reference.ipynb #827f5fc9
 def nearest_label(
-    labels: torch.Tensor,  # (X, Y, Z)
-    points: torch.Tensor,  # (..., 3) voxel coordinates
-) -> torch.Tensor:  # (...) long
+    labels: Shaped[Tensor, "X Y Z"],
+    points: Float[Tensor, "*S 3"],  # voxel coordinates
+) -> Int[Tensor, "*S"]:
     "Look up the label of the voxel nearest to each point, also outside the volume."
     last = torch.tensor(labels.shape, dtype=points.dtype, device=points.device) - 1
     return sample_nearest(labels, torch.minimum(points.detach().clamp(min=0), last)).long()
 
 # %% ../../nbs/api/kernels/403_reference.ipynb #9a405c6d
 def gauss_samples(
-    source: torch.Tensor,  # (B, 1 or N, 3) voxel coordinates
-    target: torch.Tensor,  # (B, N, 3) voxel coordinates
-    shape: tuple[int, int, int],  # of the volume
+    source: Float[Tensor, "B #N 3"],  # voxel coordinates
+    target: Float[Tensor, "B N 3"],  # voxel coordinates
+    shape: tuple[int, ...],  # of the volume
     spacing: float,  # of the planes that cut the rays: 1 for planes through centres, 0.5 for faces as well
-) -> tuple[torch.Tensor, torch.Tensor]:  # parameters and weights, (B, N, S) each; the weights sum to the part inside the support
+) -> tuple[Float[Tensor, "B N S"], Float[Tensor, "B N S"]]:  # parameters and weights, which sum to the part inside the support
     "Place two Gauss-Legendre points in every piece of a ray."
     planes = tuple(torch.arange(-1, n + spacing, spacing, dtype=target.dtype, device=target.device) for n in shape)
     alphas = crossings(source, target, planes)
@@ -179,45 +184,71 @@ def gauss_samples(
     return torch.cat([middle - offset, middle + offset], dim=-1), torch.cat([half, half], dim=-1)
 
 # %% ../../nbs/api/kernels/403_reference.ipynb #76cdfff8
-def uniform_samples(
-    source: torch.Tensor,  # (B, 1 or N, 3) voxel coordinates
-    target: torch.Tensor,  # (B, N, 3) voxel coordinates
-    shape: tuple[int, int, int],  # of the volume
-    n_points: int,  # samples per ray
-    margin: float,  # how far the field reaches beyond the centres of the outer voxels
-    alphamin: float | torch.Tensor | None,  # where to begin instead of where the ray enters; broadcasts to (B, N, 1)
-    alphamax: float | torch.Tensor | None,  # where to end instead of where the ray leaves
-) -> tuple[torch.Tensor, torch.Tensor]:  # parameters and weights, (B, N, S) each
-    "Place equally spaced points along each ray (midpoint rule)."
+def sampling_interval(
+    source: Float[Tensor, "B #N 3"],  # voxel coordinates
+    target: Float[Tensor, "B N 3"],  # voxel coordinates
+    shape: tuple[int, ...],  # of the volume
+    mode: str,  # a key of `SAMPLERS`; interpolation reaches half a voxel beyond the outer faces
+) -> tuple[Float[Tensor, "B N 1"], Float[Tensor, "B N 1"]]:  # parameters
+    "Find where rays enter and leave what is sampled."
+    margin = 1.0 if mode == "bilinear" else 0.5
     lower = torch.full((3,), -margin, dtype=target.dtype, device=target.device)
     upper = torch.tensor(shape, dtype=target.dtype, device=target.device) - 1 + margin
-    enter, leave = inside_interval(source, target, lower, upper)
-    enter = enter if alphamin is None else torch.zeros_like(enter) + alphamin
-    leave = leave if alphamax is None else torch.zeros_like(leave) + alphamax
-    fractions = (torch.arange(n_points, dtype=target.dtype, device=target.device) + 0.5) / n_points
-    return enter + (leave - enter) * fractions, ((leave - enter) / n_points).expand(*enter.shape[:-1], n_points)
+    return inside_interval(source, target, lower, upper)
+
+
+def uniform_samples(
+    begin: Float[Tensor, "B N 1"],  # parameters
+    end: Float[Tensor, "B N 1"],
+    n_points: int,  # samples per ray
+) -> tuple[Float[Tensor, "B N S"], Float[Tensor, "B N S"]]:  # parameters and weights
+    "Place equally spaced points along each ray (midpoint rule)."
+    fractions = (torch.arange(n_points, dtype=begin.dtype, device=begin.device) + 0.5) / n_points
+    return begin + (end - begin) * fractions, ((end - begin) / n_points).expand(*begin.shape[:-1], n_points)
 
 # %% ../../nbs/api/kernels/403_reference.ipynb #994dc56f
 def trilinear(
-    volume: torch.Tensor,  # (X, Y, Z)
-    source: torch.Tensor,  # (B, 1 or N, 3) voxel coordinates
-    target: torch.Tensor,  # (B, N, 3) voxel coordinates
-    length: torch.Tensor,  # (B, N) distance from source to target, mm
-    labels: torch.Tensor | None = None,  # (X, Y, Z) whole numbers below `n_labels`, for one channel per label
-    n_labels: int = 1,  # number of label classes
-    n_points: int | None = None,  # samples per ray; None integrates exactly
-    mode: str = "bilinear",  # a key of `SAMPLERS`
-    reducefn: str | Callable[[torch.Tensor], torch.Tensor] = "sum",  # see `reduce`
-    alphamin: float | torch.Tensor | None = None,  # with `n_points`: where to begin sampling
-    alphamax: float | torch.Tensor | None = None,  # with `n_points`: where to end sampling
-) -> torch.Tensor:  # (B, C, N) with C = 1, or `n_labels`
+    volume: Shaped[Tensor, "X Y Z"],
+    rays: Rays,
+    rule: Rule,  # its labels are those of this volume
+    reducefn: str | Callable[[Tensor], Tensor] = "sum",  # see `reduce`
+) -> Tensor:  # (B, C, N)
     "Integrate the interpolated volume along rays, exactly or from samples."
-    if n_points is None:
-        alphas, weights = gauss_samples(source, target, volume.shape, spacing=1.0 if labels is None else 0.5)
+    source, target, length = rays
+    mode = rule.mode or "bilinear"
+    if rule.n_points is None:
+        alphas, weights = gauss_samples(source, target, volume.shape, spacing=1.0 if rule.labels is None else 0.5)
+    elif rule.alphas is None:
+        alphas, weights = uniform_samples(*sampling_interval(source, target, volume.shape, mode), rule.n_points)
     else:
-        margin = 1.0 if mode == "bilinear" else 0.5
-        alphas, weights = uniform_samples(source, target, volume.shape, n_points, margin, alphamin, alphamax)
+        alphas, weights = uniform_samples(rule.alphas[..., :1], rule.alphas[..., 1:], rule.n_points)
     points = points_at(source, target, alphas)
     values = SAMPLERS[mode](volume, points).to(target.dtype)
-    channels = None if labels is None else nearest_label(labels, points)
-    return combine(values, length[..., None] * weights, reducefn, channels, n_labels)
+    channels = None if rule.labels is None else nearest_label(rule.labels.view(volume.shape), points)
+    return combine(values, length[..., None] * weights, reducefn, channels, rule.n_labels)
+
+# %% ../../nbs/api/kernels/403_reference.ipynb #7358d3a6
+def render(
+    volume: Shaped[Tensor, "V X Y Z"],  # V = 1, or V = B for a volume of its own for each picture
+    rays: Rays,
+    rule: Rule,
+    reducefn: str | Callable[[Tensor], Tensor] = "sum",  # see `reduce`
+    detach_values: bool = False,  # Siddon: no gradient through the values read
+) -> Tensor:  # (B, C, N)
+    "Integrate along rays."
+    if len(volume) > 1:
+        parts = [render(volume[b : b + 1], rays.picture(b), rule.picture(b), reducefn, detach_values) for b in range(len(volume))]
+        return torch.cat(parts)
+    if rule.method == "siddon":
+        return siddon(volume[0], rays, rule, reducefn, detach_values)
+    return trilinear(volume[0], rays, rule, reducefn)
+
+# %% ../../nbs/api/kernels/403_reference.ipynb #e40bea9b
+def backproject(
+    pictures: Float[Tensor, "B C N"],
+    volume: Float[Tensor, "V X Y Z"],  # for its shape and dtype
+    rays: Rays,
+    rule: Rule,
+) -> Float[Tensor, "V X Y Z"]:
+    "Spread pictures over the voxels along their rays: the adjoint of `render`."
+    return torch.func.vjp(lambda x: render(x, rays, rule), torch.zeros_like(volume))[1](pictures)[0]

@@ -8,20 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
 
-from ..kernels.dispatch import check_choices, reduce, siddon, trilinear
+from ..kernels import Rays, Rule, backproject, check_choices, project, sampling_interval
 
 # %% auto #0
 __all__ = ['to_centres', 'Renderer', 'Siddon', 'Trilinear']
 
 # %% ../../nbs/api/rendering/501_renderers.ipynb #96fcd96b
 def to_centres(
-    points: torch.Tensor,  # (..., 3) voxel coordinates as the caller has them
-    shape: torch.Size,  # of the volume
+    points: Float[Tensor, "*S 3"],  # voxel coordinates as the caller has them
+    shape: tuple[int, ...],  # of the volume
     voxel_shift: float,  # 0.5 if whole numbers are centres of voxels, 0 if they are lower corners
     align_corners: bool,  # the outer centres lie on the outer faces
-) -> torch.Tensor:  # (..., 3) voxel coordinates in which whole numbers are centres
+) -> Float[Tensor, "*S 3"]:  # voxel coordinates in which whole numbers are centres
     "Convert voxel coordinates to those of the kernels."
     points = points if voxel_shift == 0.5 else points + (voxel_shift - 0.5)
     if not align_corners:
@@ -40,7 +41,7 @@ class Renderer(nn.Module):
         self,
         voxel_shift: float,  # 0.5 if whole numbers are centres of voxels, 0 if they are lower corners
         mode: str,  # how values are read: "nearest" or "bilinear"
-        reducefn: str | Callable[[torch.Tensor], torch.Tensor],  # how samples are combined
+        reducefn: str | Callable[[Tensor], Tensor],  # how samples are combined
         eps: float,  # accepted for code written for 0.6.1
         backend: str,  # who computes
     ):
@@ -50,10 +51,47 @@ class Renderer(nn.Module):
 
     def dims(
         self,
-        volume: torch.Tensor,  # (X, Y, Z)
-    ) -> torch.Tensor:  # (3,)
+        volume: Tensor,  # (X, Y, Z)
+    ) -> Tensor:  # (3,)
         "Return the shape of the volume as a tensor of its dtype."
         return torch.tensor(volume.shape).to(volume)
+
+    def rays(
+        self,
+        shape: tuple[int, ...],  # of the volume
+        source: Float[Tensor, "B #N 3"],  # voxel coordinates
+        target: Float[Tensor, "B N 3"],  # voxel coordinates
+        img: Float[Tensor, "B 1 N"],  # length of the rays, mm
+        align_corners: bool = False,  # the outer centres lie on the outer faces
+    ) -> Rays:
+        "Make rays of what a caller gives."
+        source, target = (to_centres(x, shape, self.voxel_shift, align_corners) for x in (source, target))
+        return Rays(source, target, img[:, 0])
+
+    def rule(
+        self,
+        labels: Tensor | None,
+        n_labels: int | None,
+    ) -> Rule:
+        "State how this renderer integrates."
+        raise NotImplementedError
+
+    def backproject(
+        self,
+        pictures: Float[Tensor, "B C N"],
+        shape: tuple[int, ...],  # of the volume: (X, Y, Z), or (B, X, Y, Z) for one for each picture
+        source: Float[Tensor, "B #N 3"],  # voxel coordinates
+        target: Float[Tensor, "B N 3"],  # voxel coordinates
+        img: Float[Tensor, "B 1 N"],  # length of the rays, mm
+        mask: Shaped[Tensor, "*M X Y Z"] | None = None,  # label map, for one channel per label
+        align_corners: bool = False,  # the outer centres lie on the outer faces
+        **options,  # what else `rule` takes: n_points
+    ) -> Float[Tensor, "*V X Y Z"]:
+        "Spread pixels over the voxels along their rays: the adjoint of `forward`, with `reducefn='sum'`."
+        if self.reducefn != "sum":
+            raise ValueError(f"only a sum along rays has an adjoint: reducefn must be 'sum', not {self.reducefn!r}")
+        rays = self.rays(shape, source, target, img, align_corners)
+        return backproject(pictures, shape, rays, self.rule(mask, pictures.shape[1], **options), self.backend)
 
 # %% ../../nbs/api/rendering/501_renderers.ipynb #a5b5e43a
 class Siddon(Renderer):
@@ -67,7 +105,7 @@ class Siddon(Renderer):
         mode: str = "nearest",  # what is read in the middle of each voxel crossed: "nearest" or "bilinear"
         stop_gradients_through_grid_sample: bool = False,  # no gradient through the values read
         filter_intersections_outside_volume: bool = False,  # accepted for code written for 0.6.1; rays are always clipped to the volume
-        reducefn: str | Callable[[torch.Tensor], torch.Tensor] = "sum",  # "sum", "max" for the largest value, or a function of (B, N, S) contributions
+        reducefn: str | Callable[[Tensor], Tensor] = "sum",  # "sum", "max" for the largest value, or a function of (B, N, S) contributions
         eps: float = 1e-08,  # accepted for code written for 0.6.1; rays parallel to an axis are handled as such
         backend: str = "auto",  # who computes, see `kernels.dispatch`
     ):
@@ -77,21 +115,38 @@ class Siddon(Renderer):
 
     def forward(
         self,
-        volume: torch.Tensor,  # (X, Y, Z), or (B, X, Y, Z) for a volume of its own for each picture
-        source: torch.Tensor,  # (B, 1 or N, 3) voxel coordinates
-        target: torch.Tensor,  # (B, N, 3) voxel coordinates
-        img: torch.Tensor,  # (B, 1, N) length of the rays, mm
+        volume: Shaped[Tensor, "*V X Y Z"],  # (X, Y, Z), or (B, X, Y, Z) for a volume of its own for each picture
+        source: Float[Tensor, "B #N 3"],  # voxel coordinates
+        target: Float[Tensor, "B N 3"],  # voxel coordinates
+        img: Float[Tensor, "B 1 N"],  # length of the rays, mm
         align_corners: bool = False,  # the outer centres lie on the outer faces
-        mask: torch.Tensor | None = None,  # label map of the shape of the volume, for one channel per label
+        mask: Shaped[Tensor, "*M X Y Z"] | None = None,  # label map of the shape of the volume, for one channel per label
         rays_per_chunk: int | None = None,  # rays of each image to render at once, with the torch backend
         n_labels: int | None = None,  # number of channels (default: one more than the largest label)
-    ) -> torch.Tensor:  # (B, C, N)
+    ) -> Tensor:  # (B, C, N)
         "Render one pixel per ray."
-        source, target = (to_centres(x, volume.shape, self.voxel_shift, align_corners) for x in (source, target))
-        return siddon(
-            volume, source, target, img[:, 0], mask, n_labels, mode=self.mode, reducefn=self.reducefn, detach_values=self.stop_gradients_through_grid_sample,
-            rays_per_chunk=rays_per_chunk, backend=self.backend,
-        )
+        rays, detach = self.rays(volume.shape, source, target, img, align_corners), self.stop_gradients_through_grid_sample
+        return project(volume, rays, self.rule(mask, n_labels), self.reducefn, detach, rays_per_chunk, self.backend)
+
+    def rule(
+        self,
+        labels: Shaped[Tensor, "*M X Y Z"] | None = None,  # of the shape of the volume, for one channel per label
+        n_labels: int | None = None,  # number of channels
+    ) -> Rule:
+        "State how this renderer integrates."
+        return Rule("siddon", None, self.mode, labels, n_labels)
+
+# %% ../../nbs/api/rendering/501_renderers.ipynb #49a42389
+def alphas_between(
+    shape: tuple[int, ...],  # of the volume
+    rays: Rays,
+    mode: str,  # "nearest" or "bilinear"
+    alphamin: float | Tensor | None,  # broadcasts to (B, N, 1); None for where each ray enters
+    alphamax: float | Tensor | None,  # None for where it leaves
+) -> Float[Tensor, "B N 2"]:
+    "Say for each ray where sampling begins and ends."
+    given = zip((alphamin, alphamax), sampling_interval(rays.source, rays.target, tuple(shape[-3:]), mode))
+    return torch.cat([x if a is None else torch.as_tensor(a).to(x).expand(x.shape) for a, x in given], dim=-1)
 
 # %% ../../nbs/api/rendering/501_renderers.ipynb #5e91ea38
 class Trilinear(Renderer):
@@ -103,7 +158,7 @@ class Trilinear(Renderer):
         self,
         voxel_shift: float = 0.5,  # 0.5 if whole numbers are centres of voxels, 0 if they are lower corners
         mode: str = "bilinear",  # how samples are read: "bilinear" or "nearest"
-        reducefn: str | Callable[[torch.Tensor], torch.Tensor] = "sum",  # "sum", "max" for the largest sample, or a function of (B, N, S) contributions
+        reducefn: str | Callable[[Tensor], Tensor] = "sum",  # "sum", "max" for the largest sample, or a function of (B, N, S) contributions
         eps: float = 1e-08,  # accepted for code written for 0.6.1; rays parallel to an axis are handled as such
         backend: str = "auto",  # who computes, see `kernels.dispatch`
     ):
@@ -111,26 +166,39 @@ class Trilinear(Renderer):
 
     def forward(
         self,
-        volume: torch.Tensor,  # (X, Y, Z), or (B, X, Y, Z) for a volume of its own for each picture
-        source: torch.Tensor,  # (B, 1 or N, 3) voxel coordinates
-        target: torch.Tensor,  # (B, N, 3) voxel coordinates
-        img: torch.Tensor,  # (B, 1, N) length of the rays, mm
+        volume: Shaped[Tensor, "*V X Y Z"],  # (X, Y, Z), or (B, X, Y, Z) for a volume of its own for each picture
+        source: Float[Tensor, "B #N 3"],  # voxel coordinates
+        target: Float[Tensor, "B N 3"],  # voxel coordinates
+        img: Float[Tensor, "B 1 N"],  # length of the rays, mm
         n_points: int | None = 500,  # samples per ray; None integrates exactly
         align_corners: bool = False,  # the outer centres lie on the outer faces
-        mask: torch.Tensor | None = None,  # label map of the shape of the volume, for one channel per label
-        alphamin: float | torch.Tensor | None = None,  # where to begin sampling, instead of where each ray enters
-        alphamax: float | torch.Tensor | None = None,  # where to end sampling, instead of where each ray leaves
+        mask: Shaped[Tensor, "*M X Y Z"] | None = None,  # label map of the shape of the volume, for one channel per label
+        alphamin: float | Tensor | None = None,  # where to begin sampling, instead of where each ray enters
+        alphamax: float | Tensor | None = None,  # where to end sampling, instead of where each ray leaves
         rays_per_chunk: int | None = None,  # rays of each image to render at once, with the torch backend
         n_labels: int | None = None,  # number of channels (default: one more than the largest label)
-    ) -> torch.Tensor:  # (B, C, N)
+    ) -> Tensor:  # (B, C, N)
         "Render one pixel per ray. Raises a `ValueError` for options that need samples when there are none."
+        rays = self.rays(volume.shape, source, target, img, align_corners)
+        rule, special = self.rule(mask, n_labels, n_points), None
+        if alphamin is not None or alphamax is not None:
+            if n_points is None:
+                raise ValueError("n_points=None integrates exactly; alphamin and alphamax need a number of samples")
+            rule = rule._replace(alphas=alphas_between(volume.shape, rays, self.mode, alphamin, alphamax))
+            special = "it needs both alphamin and alphamax, or neither" if alphamin is None or alphamax is None else None
+        return project(volume, rays, rule, self.reducefn, False, rays_per_chunk, self.backend, special)
+
+    def rule(
+        self,
+        labels: Shaped[Tensor, "*M X Y Z"] | None = None,  # of the shape of the volume, for one channel per label
+        n_labels: int | None = None,  # number of channels
+        n_points: int | None = 500,  # samples per ray; None integrates exactly
+    ) -> Rule:
+        "State how this renderer integrates. Raises a `ValueError` for options that need samples when there are none."
         if n_points is not None and (n_points < 1 or n_points != int(n_points)):
             raise ValueError(f"n_points must be a whole number of at least 1, or None for the exact integral, not {n_points}")
-        if n_points is None and (self.reducefn == "max" or self.mode != "bilinear" or alphamin is not None or alphamax is not None):
-            raise ValueError("n_points=None integrates the interpolated volume exactly; reducefn='max', mode='nearest', alphamin and alphamax need a number of samples")
-        source, target = (to_centres(x, volume.shape, self.voxel_shift, align_corners) for x in (source, target))
-        return trilinear(
-            volume, source, target, img[:, 0], mask, n_labels,
-            n_points=n_points, mode=self.mode, reducefn=self.reducefn, alphamin=alphamin, alphamax=alphamax,
-            rays_per_chunk=rays_per_chunk, backend=self.backend,
-        )
+        if n_points is None and (self.reducefn == "max" or self.mode != "bilinear"):
+            raise ValueError(
+                "n_points=None integrates the interpolated volume exactly; reducefn='max' and mode='nearest' need a number of samples"
+            )
+        return Rule("trilinear", None if n_points is None else int(n_points), self.mode, labels, n_labels)

@@ -5,14 +5,19 @@
 # %% ../../../nbs/api/kernels/cpu/410_threads.ipynb #7ae27b23
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from functools import lru_cache
+from threading import Lock
 
 import torch
 
 # %% auto #0
-__all__ = ['FEW_RAYS', 'kernel_threads', 'serial_torch', 'serial_for_few']
+__all__ = ['FEW_RAYS', 'kernel_threads', 'serial_torch', 'serial_for_few', 'pool', 'in_threads']
 
 # %% ../../../nbs/api/kernels/cpu/410_threads.ipynb #3ebf8c3c
 _kernel_threads: ContextVar[int | None] = ContextVar("kernel_threads", default=None)
@@ -23,19 +28,38 @@ def kernel_threads() -> int:
     return _kernel_threads.get() or torch.get_num_threads()
 
 # %% ../../../nbs/api/kernels/cpu/410_threads.ipynb #aaee1fc3
+class _Inside:
+    "The Python threads in `serial_torch`."
+
+    lock = Lock()
+    count = 0
+    before = 1  # threads of torch when the first of them came in
+
+
 @contextmanager
 def serial_torch() -> Iterator[None]:
     """Let torch's own operations run on one thread, and leave the cores to the kernels. What the kernels use stays the same.
 
-    A Python thread that uses torch for the first time meanwhile takes over the one thread of torch, and keeps it: start it before, or call `torch.set_num_threads` in it."""
-    threads = torch.get_num_threads()
-    token = _kernel_threads.set(kernel_threads())
-    torch.set_num_threads(1)
+    A Python thread that uses torch for the first time meanwhile begins with one thread of torch. If it never renders, it keeps that: start it before, or call `torch.set_num_threads` in it."""
+    if _kernel_threads.get():  # this thread is inside already
+        yield
+        return
+    with _Inside.lock:
+        threads = torch.get_num_threads()
+        if _Inside.count == 0:
+            _Inside.before = threads
+        elif threads == 1:
+            threads = _Inside.before
+        _Inside.count += 1
+        torch.set_num_threads(1)
+    token = _kernel_threads.set(threads)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
         _kernel_threads.reset(token)
+        with _Inside.lock:
+            _Inside.count -= 1
+            torch.set_num_threads(threads)
 
 # %% ../../../nbs/api/kernels/cpu/410_threads.ipynb #0a4f0636
 FEW_RAYS = 2**17
@@ -48,3 +72,45 @@ def serial_for_few(
     "Let torch make few rays on one thread, so that no other waits for more work while a kernel renders them. Many rays, those of a GPU and those of a compiled program are made as ever."
     alone = n_rays < FEW_RAYS and device.type == "cpu" and not torch.compiler.is_compiling()
     return serial_torch() if alone else nullcontext()
+
+# %% ../../../nbs/api/kernels/cpu/410_threads.ipynb #9a54d625
+@lru_cache(maxsize=1)
+def pool(
+    threads: int,
+    process: int,  # the process they belong to
+) -> ThreadPoolExecutor:
+    "Start threads, once."
+    return ThreadPoolExecutor(threads, thread_name_prefix="diffdrr")
+
+
+def in_threads(
+    task: Callable[[int, int], None],  # does the items from the first up to, not including, the last
+    count: int,  # number of items
+    least: int = 1,  # items that are worth a piece
+) -> None:
+    "Share items among threads: large pieces first, then smaller ones, so that all end together (guided self-scheduling, Polychronopoulos and Kuck, IEEE Transactions on Computers C-36(12), 1987)."
+    threads = kernel_threads()
+    if count == 0:
+        return
+    if threads == 1 or count <= least:
+        return task(0, count)
+    bounds = [0]
+    while bounds[-1] < count:
+        bounds.append(min(count, bounds[-1] + max(least, (count - bounds[-1]) // (2 * threads))))
+    left = deque(zip(bounds, bounds[1:]))
+
+    def work():
+        while True:
+            try:
+                first, last = left.popleft()
+            except IndexError:  # nothing is left
+                return
+            task(first, last)
+
+    helpers = [pool(threads - 1, os.getpid()).submit(work) for _ in range(threads - 1)]
+    try:
+        work()
+    finally:
+        for helper in helpers:
+            if not helper.cancel():  # one that has not begun has nothing left to do
+                helper.result()
