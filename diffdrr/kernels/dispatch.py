@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 import torch
@@ -17,9 +18,9 @@ from .autograd import SAMPLES_PER_CHUNK, How, integrate
 from .reference import SAMPLERS, reduce
 
 # %% auto #0
-__all__ = ['BACKENDS', 'FLOATS', 'DEVICES', 'FOLDERS', 'INSTALLED', 'RANGES', 'check_backend', 'check_choices', 'check_rays',
-           'in_chunks', 'why_not', 'choose_backend', 'find_range', 'recall_range', 'as_classes', 'render_compiled',
-           'render_by_reference', 'siddon', 'trilinear']
+__all__ = ['BACKENDS', 'FLOATS', 'DEVICES', 'FOLDERS', 'NEEDED', 'INSTALLED', 'RANGES', 'check_backend', 'check_choices',
+           'check_rays', 'in_chunks', 'is_installed', 'why_not', 'choose_backend', 'find_range', 'recall_range',
+           'as_classes', 'render_compiled', 'render_by_reference', 'siddon', 'trilinear']
 
 # %% ../../nbs/api/kernels/431_dispatch.ipynb #097e0f36
 BACKENDS = ("auto", "torch", "numba", "triton")
@@ -93,7 +94,22 @@ def in_chunks(
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 DEVICES = {"numba": "cpu", "triton": "cuda"}  # where each compiled backend runs
 FOLDERS = {"numba": "cpu", "triton": "gpu"}  # and where its kernels are
-INSTALLED = {backend: find_spec(backend) is not None for backend in DEVICES}
+NEEDED = {"numba": "numba", "triton": "triton 3.4 or newer"}
+
+
+def is_installed(
+    backend: str,  # "numba" or "triton"
+) -> bool:
+    "Say whether the compiler of a backend is installed, and new enough. It is not imported."
+    if find_spec(backend) is None:
+        return False
+    try:
+        return backend != "triton" or tuple(int(number) for number in version(backend).split(".")[:2]) >= (3, 4)
+    except PackageNotFoundError:  # under another name, such as pytorch-triton-rocm
+        return True
+
+
+INSTALLED = {backend: is_installed(backend) for backend in DEVICES}
 
 
 def why_not(
@@ -104,7 +120,7 @@ def why_not(
 ) -> str | None:
     "Say why a compiled kernel cannot serve; None if it can."
     if not INSTALLED[backend]:
-        return f"{backend} is not installed"
+        return f"{NEEDED[backend]} is not installed"
     if target.device.type != DEVICES[backend]:
         return f"it needs rays on a device of type {DEVICES[backend]!r}, not on {str(target.device)!r}"
     if volume.dtype not in FLOATS or target.dtype not in FLOATS[2:]:

@@ -5,24 +5,24 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../../nbs/api/kernels/gpu/424_exact.ipynb #9cec07e3
+# %% ../../../nbs/api/kernels/gpu/424_exact.ipynb #ae975f61
 from typing import Any, NamedTuple
 
 from diffdrr.kernels.gpu.cells import add_corners, expand, mean_along, nearest_voxel, read_corners, spread
 from diffdrr.kernels.gpu.launch import SIZES, Kernels, find_rays, find_row, tl, triton
 from diffdrr.kernels.gpu.walk import (
-    Channels, Field, Line, Slopes, Tally, Vector, add_total, axis_of, clip, collect, find_cell, intersect, load_line, next_plane, no_slopes, part_of, read_weight,
-    store_slopes,
+    Channels, Field, Line, Slopes, Tally, Vector, add_total, axis_of, clip, collect, find_cell, intersect, load_line,
+    next_plane, no_slopes, part_of, read_weight, store_slopes,
 )
 from diffdrr.kernels.request import Rule
 
-# %% ../../../nbs/api/kernels/gpu/424_exact.ipynb #b4360fc1
+# %% ../../../nbs/api/kernels/gpu/424_exact.ipynb #73009279
 class Course(NamedTuple):
     "What stays the same along a walk."
 
     line: Line
     inverse: Vector  # of the direction
-    origin: Vector  # source; minus infinity along axes that the ray does not move along, whose planes are infinitely far away
+    origin: Vector  # source; minus infinity along axes that the ray does not move along: their planes are far away
     step: Vector  # from plane to plane
     end: tl.tensor  # where the walk ends
 
@@ -44,11 +44,12 @@ def count_turns(
 ):
     "Count the turns of a program."
     planes = (part.leave - part.enter) * (tl.abs(d.x) + tl.abs(d.y) + tl.abs(d.z)) * PER_UNIT
-    planes = tl.where(part.enter < part.leave, tl.minimum(planes, ((shape.x + shape.y + shape.z + 3) * PER_UNIT).to(d.x.dtype)), 0.0)
+    most = ((shape.x + shape.y + shape.z + 3) * PER_UNIT).to(d.x.dtype)
+    planes = tl.where(part.enter < part.leave, tl.minimum(planes, most), 0.0)
     # rounding may add a plane of each axis at both ends; a walk that is over does nothing
     return (tl.max(planes, axis=0).to(tl.int32) + 6) // UNROLL + 1
 
-# %% ../../../nbs/api/kernels/gpu/424_exact.ipynb #a5c581fb
+# %% ../../../nbs/api/kernels/gpu/424_exact.ipynb #d87d15e2
 @triton.jit
 def begin_walk(
     line,
@@ -68,17 +69,20 @@ def begin_walk(
     i_x, step_x = find_cell(x, part.enter, -1.0, (shape.x + 1) * PER_UNIT, PER_UNIT)
     i_y, step_y = find_cell(y, part.enter, -1.0, (shape.y + 1) * PER_UNIT, PER_UNIT)
     i_z, step_z = find_cell(z, part.enter, -1.0, (shape.z + 1) * PER_UNIT, PER_UNIT)
-    plane = Vector(next_plane(i_x, d.x, -1.0, PER_UNIT), next_plane(i_y, d.y, -1.0, PER_UNIT), next_plane(i_z, d.z, -1.0, PER_UNIT))
+    plane_x, plane_y = next_plane(i_x, d.x, -1.0, PER_UNIT), next_plane(i_y, d.y, -1.0, PER_UNIT)
+    plane = Vector(plane_x, plane_y, next_plane(i_z, d.z, -1.0, PER_UNIT))
     far = float("-inf")
     origin = Vector(tl.where(x.moves, s.x, far), tl.where(y.moves, s.y, far), tl.where(z.moves, s.z, far))
     step = Vector(step_x.to(s.x.dtype) / PER_UNIT, step_y.to(s.x.dtype) / PER_UNIT, step_z.to(s.x.dtype) / PER_UNIT)
-    return Course(line, Vector(x.inverse, y.inverse, z.inverse), origin, step, part.leave), Front(part.enter, plane), turns
+    course = Course(line, Vector(x.inverse, y.inverse, z.inverse), origin, step, part.leave)
+    return course, Front(part.enter, plane), turns
 
-# %% ../../../nbs/api/kernels/gpu/424_exact.ipynb #b74b2401
+# %% ../../../nbs/api/kernels/gpu/424_exact.ipynb #fcaf2d10
 class Piece(NamedTuple):
     "A piece of rays in one cell."
 
     begin: tl.tensor
+    end: tl.tensor
     middle: tl.tensor
     half: tl.tensor  # of its length, in units of the ray's
     reach: Vector  # half of what the ray moves in it
@@ -109,31 +113,44 @@ def lower_corner(
         return face
     return tl.floor(face)
 
-# %% ../../../nbs/api/kernels/gpu/424_exact.ipynb #7beca7e3
+# %% ../../../nbs/api/kernels/gpu/424_exact.ipynb #486ba07d
 @triton.jit
 def next_piece(
     course,
     front,
     PER_UNIT: tl.constexpr,  # cells in a voxel
-):  # `Piece`, and the front after it
+):  # `Piece`
     "Follow rays to the next crossing."
-    a, plane, origin, inverse, s, d = front.a, front.plane, course.origin, course.inverse, course.line.source, course.line.direction
+    a, plane, origin, inverse = front.a, front.plane, course.origin, course.inverse
+    s, d = course.line.source, course.line.direction
     exists = a < course.end
-    at_x, at_y, at_z = (plane.x - origin.x) * inverse.x, (plane.y - origin.y) * inverse.y, (plane.z - origin.z) * inverse.z
+    at_x, at_y = (plane.x - origin.x) * inverse.x, (plane.y - origin.y) * inverse.y
+    at_z = (plane.z - origin.z) * inverse.z
     after = tl.maximum(tl.minimum(tl.minimum(at_x, at_y), tl.minimum(at_z, course.end)), a)
     crosses_x = (after < course.end) & (at_x <= after)
     crosses_y = (after < course.end) & (at_x > after) & (at_y <= after)
     crosses_z = (after < course.end) & (at_x > after) & (at_y > after)
-    face = Vector(lower_face(plane.x, d.x, PER_UNIT), lower_face(plane.y, d.y, PER_UNIT), lower_face(plane.z, d.z, PER_UNIT))
+    face_x, face_y = lower_face(plane.x, d.x, PER_UNIT), lower_face(plane.y, d.y, PER_UNIT)
+    face = Vector(face_x, face_y, lower_face(plane.z, d.z, PER_UNIT))
     low = Vector(lower_corner(face.x, PER_UNIT), lower_corner(face.y, PER_UNIT), lower_corner(face.z, PER_UNIT))
     middle, half = (a + after) * 0.5, (after - a) * 0.5
     point = Vector(s.x + middle * d.x - low.x, s.y + middle * d.y - low.y, s.z + middle * d.z - low.z)
     reach = Vector(half * d.x, half * d.y, half * d.z)
-    piece = Piece(a, middle, half, reach, face, low, point, exists, Vector(crosses_x, crosses_y, crosses_z))
-    plane_x = plane.x + tl.where(crosses_x, course.step.x, 0.0)
-    plane_y = plane.y + tl.where(crosses_y, course.step.y, 0.0)
-    plane_z = plane.z + tl.where(crosses_z, course.step.z, 0.0)
-    return piece, Front(after, Vector(plane_x, plane_y, plane_z))
+    return Piece(a, after, middle, half, reach, face, low, point, exists, Vector(crosses_x, crosses_y, crosses_z))
+
+
+@triton.jit
+def go_on(
+    course,
+    front,  # at the beginning of a piece
+    piece,
+):
+    "Go on to the end of a piece."
+    plane, step, crosses = front.plane, course.step, piece.crosses
+    plane_x = plane.x + tl.where(crosses.x, step.x, 0.0)
+    plane_y = plane.y + tl.where(crosses.y, step.y, 0.0)
+    plane_z = plane.z + tl.where(crosses.z, step.z, 0.0)
+    return Front(piece.end, Vector(plane_x, plane_y, plane_z))
 
 
 @triton.jit
@@ -145,7 +162,7 @@ def voxel_of(
     "Find the voxel whose label a piece has: a quarter above its lower face is the middle of a half cell."
     return nearest_voxel(Vector(piece.face.x + 0.25, piece.face.y + 0.25, piece.face.z + 0.25), shape, INDEX)
 
-# %% ../../../nbs/api/kernels/gpu/424_exact.ipynb #f36ccf22
+# %% ../../../nbs/api/kernels/gpu/424_exact.ipynb #204abfbb
 @triton.jit
 def add_piece(
     slopes,
@@ -156,9 +173,13 @@ def add_piece(
 ):
     "Add the gradient along a piece."
     early, late, h, middle = slopes.early, slopes.late, piece.reach, piece.middle
-    mean_x, mean_y, mean_z = cell.x + h.y * h.z * third * cell.xyz, cell.y + h.z * h.x * third * cell.xyz, cell.z + h.x * h.y * third * cell.xyz
+    mean_x = cell.x + h.y * h.z * third * cell.xyz
+    mean_y = cell.y + h.z * h.x * third * cell.xyz
+    mean_z = cell.z + h.x * h.y * third * cell.xyz
     tilt = piece.half * third
-    tilt_x, tilt_y, tilt_z = tilt * (h.y * cell.xy + h.z * cell.zx), tilt * (h.x * cell.xy + h.z * cell.yz), tilt * (h.x * cell.zx + h.y * cell.yz)
+    tilt_x = tilt * (h.y * cell.xy + h.z * cell.zx)
+    tilt_y = tilt * (h.x * cell.xy + h.z * cell.yz)
+    tilt_z = tilt * (h.x * cell.zx + h.y * cell.yz)
     early_x = early.x + share * ((1.0 - middle) * mean_x - tilt_x)
     early_y = early.y + share * ((1.0 - middle) * mean_y - tilt_y)
     early_z = early.z + share * ((1.0 - middle) * mean_z - tilt_z)
@@ -167,7 +188,7 @@ def add_piece(
     late_z = late.z + share * (middle * mean_z + tilt_z)
     return Slopes(Vector(early_x, early_y, early_z), Vector(late_x, late_y, late_z))
 
-# %% ../../../nbs/api/kernels/gpu/424_exact.ipynb #aad2b4dd
+# %% ../../../nbs/api/kernels/gpu/424_exact.ipynb #c41b8414
 @triton.jit
 def add_face(
     slopes,
@@ -182,7 +203,8 @@ def add_face(
     value = cell.value - h.x * cell.x - h.y * cell.y - h.z * cell.z
     value = value + h.x * h.y * cell.xy + h.y * h.z * cell.yz + h.z * h.x * cell.zx - h.x * h.y * h.z * cell.xyz
     by = value * jump
-    by_x, by_y, by_z = tl.where(came.x, by * inverse.x, 0.0), tl.where(came.y, by * inverse.y, 0.0), tl.where(came.z, by * inverse.z, 0.0)
+    by_x, by_y = tl.where(came.x, by * inverse.x, 0.0), tl.where(came.y, by * inverse.y, 0.0)
+    by_z = tl.where(came.z, by * inverse.z, 0.0)
     return Slopes(
         Vector(early.x + by_x * (1.0 - a), early.y + by_y * (1.0 - a), early.z + by_z * (1.0 - a)),
         Vector(late.x + by_x * a, late.y + by_y * a, late.z + by_z * a),
@@ -193,9 +215,10 @@ def add_face(
 def scale(slopes, factor):
     "Multiply slopes."
     early, late = slopes.early, slopes.late
-    return Slopes(Vector(early.x * factor, early.y * factor, early.z * factor), Vector(late.x * factor, late.y * factor, late.z * factor))
+    early = Vector(early.x * factor, early.y * factor, early.z * factor)
+    return Slopes(early, Vector(late.x * factor, late.y * factor, late.z * factor))
 
-# %% ../../../nbs/api/kernels/gpu/424_exact.ipynb #387a8f24
+# %% ../../../nbs/api/kernels/gpu/424_exact.ipynb #b690bc34
 @triton.jit(do_not_specialize=SIZES)
 def integrate_kernel(
     volume_ptr,  # (V, X, Y, Z)
@@ -229,7 +252,8 @@ def integrate_kernel(
         came = Vector(never, never, never)
     for _ in range(turns):
         for _ in tl.static_range(UNROLL):
-            piece, front = next_piece(course, front, PER_UNIT)
+            piece = next_piece(course, front, PER_UNIT)
+            front = go_on(course, front, piece)
             cell = expand(read_corners(volume_ptr, piece.low, shape, piece.exists, DTYPE, INDEX), piece.point)
             share = 2.0 * piece.half
             if labels_ptr is not None:
@@ -250,7 +274,7 @@ def integrate_kernel(
     if slopes_ptr is not None:
         store_slopes(slopes_ptr, scale(slopes, factor), place, N, tiles)
 
-# %% ../../../nbs/api/kernels/gpu/424_exact.ipynb #36944b22
+# %% ../../../nbs/api/kernels/gpu/424_exact.ipynb #f4a43512
 @triton.jit(do_not_specialize=SIZES)
 def channels_kernel(
     volume_ptr, labels_ptr,  # (V, X, Y, Z) each
@@ -276,13 +300,14 @@ def channels_kernel(
     tally = Tally(tl.zeros([BLOCK], tl.int32), line.zero)
     for _ in range(turns):
         for _ in tl.static_range(UNROLL):
-            piece, front = next_piece(course, front, PER_UNIT)
+            piece = next_piece(course, front, PER_UNIT)
+            front = go_on(course, front, piece)
             cell = expand(read_corners(volume_ptr, piece.low, shape, piece.exists, DTYPE, INDEX), piece.point)
             amount = 2.0 * piece.half * mean_along(cell, piece.reach, third)
             tally = collect(found, tally, voxel_of(piece, shape, INDEX), piece.exists, amount)
     add_total(found, tally, place.exists)
 
-# %% ../../../nbs/api/kernels/gpu/424_exact.ipynb #a4c19bc7
+# %% ../../../nbs/api/kernels/gpu/424_exact.ipynb #acdc6e73
 @triton.jit(do_not_specialize=SIZES)
 def adjoint_kernel(
     adjoint_ptr,  # (V, X, Y, Z), zero; is filled
@@ -311,11 +336,13 @@ def adjoint_kernel(
         factor *= tl.load(gradient_ptr, mask=place.exists, other=0.0)
     for _ in range(turns):
         for _ in tl.static_range(UNROLL):
-            piece, front = next_piece(course, front, PER_UNIT)
+            piece = next_piece(course, front, PER_UNIT)
             weight = 2.0 * piece.half * factor
             if labels_ptr is not None:
                 weight *= read_weight(field, voxel_of(piece, shape, INDEX), piece.exists)
-            add_corners(adjoint_ptr, piece.low, shape, piece.exists, spread(weight, piece.reach, piece.point, third), INDEX)
+            shares = spread(weight, piece.reach, piece.point, third)
+            add_corners(adjoint_ptr, piece.low, shape, piece.exists, shares, INDEX)
+            front = go_on(course, front, piece)
 
 # %% ../../../nbs/api/kernels/gpu/424_exact.ipynb #e556b1b4
 def cells_in_a_voxel(

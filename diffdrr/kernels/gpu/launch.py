@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../../nbs/api/kernels/gpu/420_launch.ipynb #62cb6c28
+# %% ../../../nbs/api/kernels/gpu/420_launch.ipynb #a7594a6b
 import warnings
 from collections.abc import Callable
 from math import isqrt
@@ -24,7 +24,10 @@ except ImportError as error:
     raise ImportError("the GPU kernels need triton: pip install triton (Linux), or choose backend='torch'") from error
 
 if tuple(int(number) for number in triton.__version__.split(".")[:2]) < (3, 4):
-    raise ImportError(f"the GPU kernels need triton 3.4 or newer, not {triton.__version__}: install torch 2.8 or newer, which brings it, or choose backend='torch'")
+    raise ImportError(
+        f"the GPU kernels need triton 3.4 or newer, not {triton.__version__}: "
+        "install torch 2.8 or newer, which brings it, or choose backend='torch'"
+    )
 
 # %% ../../../nbs/api/kernels/gpu/420_launch.ipynb #30cb8a22
 BLOCK = 128  # rays of a program: four warps
@@ -99,22 +102,25 @@ def find_row(
     "Find the row of this program's part and picture in (parts, B, ...)."
     return tl.program_id(1).to(tl.int64) * (tl.num_programs(0) // tiles) + place.picture
 
-# %% ../../../nbs/api/kernels/gpu/420_launch.ipynb #29474f50
+# %% ../../../nbs/api/kernels/gpu/420_launch.ipynb #01fd8b4f
 def lay_out(
     rays: Rays,
     rule: Rule,
 ) -> tuple[Rays, Rule]:  # source (B, 3, N or 1), target (B, 3, N), length (B, N); labels and alphas, contiguous
     "Lay out rays, labels and alphas for a kernel."
 
+    dtype = rays.target.dtype
+
     def dense(x):
-        return x.detach().to(rays.target.dtype).contiguous()
+        return x.detach().to(dtype).contiguous()
 
     source = rays.source[:, :1] if rays.source.stride(1) == 0 else rays.source
     labels = None if rule.labels is None else rule.labels.contiguous()
     alphas = None if rule.alphas is None else dense(rule.alphas)
-    return Rays(dense(source.mT), dense(rays.target.mT), dense(rays.length)), rule._replace(labels=labels, alphas=alphas)
+    rays = Rays(dense(source.mT), dense(rays.target.mT), dense(rays.length))
+    return rays, rule._replace(labels=labels, alphas=alphas)
 
-# %% ../../../nbs/api/kernels/gpu/420_launch.ipynb #46b258f8
+# %% ../../../nbs/api/kernels/gpu/420_launch.ipynb #60379a4c
 SIZES = ["X", "Y", "Z", "N", "sources", "tiles", "height", "width", "rows", "channels", "n_points"]
 
 
@@ -137,28 +143,36 @@ def prepare(
     "Prepare the launch of a kernel. Raises a `ValueError` for shapes that would make it read outside the tensors."
     V, X, Y, Z = volume.shape
     B, N = rays.shape
+    labels = rule.labels
     if V not in (1, B):
         raise ValueError(f"volume must have one entry, or one for each of the {B} pictures of target, not {V}")
-    if rule.labels is not None and (len(rule.labels) not in (1, B) or rule.labels.shape[1:] != volume.shape[1:]):
-        raise ValueError(f"labels must have the shape of the volume, {(X, Y, Z)}, and one entry or {B}, not the shape {tuple(rule.labels.shape)}")
+    if labels is not None and (len(labels) not in (1, B) or labels.shape[1:] != volume.shape[1:]):
+        raise ValueError(
+            f"labels must have the shape of the volume, {(X, Y, Z)}, and one entry or {B}, "
+            f"not the shape {tuple(labels.shape)}"
+        )
     rays, rule = lay_out(rays, rule)
     height, width, rows = picture_shape(N)
     tiles = count_tiles(height, width, rows)
     parts = count_parts(B * tiles, (X, Y, Z)) if split else 1
     arguments = dict(source_ptr=rays.source, target_ptr=rays.target, length_ptr=rays.length, labels_ptr=rule.labels)
-    arguments |= dict(X=X, Y=Y, Z=Z, N=N, sources=rays.source.shape[2], tiles=tiles, height=height, width=width, rows=rows, channels=channels)
-    arguments |= dict(BATCHED=V > 1, LABELS_BATCHED=rule.labels is not None and len(rule.labels) > 1, BLOCK=BLOCK)
+    arguments |= dict(X=X, Y=Y, Z=Z, N=N, sources=rays.source.shape[2], channels=channels)
+    arguments |= dict(tiles=tiles, height=height, width=width, rows=rows)
+    arguments |= dict(BATCHED=V > 1, LABELS_BATCHED=labels is not None and len(labels) > 1, BLOCK=BLOCK)
     arguments |= dict(INDEX=tl.int32 if X * Y * Z < 2**31 else tl.int64, num_warps=BLOCK // 32, enable_fp_fusion=True)
     return Launch((B * tiles, parts), rays, rule, arguments)
 
-# %% ../../../nbs/api/kernels/gpu/420_launch.ipynb #fef8c069
+# %% ../../../nbs/api/kernels/gpu/420_launch.ipynb #7f5f2d07
 def refuse_if_deterministic(
     result: str,  # its name
 ) -> None:
     "Raise a `RuntimeError` if torch is told to use deterministic algorithms only, or warn if it is told to warn."
     if not torch.are_deterministic_algorithms_enabled():
         return
-    message = f"{result} adds in no fixed order on the GPU; backend='torch' is deterministic, or call torch.use_deterministic_algorithms(False)"
+    message = (
+        f"{result} adds in no fixed order on the GPU; backend='torch' is deterministic, "
+        "or call torch.use_deterministic_algorithms(False)"
+    )
     if not torch.is_deterministic_algorithms_warn_only_enabled():
         raise RuntimeError(message)
     warnings.warn(message)
@@ -191,7 +205,7 @@ def run(
         with torch.cuda.device_of(launch.rays.target):
             kernel[launch.grid](**launch.arguments, **tensors)
 
-# %% ../../../nbs/api/kernels/gpu/420_launch.ipynb #c5c2ff42
+# %% ../../../nbs/api/kernels/gpu/420_launch.ipynb #c9943d06
 def integrate(
     kernels: Kernels,
     volume: Float[Tensor, "V X Y Z"],
@@ -199,14 +213,17 @@ def integrate(
     rule: Rule,
     gradient: Float[Tensor, "B C N"] | None = None,  # weighs the pictures: by pixel, and with labels by their channels
     with_slopes: bool = True,
-) -> tuple[Float[Tensor, "B N"], Float[Tensor, "B 6 N"] | None]:  # mm, or with a gradient for length 1; derivatives with respect to source and target
+) -> tuple[
+    Float[Tensor, "B N"],  # sums: in mm, or with a gradient for length 1
+    Float[Tensor, "B 6 N"] | None,  # their derivatives with respect to source and target
+]:
     "Sum along rays, and add up their parts."
     launch = prepare(volume, rays, rule, 1 if gradient is None else gradient.shape[1])
     (B, N), parts, new = rays.shape, launch.grid[1], rays.target.new_empty
     gradient = None if gradient is None else gradient.detach().to(rays.target.dtype).contiguous()
     image, slopes = new(parts, B, N), new(parts, B, 6, N) if with_slopes else None
-    more = kernels.more(launch.rule)
-    run(kernels.integrate, launch, volume_ptr=volume.detach().contiguous(), gradient_ptr=gradient, image_ptr=image, slopes_ptr=slopes, **more)
+    tensors = dict(volume_ptr=volume.detach().contiguous(), gradient_ptr=gradient, image_ptr=image, slopes_ptr=slopes)
+    run(kernels.integrate, launch, **tensors, **kernels.more(launch.rule))
     return tuple(x if x is None else x[0] if parts == 1 else x.sum(dim=0) for x in (image, slopes))
 
 # %% ../../../nbs/api/kernels/gpu/420_launch.ipynb #80b09731

@@ -5,15 +5,18 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../../nbs/api/kernels/gpu/425_sampled.ipynb #ad19b09d
+# %% ../../../nbs/api/kernels/gpu/425_sampled.ipynb #36543a84
 from typing import Any, NamedTuple
 
 from diffdrr.kernels.gpu.cells import add_corners, expand, nearest_voxel, read_corners, spread
 from diffdrr.kernels.gpu.launch import SIZES, Kernels, find_rays, find_row, tl, triton
-from diffdrr.kernels.gpu.walk import Channels, Field, Slopes, Span, Tally, Vector, add_total, axis_of, clip, collect, intersect, load_line, no_slopes, point_of, read_weight, store_slopes
+from diffdrr.kernels.gpu.walk import (
+    Channels, Field, Slopes, Span, Tally, Vector, add_total, axis_of, clip, collect, intersect, load_line, point_of,
+    read_weight, store_slopes,
+)
 from diffdrr.kernels.request import Rule
 
-# %% ../../../nbs/api/kernels/gpu/425_sampled.ipynb #eca9fff8
+# %% ../../../nbs/api/kernels/gpu/425_sampled.ipynb #0b1886a3
 class Ends(NamedTuple):
     "Where sampling begins and ends."
 
@@ -43,9 +46,10 @@ def clip_ends(
     inverse_first = tl.where(first == 0, x.inverse, tl.where(first == 1, y.inverse, z.inverse))
     inverse_last = tl.where(last == 0, x.inverse, tl.where(last == 1, y.inverse, z.inverse))
     hit = span.enter < span.leave
-    return Ends(span, tl.where(hit & (span.enter > 0.0), first, 3), tl.where(hit & (span.leave < 1.0), last, 3), inverse_first, inverse_last)
+    first, last = tl.where(hit & (span.enter > 0.0), first, 3), tl.where(hit & (span.leave < 1.0), last, 3)
+    return Ends(span, first, last, inverse_first, inverse_last)
 
-# %% ../../../nbs/api/kernels/gpu/425_sampled.ipynb #596ff18c
+# %% ../../../nbs/api/kernels/gpu/425_sampled.ipynb #f81d90eb
 @triton.jit
 def find_ends(
     line,
@@ -72,7 +76,8 @@ def find_samples(
 ):  # the first, and the one after the last
     "Take one of the equal parts of the samples."
     part, parts = tl.program_id(1), tl.num_programs(1)
-    return (part.to(tl.int64) * n_points // parts).to(tl.int32), ((part + 1).to(tl.int64) * n_points // parts).to(tl.int32)
+    begin, end = part.to(tl.int64) * n_points // parts, (part + 1).to(tl.int64) * n_points // parts
+    return begin.to(tl.int32), end.to(tl.int32)
 
 # %% ../../../nbs/api/kernels/gpu/425_sampled.ipynb #8d381e6a
 class Sample(NamedTuple):
@@ -103,7 +108,7 @@ def is_inside(
     z = (point.z >= -0.5) & (point.z < shape.z.to(point.x.dtype) - 0.5)
     return visible & x & y & z
 
-# %% ../../../nbs/api/kernels/gpu/425_sampled.ipynb #1806bd61
+# %% ../../../nbs/api/kernels/gpu/425_sampled.ipynb #4d546019
 @triton.jit
 def read_sample(
     volume_ptr,  # first voxel
@@ -116,7 +121,8 @@ def read_sample(
     "Read a sample."
     x, y, z = point.x, point.y, point.z
     if NEAREST:
-        value = tl.load(volume_ptr + nearest_voxel(point, shape, INDEX), mask=is_inside(point, shape, visible), other=0.0).to(x.dtype)
+        inside = is_inside(point, shape, visible)
+        value = tl.load(volume_ptr + nearest_voxel(point, shape, INDEX), mask=inside, other=0.0).to(x.dtype)
         sample = Sample(value, Vector(value, value, value))
     else:
         low = Vector(cell_of(x, shape.x), cell_of(y, shape.y), cell_of(z, shape.z))
@@ -125,7 +131,7 @@ def read_sample(
         sample = Sample(cell.value, Vector(cell.x, cell.y, cell.z))
     return sample
 
-# %% ../../../nbs/api/kernels/gpu/425_sampled.ipynb #4e270133
+# %% ../../../nbs/api/kernels/gpu/425_sampled.ipynb #621e2f27
 class Sums(NamedTuple):
     "What the slopes are made of."
 
@@ -144,10 +150,13 @@ def add_slope(sums, slope, a):
 @triton.jit
 def slope_along(
     g, h,  # sums of one axis
-    span,
-    moved_first, moved_last,  # by the ends, if their planes are of this axis
+    ends,
+    by_first, by_last,  # what the ends add, if their planes are of this axis
+    AXIS: tl.constexpr,
 ):  # with respect to the source, and to the target
     "Find the slopes along one axis."
+    span = ends.span
+    moved_first, moved_last = tl.where(ends.first == AXIS, by_first, 0.0), tl.where(ends.last == AXIS, by_last, 0.0)
     early = (span.leave - span.enter) * (g - h) - (1.0 - span.enter) * moved_first - (1.0 - span.leave) * moved_last
     late = (span.leave - span.enter) * h - span.enter * moved_first - span.leave * moved_last
     return early, late
@@ -166,10 +175,11 @@ def end_samples(
     along_g, along_h = g.x * d.x + g.y * d.y + g.z * d.z, h.x * d.x + h.y * d.y + h.z * d.z
     by_first = (span.leave * along_g - along_h - total) * ends.inverse_first
     by_last = (along_h - span.enter * along_g + total) * ends.inverse_last
-    early_x, late_x = slope_along(g.x, h.x, span, tl.where(ends.first == 0, by_first, 0.0), tl.where(ends.last == 0, by_last, 0.0))
-    early_y, late_y = slope_along(g.y, h.y, span, tl.where(ends.first == 1, by_first, 0.0), tl.where(ends.last == 1, by_last, 0.0))
-    early_z, late_z = slope_along(g.z, h.z, span, tl.where(ends.first == 2, by_first, 0.0), tl.where(ends.last == 2, by_last, 0.0))
-    return Slopes(Vector(early_x * factor, early_y * factor, early_z * factor), Vector(late_x * factor, late_y * factor, late_z * factor))
+    early_x, late_x = slope_along(g.x, h.x, ends, by_first, by_last, 0)
+    early_y, late_y = slope_along(g.y, h.y, ends, by_first, by_last, 1)
+    early_z, late_z = slope_along(g.z, h.z, ends, by_first, by_last, 2)
+    early = Vector(early_x * factor, early_y * factor, early_z * factor)
+    return Slopes(early, Vector(late_x * factor, late_y * factor, late_z * factor))
 
 # %% ../../../nbs/api/kernels/gpu/425_sampled.ipynb #4a38d012
 @triton.jit(do_not_specialize=SIZES)
@@ -265,7 +275,7 @@ def channels_kernel(
         tally = collect(found, tally, nearest_voxel(point, shape, INDEX), visible, sample.value)
     add_total(found, tally, place.exists)
 
-# %% ../../../nbs/api/kernels/gpu/425_sampled.ipynb #8388511a
+# %% ../../../nbs/api/kernels/gpu/425_sampled.ipynb #7d9664c8
 @triton.jit
 def add_sample(
     adjoint_ptr,  # first voxel
@@ -279,8 +289,8 @@ def add_sample(
     "Add to the voxels of a sample."
     x, y, z = point.x, point.y, point.z
     if NEAREST:
-        voxel_ptr = adjoint_ptr + nearest_voxel(point, shape, INDEX)
-        tl.atomic_add(voxel_ptr, weight.to(adjoint_ptr.dtype.element_ty), mask=is_inside(point, shape, visible), sem="relaxed")
+        voxel_ptr, inside = adjoint_ptr + nearest_voxel(point, shape, INDEX), is_inside(point, shape, visible)
+        tl.atomic_add(voxel_ptr, weight.to(adjoint_ptr.dtype.element_ty), mask=inside, sem="relaxed")
     else:
         low = Vector(cell_of(x, shape.x), cell_of(y, shape.y), cell_of(z, shape.z))
         shares = spread(weight, Vector(0.0, 0.0, 0.0), Vector(x - low.x, y - low.y, z - low.z), 0.0)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KERNELS', 'render', 'render_with_slopes', 'ray_gradient', 'backproject']
 
-# %% ../../../nbs/api/kernels/gpu/422_siddon.ipynb #1289417f
+# %% ../../../nbs/api/kernels/gpu/422_siddon.ipynb #53af4845
 from typing import NamedTuple
 
 from jaxtyping import Float
@@ -14,7 +14,8 @@ from torch import Tensor
 from . import launch
 from .launch import SIZES, Kernels, find_rays, find_row, tl, triton
 from diffdrr.kernels.gpu.walk import (
-    Channels, Field, Slopes, Span, Tally, Vector, add_total, axis_of, clip, collect, find_cell, intersect, load_line, next_plane, part_of, read_weight, store_slopes,
+    Channels, Field, Slopes, Span, Tally, Vector, add_total, axis_of, clip, collect, find_cell, intersect, load_line,
+    next_plane, part_of, read_weight, store_slopes,
 )
 from ..request import Rays, Rule
 
@@ -79,7 +80,7 @@ class Border(NamedTuple):
     m: Span  # of the slab across the main axis
     p: Span
 
-# %% ../../../nbs/api/kernels/gpu/422_siddon.ipynb #638adabd
+# %% ../../../nbs/api/kernels/gpu/422_siddon.ipynb #c5821032
 UNROLL = tl.constexpr(4)  # slabs of a turn
 
 
@@ -90,8 +91,10 @@ def count_turns(
     n,  # voxels along it
 ):
     "Count the turns of a program."
-    slabs = tl.where(part.enter < part.leave, tl.minimum((part.leave - part.enter) * tl.abs(d), n.to(d.dtype)), 0.0)
-    return (tl.max(slabs, axis=0).to(tl.int32) + 2) // UNROLL + 1  # a slab begun, one ended, and one for rounding; a march that is over does nothing
+    slabs = tl.minimum((part.leave - part.enter) * tl.abs(d), n.to(d.dtype))
+    slabs = tl.where(part.enter < part.leave, slabs, 0.0)
+    # a slab begun, one ended, and one for rounding; a march that is over does nothing
+    return (tl.max(slabs, axis=0).to(tl.int32) + 2) // UNROLL + 1
 
 
 @triton.jit
@@ -104,7 +107,8 @@ def begin_march(
     "Begin to march: clip rays to the volume, take this program's part of them, and find the first voxel."
     s, d = line.source, line.direction
     order = Order((tl.abs(d.x) >= tl.abs(d.y)) & (tl.abs(d.x) >= tl.abs(d.z)), tl.abs(d.y) >= tl.abs(d.z))
-    source, direction, n = turn(order, s.x, s.y, s.z), turn(order, d.x, d.y, d.z), turn(order, shape.x, shape.y, shape.z)
+    source, direction = turn(order, s.x, s.y, s.z), turn(order, d.x, d.y, d.z)
+    n = turn(order, shape.x, shape.y, shape.z)
     stride = turn(order, shape.y.to(INDEX) * shape.z, shape.z.to(INDEX), 1)
     m, p, q = axis_of(source.m, direction.m), axis_of(source.p, direction.p), axis_of(source.q, direction.q)
     span_m = clip(m, -0.5, n.m.to(s.x.dtype) - 0.5)
@@ -124,11 +128,12 @@ def begin_march(
     plane_q = tl.where(q.moves, next_plane(i_q, q.direction, -0.5, 1), float("inf"))
     jump = Turned(stride.m * step_m, stride.p * step_p, stride.q * step_q)
     course = Course(source, Turned(m.inverse, p.inverse, q.inverse), Turned(step_m, step_p, step_q), jump, part.leave)
-    return course, Front(part.enter, offset, Turned(plane_m, plane_p, plane_q)), turns, Border(order, whole, span_m, span_p)
+    front = Front(part.enter, offset, Turned(plane_m, plane_p, plane_q))
+    return course, front, turns, Border(order, whole, span_m, span_p)
 
-# %% ../../../nbs/api/kernels/gpu/422_siddon.ipynb #46ab83dc
+# %% ../../../nbs/api/kernels/gpu/422_siddon.ipynb #dc7a8741
 class Slab(NamedTuple):
-    "What rays do in a slab: the first piece runs from `begin` to `one`, the middle one to `two`, the last one to `end`."
+    "What rays do in a slab: its first piece runs from `begin` to `one`, the middle one to `two`, the last to `end`."
 
     begin: tl.tensor
     one: tl.tensor
@@ -158,10 +163,11 @@ def cut_slab(course, front):  # `Slab`, and the front after it
     plane_q = plane.q + tl.where(crosses_q, course.step.q, 0)
     at_p, at_q = tl.minimum(tl.maximum(at_p, a), after), tl.minimum(tl.maximum(at_q, a), after)
     one, two = tl.minimum(at_p, at_q), tl.maximum(at_p, at_q)
-    slab = Slab(a, one, two, after, at_p, at_q, front.offset, middle, last, exists, crosses_p | crosses_q, crosses_p & crosses_q)
+    crosses, crosses_both = crosses_p | crosses_q, crosses_p & crosses_q
+    slab = Slab(a, one, two, after, at_p, at_q, front.offset, middle, last, exists, crosses, crosses_both)
     return slab, Front(after, last + course.jump.m, Turned(plane.m + course.step.m, plane_p, plane_q))
 
-# %% ../../../nbs/api/kernels/gpu/422_siddon.ipynb #2c849346
+# %% ../../../nbs/api/kernels/gpu/422_siddon.ipynb #0f1cff3a
 @triton.jit
 def read_voxel(
     field,
@@ -202,9 +208,20 @@ def add_slab(
     drop_m = tl.where(slab.exists, previous - v_first, 0.0)
     drop_p = tl.where(slab.at_p <= slab.at_q, v_first - v_middle, v_middle - v_last)
     drop_q = tl.where(slab.at_p <= slab.at_q, v_middle - v_last, v_first - v_middle)
-    return add_drops(sums, Turned(drop_m, drop_p, drop_q), slab.begin, slab.at_p, slab.at_q), tl.where(slab.exists, v_last, previous)
+    sums = add_drops(sums, Turned(drop_m, drop_p, drop_q), slab.begin, slab.at_p, slab.at_q)
+    return sums, tl.where(slab.exists, v_last, previous)
 
-# %% ../../../nbs/api/kernels/gpu/422_siddon.ipynb #ba8d334f
+# %% ../../../nbs/api/kernels/gpu/422_siddon.ipynb #4a123307
+@triton.jit
+def share_out(
+    drop,
+    by_m, by_p,  # whether the face is of m, or of p; else of q
+):
+    "Say which axis a face counts for: the first that it can be of."
+    by_p = by_p & ~by_m
+    return Turned(tl.where(by_m, drop, 0.0), tl.where(by_p, drop, 0.0), tl.where(by_m | by_p, 0.0, drop))
+
+
 @triton.jit
 def end_march(
     sums,
@@ -219,10 +236,8 @@ def end_march(
     drop_first = tl.where((part == 0) & (enter > 0.0), -v_first, 0.0)
     drop_last = tl.where((part + 1 == parts) & (leave < 1.0), v_last, 0.0)
     enters_m, leaves_m = border.m.enter == enter, border.m.leave == leave
-    enters_p, leaves_p = (border.m.enter != enter) & (border.p.enter == enter), (border.m.leave != leave) & (border.p.leave == leave)
-    enters_q, leaves_q = tl.where(enters_m | enters_p, 0.0, drop_first), tl.where(leaves_m | leaves_p, 0.0, drop_last)
-    sums = add_drops(sums, Turned(tl.where(enters_m, drop_first, 0.0), tl.where(enters_p, drop_first, 0.0), enters_q), enter, enter, enter)
-    sums = add_drops(sums, Turned(tl.where(leaves_m, drop_last, 0.0), tl.where(leaves_p, drop_last, 0.0), leaves_q), leave, leave, leave)
+    sums = add_drops(sums, share_out(drop_first, enters_m, border.p.enter == enter), enter, enter, enter)
+    sums = add_drops(sums, share_out(drop_last, leaves_m, border.p.leave == leave), leave, leave, leave)
     early, late, factor = sums.early, sums.late, Turned(-length * inverse.m, -length * inverse.p, -length * inverse.q)
     early = Turned(early.m * factor.m, early.p * factor.p, early.q * factor.q)
     late = Turned(late.m * factor.m, late.p * factor.p, late.q * factor.q)
@@ -234,7 +249,7 @@ def no_sums(zero):
     "Begin with sums of zero, in the order of each ray."
     return Slopes(Turned(zero, zero, zero), Turned(zero, zero, zero))
 
-# %% ../../../nbs/api/kernels/gpu/422_siddon.ipynb #208e383a
+# %% ../../../nbs/api/kernels/gpu/422_siddon.ipynb #085369b6
 @triton.jit(do_not_specialize=SIZES)
 def integrate_kernel(
     volume_ptr,  # (V, X, Y, Z)
@@ -268,7 +283,8 @@ def integrate_kernel(
             v_first = read_voxel(field, slab.offset, slab.exists, DTYPE)
             v_middle = read_voxel(field, slab.middle, slab.crosses, DTYPE)
             v_last = read_voxel(field, slab.last, slab.crosses_both, DTYPE)
-            total += v_first * (slab.one - slab.begin) + v_middle * (slab.two - slab.one) + v_last * (slab.end - slab.two)
+            first, middle, last = slab.one - slab.begin, slab.two - slab.one, slab.end - slab.two
+            total += v_first * first + v_middle * middle + v_last * last
             if slopes_ptr is not None:
                 sums, previous = add_slab(sums, slab, v_first, v_middle, v_last, previous)
     length = tl.load(length_ptr + place.ray, mask=place.exists, other=0.0)

@@ -13,7 +13,7 @@ from . import exact, launch, sampled
 from .launch import Kernels
 from ..request import Rays, Rule
 
-# %% ../../../nbs/api/kernels/gpu/426_trilinear.ipynb #daf3fae5
+# %% ../../../nbs/api/kernels/gpu/426_trilinear.ipynb #061b881f
 def kernels_of(
     rule: Rule,
 ) -> Kernels:
@@ -22,7 +22,8 @@ def kernels_of(
         return sampled.KERNELS
     if rule.mode not in (None, "bilinear") or rule.alphas is not None:
         raise ValueError(
-            f"mode={rule.mode!r} and alphas are about samples: give n_points as well, or leave mode='bilinear' and alphas=None to integrate exactly"
+            f"mode={rule.mode!r} and alphas are about samples: give n_points as well, "
+            "or leave mode='bilinear' and alphas=None to integrate exactly"
         )
     return exact.KERNELS
 

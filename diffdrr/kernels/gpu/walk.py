@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from diffdrr.kernels.gpu.launch import find_row, tl, triton
 
-# %% ../../../nbs/api/kernels/gpu/421_walk.ipynb #30cafc27
+# %% ../../../nbs/api/kernels/gpu/421_walk.ipynb #25f3231c
 class Vector(NamedTuple):
     "One number for each axis."
 
@@ -53,9 +53,10 @@ def point_of(
     a,  # how far along the ray
 ):
     "Find points of rays."
-    return Vector(line.source.x + a * line.direction.x, line.source.y + a * line.direction.y, line.source.z + a * line.direction.z)
+    s, d = line.source, line.direction
+    return Vector(s.x + a * d.x, s.y + a * d.y, s.z + a * d.z)
 
-# %% ../../../nbs/api/kernels/gpu/421_walk.ipynb #1b75123f
+# %% ../../../nbs/api/kernels/gpu/421_walk.ipynb #5b3f0f3f
 class Axis(NamedTuple):
     "One axis of rays."
 
@@ -74,7 +75,8 @@ def axis_of(
     moves = d != 0
     divisor = tl.where(moves, d, 1.0)
     if d.dtype == tl.float32:
-        inverse = tl.div_rn(tl.full(d.shape, 1.0, tl.float32), divisor)  # the plain division of float32 is an approximation
+        # the plain division of float32 is an approximation
+        inverse = tl.div_rn(tl.full(d.shape, 1.0, tl.float32), divisor)
     else:
         inverse = 1.0 / divisor
     moves = moves & (tl.abs(inverse) < float("inf"))
@@ -156,7 +158,7 @@ def next_plane(
     "Find the plane through which rays leave a cell."
     return lower + (index + tl.where(d > 0, 1, 0)).to(d.dtype) / PER_UNIT
 
-# %% ../../../nbs/api/kernels/gpu/421_walk.ipynb #fc9b2744
+# %% ../../../nbs/api/kernels/gpu/421_walk.ipynb #1640b1c0
 class Channels(NamedTuple):
     "Pictures with one channel for each label."
 
@@ -185,7 +187,8 @@ def collect(
     found = tl.load(channels.labels_ptr + offset, mask=wanted, other=0).to(tl.int32)
     changes = wanted & (found != tally.label)
     add_total(channels, tally, changes)
-    return Tally(tl.where(changes, found, tally.label), tl.where(changes, 0.0, tally.total) + tl.where(wanted, amount, 0.0))
+    total = tl.where(changes, 0.0, tally.total) + tl.where(wanted, amount, 0.0)
+    return Tally(tl.where(changes, found, tally.label), total)
 
 
 @triton.jit
