@@ -1,4 +1,4 @@
-"""The GPU kernels against the reference: in Triton's interpreter, compiled for CUDA without a GPU, and on a GPU if there is one."""
+"""The GPU kernels against the reference: in Triton's interpreter, compiled for CUDA, and on a GPU if there is one."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ pytest.importorskip("triton", reason="triton is not installed")
 from diffdrr.volumes import load_example_ct
 from diffdrr.rendering import DRR
 from diffdrr.kernels import reference
-from diffdrr.kernels.gpu import siddon as triton_siddon
-from diffdrr.kernels.gpu import trilinear as triton_trilinear
+from diffdrr.kernels.gpu import siddon, trilinear
+from diffdrr.kernels.request import Rays, Rule
 
 ROOT = Path(__file__).parents[1]
 DEVICE = "cuda" if CUDA else "cpu"
 on_gpu = pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
-# Of the largest value. Sums of some hundred terms; crossings in float32 are rounded to 1e-4 of a voxel on rays of a thousand voxels, and noise hides none of it.
+# Of the largest value. Sums of some hundred terms; crossings in float32 are rounded to 1e-4 of a voxel on rays of a
+# thousand voxels, and noise hides none of it.
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-11}
 KERNELS = {
-    "siddon": (triton_siddon, reference.siddon, {}),
-    "exact": (triton_trilinear, reference.trilinear, {}),
-    "samples": (triton_trilinear, reference.trilinear, dict(n_points=16)),
-    "nearest": (triton_trilinear, reference.trilinear, dict(n_points=16, mode="nearest")),
+    "siddon": (siddon, reference.siddon, Rule("siddon")),
+    "exact": (trilinear, reference.trilinear, Rule("trilinear")),
+    "samples": (trilinear, reference.trilinear, Rule("trilinear", 16)),
+    "nearest": (trilinear, reference.trilinear, Rule("trilinear", 16, "nearest")),
 }
 kernels = pytest.mark.parametrize("kernel", KERNELS)
 
 
 @contextmanager
 def poisoned():
-    "Fill memory that is not initialised with NaN; torch does in this mode. Kernels that need atomic additions for one sum have to do without."
+    "Fill memory that is not initialised with NaN, as torch does in this mode. Atomic additions are not allowed in it."
     torch.use_deterministic_algorithms(True)
     try:
         yield
@@ -51,9 +52,10 @@ def test_poison():
         assert torch.zeros(2).new_empty(3).isnan().all()
 
 
-def scene(shape: tuple[int, int, int], n_rays: int, pictures: int = 1, volumes: int = 1, dtype: torch.dtype = torch.float64, seed: int = 0):
-    "Return a volume, labels below 3, and rays of all kinds: through, into, out of and past the volume, parallel to one axis or two."
-    torch.manual_seed(seed)
+def scene(shape: tuple[int, int, int], n_rays: int, pictures: int = 1, volumes: int = 1):
+    "Return a volume, labels below 3, and rays of all kinds: through, into and past it, parallel to one axis or two."
+    torch.manual_seed(0)
+    dtype = torch.float64
     volume = torch.rand(volumes, *shape, dtype=dtype)
     labels = torch.randint(0, 3, volume.shape, dtype=torch.uint8)
     size = torch.tensor(shape, dtype=dtype)
@@ -62,17 +64,26 @@ def scene(shape: tuple[int, int, int], n_rays: int, pictures: int = 1, volumes: 
     for axis in range(3):
         for kind in (axis, 3 + axis, 3 + (axis + 1) % 3):  # one axis, then pairs
             target[:, kinds == kind, axis] = source[:, kinds == kind, axis]
-    length = torch.rand(pictures, n_rays, dtype=dtype) + 0.5
-    return tuple(x.to(DEVICE) for x in (volume, labels, source, target, length))
+    rays = Rays(source, target, torch.rand(pictures, n_rays, dtype=dtype) + 0.5)
+    return volume.to(DEVICE), labels.to(DEVICE), rays.map(lambda x: x.to(DEVICE))
 
 
-def expected(kernel: str, volume, source, target, length, labels=None, n_labels=1, **more):
+def by_label(rule: Rule, labels: torch.Tensor) -> Rule:
+    "Give each of three labels a channel."
+    return rule._replace(labels=labels, n_labels=3)
+
+
+def expected(kernel: str, volume: torch.Tensor, rays: Rays, rule: Rule) -> torch.Tensor:
     "Render each picture by the reference."
-    _, render, options = KERNELS[kernel]
+    _, render, _ = KERNELS[kernel]
+    options = {} if rule.n_points is None else dict(n_points=rule.n_points, mode=rule.mode or "bilinear")
+    if rule.alphas is not None:
+        options |= dict(alphamin=rule.alphas[..., :1], alphamax=rule.alphas[..., 1:])
     pictures = []
-    for b in range(len(target)):
+    for b in range(len(rays.target)):
         v = b if len(volume) > 1 else 0
-        pictures.append(render(volume[v], source[b : b + 1], target[b : b + 1], length[b : b + 1], None if labels is None else labels[v], n_labels, **options, **more))
+        labels = None if rule.labels is None else rule.labels[v]
+        pictures.append(render(volume[v], *rays.picture(b), labels, rule.n_labels, **options))
     return torch.cat(pictures)
 
 
@@ -84,47 +95,51 @@ def close(ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype = torch.f
 @kernels
 def test_odd_shapes(kernel, shape):
     "The long one has rays in two parts."
-    module, _, options = KERNELS[kernel]
-    volume, _, *rays = scene(shape, 64)
+    module, _, rule = KERNELS[kernel]
+    volume, _, rays = scene(shape, 64)
     with poisoned():
-        assert close(module.render(volume, *rays, **options), expected(kernel, volume, *rays))
+        assert close(module.render(volume, rays, rule), expected(kernel, volume, rays, rule))
 
 
 @pytest.mark.parametrize("labelled", [False, True], ids=["sum", "labels"])
 @kernels
 def test_batch_of_volumes(kernel, labelled):
     "Two pictures of two volumes, 9 x 9 rays, in tiles that stick out."
-    module, _, options = KERNELS[kernel]
-    volume, labels, *rays = scene((5, 4, 6), 81, pictures=2, volumes=2)
-    chosen = (labels, 3) if labelled else (None, 1)
+    module, _, rule = KERNELS[kernel]
+    volume, labels, rays = scene((5, 4, 6), 81, pictures=2, volumes=2)
+    rule = by_label(rule, labels) if labelled else rule
     with poisoned():
-        assert close(module.render(volume, *rays, *chosen, **options), expected(kernel, volume, *rays, *chosen))
+        assert close(module.render(volume, rays, rule), expected(kernel, volume, rays, rule))
 
 
 @pytest.mark.parametrize("kernel", ["siddon", "exact"])
 def test_labels_and_volumes_may_be_shared(kernel):
     "One of both serves all pictures."
-    module, _, options = KERNELS[kernel]
-    volume, labels, *rays = scene((2, 3, 2), 20, pictures=2, volumes=2)
+    module, _, rule = KERNELS[kernel]
+    volume, labels, rays = scene((2, 3, 2), 20, pictures=2, volumes=2)
     gradient = torch.randn(2, 3, 20, dtype=torch.float64, device=DEVICE)
     for v, l in ((volume, labels[:1]), (volume[:1], labels)):
-        both = v.expand_as(volume), l.expand_as(labels)
-        assert torch.equal(module.render(v, *rays, l, 3, **options), module.render(both[0], *rays, both[1], 3, **options))
-        adjoint = module.volume_gradient(gradient, both[0], *rays, both[1], **options)
-        assert close(module.volume_gradient(gradient, v, *rays, l, **options), adjoint if len(v) == 2 else adjoint.sum(dim=0, keepdim=True))
+        shared, own = by_label(rule, l), by_label(rule, l.expand_as(labels))
+        each = v.expand_as(volume)
+        assert torch.equal(module.render(v, rays, shared), module.render(each, rays, own))
+        adjoint = module.backproject(gradient, each, rays, own)
+        adjoint = adjoint if len(v) == 2 else adjoint.sum(dim=0, keepdim=True)
+        assert close(module.backproject(gradient, v, rays, shared), adjoint)
 
 
 @kernels
 def test_rays_may_share_their_source(kernel):
-    "The source of each picture is read once, not copied for every ray."
-    module, _, options = KERNELS[kernel]
-    volume, _, source, target, length = scene((5, 4, 6), 70, pictures=2)
-    shared = source[:, :1].expand_as(target)
-    for ours, theirs in zip(*(module.render_with_slopes(volume, x, target, length, **options) for x in (shared, shared.contiguous()))):
-        assert torch.equal(ours, theirs)
+    "The source of each picture is read once, not copied for every ray; it may be given once, too."
+    module, _, rule = KERNELS[kernel]
+    volume, _, rays = scene((5, 4, 6), 70, pictures=2)
+    one = rays._replace(source=rays.source[:, :1])
+    image, slopes = module.render_with_slopes(volume, one.each_with_source().map(torch.Tensor.contiguous), rule)
+    for shared in (one, one.each_with_source()):
+        ours = module.render_with_slopes(volume, shared, rule)
+        assert torch.equal(ours[0], image) and torch.equal(ours[1], slopes)
 
 
-def lattice_rays():
+def lattice_rays() -> Rays:
     "Rays through corners, along edges and in faces of voxels, through centres, and from a point to itself."
     half = torch.arange(-2, 10, dtype=torch.float64) / 2
     torch.manual_seed(1)
@@ -132,106 +147,107 @@ def lattice_rays():
     target[:, :20] = source[:, :20]
     target[:, 20:60, :2] = source[:, 20:60, :2]
     target[:, 60:80] = source[:, 60:80] + torch.tensor([3.0, -3.0, 3.0], dtype=torch.float64)
-    return tuple(x.to(DEVICE) for x in (source, target, (target - source).norm(dim=-1)))
+    return Rays(source, target, (target - source).norm(dim=-1)).map(lambda x: x.to(DEVICE))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("kernel", ["siddon", "exact", "samples"])
 def test_values_of_lattice_rays(kernel, dtype):
     "Whatever rounding does at an edge, it decides about no length; a ray in a face is in the upper voxel."
-    module, _, options = KERNELS[kernel]
+    module, _, rule = KERNELS[kernel]
     volume = scene((4, 3, 5), 1)[0]
     rays = lattice_rays()
     with poisoned():
-        ours = module.render(volume, *(x.to(dtype) for x in rays), **options)
-    assert close(ours, expected(kernel, volume, *rays), dtype)
+        ours = module.render(volume, rays.map(lambda x: x.to(dtype)), rule)
+    assert close(ours, expected(kernel, volume, rays, rule), dtype)
 
 
 @pytest.mark.parametrize("labelled", [False, True], ids=["sum", "labels"])
 @kernels
 def test_gradients(kernel, labelled):
-    module, _, options = KERNELS[kernel]
-    volume, labels, *rays = scene((5, 18, 3), 90, pictures=2, volumes=2 if labelled else 1)
-    chosen = (labels, 3) if labelled else (None, 1)
+    module, _, rule = KERNELS[kernel]
+    volume, labels, rays = scene((5, 18, 3), 90, pictures=2, volumes=2 if labelled else 1)
+    rule = by_label(rule, labels) if labelled else rule
     inputs = [x.clone().requires_grad_() for x in (volume, *rays)]
-    image = expected(kernel, *inputs, *chosen)
+    image = expected(kernel, inputs[0], Rays(*inputs[1:]), rule)
     gradient = torch.randn_like(image)
     theirs = torch.autograd.grad(image, inputs, gradient, allow_unused=True)
     with poisoned():
-        slopes, totals = module.ray_gradient(gradient, volume, *rays, chosen[0], **options)
+        slopes, totals = module.ray_gradient(gradient, volume, rays, rule)
     assert close(slopes.mT, torch.cat(theirs[1:3], dim=-1))
     assert close(totals, theirs[3])
-    assert close(module.volume_gradient(gradient, volume, *rays, chosen[0], **options), theirs[0])
+    assert close(module.backproject(gradient, volume, rays, rule), theirs[0])
 
 
 @kernels
 def test_slopes(kernel):
     "A volume long enough to have rays in parts."
-    module, _, options = KERNELS[kernel]
-    volume, _, *rays = scene((3, 4, 36), 60)
-    inputs = [x.clone().requires_grad_() for x in rays]
+    module, _, rule = KERNELS[kernel]
+    volume, _, rays = scene((3, 4, 36), 60)
+    inputs = rays.map(lambda x: x.clone().requires_grad_())
     with poisoned():
-        image, slopes = module.render_with_slopes(volume, *rays, **options)
-        assert close(image, module.render(volume, *rays, **options))
-    assert close(image, expected(kernel, volume, *inputs))
-    assert close(slopes.mT, torch.cat(torch.autograd.grad(expected(kernel, volume, *inputs).sum(), inputs[:2]), dim=-1))
+        image, slopes = module.render_with_slopes(volume, rays, rule)
+        assert close(image, module.render(volume, rays, rule))
+    theirs = expected(kernel, volume, inputs, rule)
+    assert close(image, theirs)
+    assert close(slopes.mT, torch.cat(torch.autograd.grad(theirs.sum(), inputs[:2]), dim=-1))
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "nearest"])
 def test_alphas(mode):
     "Sampling between given ends, per ray, also outside the volume."
-    volume, labels, source, target, length = scene((5, 4, 6), 70)
-    alphas = torch.stack([torch.rand_like(length) * 1.5 - 0.4, torch.rand_like(length) * 1.5], dim=-1)
-    options = dict(n_points=9, mode=mode)
-    inputs = [x.clone().requires_grad_() for x in (volume, source, target, length)]
-    ends = dict(alphamin=alphas[..., :1], alphamax=alphas[..., 1:])
-    theirs = reference.trilinear(inputs[0][0], *inputs[1:], labels[0], 3, **options, **ends)
+    volume, labels, rays = scene((5, 4, 6), 70)
+    alphas = torch.stack([torch.rand_like(rays.length) * 1.5 - 0.4, torch.rand_like(rays.length) * 1.5], dim=-1)
+    rule = Rule("trilinear", 9, mode, labels, 3, alphas)
+    inputs = [x.clone().requires_grad_() for x in (volume, *rays)]
+    theirs = expected("samples", inputs[0], Rays(*inputs[1:]), rule)
     gradient = torch.randn_like(theirs)
     grads = torch.autograd.grad(theirs, inputs, gradient, allow_unused=True)
     grads = [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, grads)]
     with poisoned():
-        assert close(triton_trilinear.render(volume, source, target, length, labels, 3, **options, alphas=alphas), theirs)
-        slopes, totals = triton_trilinear.ray_gradient(gradient, volume, source, target, length, labels, **options, alphas=alphas)
+        assert close(trilinear.render(volume, rays, rule), theirs)
+        slopes, totals = trilinear.ray_gradient(gradient, volume, rays, rule)
     assert close(slopes.mT, torch.cat(grads[1:3], dim=-1)) and close(totals, grads[3])
-    assert close(triton_trilinear.volume_gradient(gradient, volume, source, target, length, labels, **options, alphas=alphas), grads[0])
+    assert close(trilinear.backproject(gradient, volume, rays, rule), grads[0])
 
 
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("kernel", ["siddon", "exact"])
 def test_volumes_are_read_as_stored(kernel, stored):
-    module, _, options = KERNELS[kernel]
-    volume, _, *rays = scene((5, 4, 6), 60)
-    volume, rays = volume.to(stored), [x.float() for x in rays]
-    theirs = expected(kernel, volume.double(), *(x.double() for x in rays))
+    module, _, rule = KERNELS[kernel]
+    volume, _, rays = scene((5, 4, 6), 60)
+    volume, rays = volume.to(stored), rays.map(torch.Tensor.float)
+    theirs = expected(kernel, volume.double(), rays.map(torch.Tensor.double), rule)
     with poisoned():
-        ours = module.render(volume, *rays, **options)
+        ours = module.render(volume, rays, rule)
     assert ours.dtype == torch.float32 and close(ours, theirs, torch.float32)
-    adjoint = module.volume_gradient(torch.ones_like(ours), volume, *rays, **options)
+    adjoint = module.backproject(torch.ones_like(ours), volume, rays, rule)
     assert adjoint.dtype == (torch.float64 if stored == torch.float64 else torch.float32)
     assert abs((adjoint.double() * volume.double()).sum() / ours.double().sum() - 1) < TOLERANCE[torch.float32]
 
 
-@pytest.mark.parametrize("whole", [torch.int16, torch.int32, torch.int64], ids=str)
-def test_labels_of_any_integers(whole):
-    volume, labels, *rays = scene((5, 4, 6), 60)
-    theirs = triton_siddon.render(volume, *rays, labels, 3)
-    assert torch.equal(triton_siddon.render(volume, *rays, labels.to(whole), 3), theirs)
+@pytest.mark.parametrize("integers", [torch.int16, torch.int32, torch.int64], ids=str)
+def test_labels_of_any_integers(integers):
+    volume, labels, rays = scene((5, 4, 6), 60)
+    theirs = siddon.render(volume, rays, by_label(Rule("siddon"), labels))
+    assert torch.equal(siddon.render(volume, rays, by_label(Rule("siddon"), labels.to(integers))), theirs)
 
 
 @pytest.mark.parametrize("kernel", ["siddon", "exact"])
 def test_float32_of_a_long_march(kernel):
     "A cone beam through 300 voxels from a source 900 voxels away, against float64."
-    module, _, options = KERNELS[kernel]
+    module, _, rule = KERNELS[kernel]
     torch.manual_seed(0)
     volume = torch.rand(1, 12, 300, 9, device=DEVICE)
     source = torch.tensor([5.0, -900.0, 4.0], device=DEVICE).expand(1, 64, 3)
-    target = torch.rand(1, 64, 3, device=DEVICE) * torch.tensor([14.0, 1.0, 11.0], device=DEVICE) + torch.tensor([-1.0, 500.0, -1.0], device=DEVICE)
-    length = (target - source).norm(dim=-1)
-    inputs = [x.double().requires_grad_() for x in (source.contiguous(), target)]
-    theirs = expected(kernel, volume.double(), *inputs, length.double())
-    image, slopes = module.render_with_slopes(volume, source, target, length, **options)
+    low, size = torch.tensor([[-1.0, 500.0, -1.0], [14.0, 1.0, 11.0]], device=DEVICE)
+    target = torch.rand(1, 64, 3, device=DEVICE) * size + low
+    rays = Rays(source, target, (target - source).norm(dim=-1))
+    inputs = rays.map(lambda x: x.double().contiguous().requires_grad_())
+    theirs = expected(kernel, volume.double(), inputs, rule)
+    image, slopes = module.render_with_slopes(volume, rays, rule)
     assert close(image, theirs, torch.float32)
-    assert close(slopes.mT, torch.cat(torch.autograd.grad(theirs.sum(), inputs), dim=-1), torch.float32)
+    assert close(slopes.mT, torch.cat(torch.autograd.grad(theirs.sum(), inputs[:2]), dim=-1), torch.float32)
 
 
 def test_label_of_a_ray_close_to_a_face():
@@ -240,21 +256,22 @@ def test_label_of_a_ray_close_to_a_face():
     labels[:, :, 8:] = 1
     source = torch.tensor([[[0.0, 7.5, -0.35]]], device=DEVICE)
     target = torch.tensor([[[0.0, 7.4999, -300.0]]], device=DEVICE)
-    length = torch.ones(1, 1, device=DEVICE)
-    for module in (triton_siddon, triton_trilinear):
-        below, above = module.render(volume, source, target, length, labels, 2)[0, :, 0].tolist()
+    rays = Rays(source, target, torch.ones(1, 1, device=DEVICE))
+    for kernel in ("siddon", "exact"):
+        module, _, rule = KERNELS[kernel]
+        below, above = module.render(volume, rays, rule._replace(labels=labels, n_labels=2))[0, :, 0].tolist()
         assert below > 0 and above == 0
 
 
 @kernels
 def test_lost_rays_are_nan(kernel):
-    "Coordinates that are not finite give NaN, and disturb nobody else."
-    module, _, options = KERNELS[kernel]
-    volume, _, source, target, length = scene((5, 4, 6), 40)
-    theirs = module.render(volume, source, target, length, **options)
-    source[0, 3, 1], target[0, 5, 2], target[0, 7, 0] = torch.nan, torch.inf, -torch.inf
+    "Coordinates that are not finite give NaN, and disturb no other ray."
+    module, _, rule = KERNELS[kernel]
+    volume, _, rays = scene((5, 4, 6), 40)
+    theirs = module.render(volume, rays, rule)
+    rays.source[0, 3, 1], rays.target[0, 5, 2], rays.target[0, 7, 0] = torch.nan, torch.inf, -torch.inf
     lost = torch.tensor([3, 5, 7])
-    ours = module.render(volume, source, target, length, **options)
+    ours = module.render(volume, rays, rule)
     assert ours[0, 0, lost].isnan().all()
     ours[0, 0, lost] = theirs[0, 0, lost] = 0
     assert torch.equal(ours, theirs)
@@ -262,97 +279,118 @@ def test_lost_rays_are_nan(kernel):
 
 @kernels
 def test_no_rays(kernel):
-    module, _, options = KERNELS[kernel]
-    volume, labels, *rays = scene((5, 4, 6), 0)
-    assert module.render(volume, *rays, **options).shape == (1, 1, 0)
-    assert module.render(volume, *rays, labels, 3, **options).shape == (1, 3, 0)
-    assert (module.volume_gradient(torch.zeros(1, 1, 0, dtype=torch.float64, device=DEVICE), volume, *rays, **options) == 0).all()
+    module, _, rule = KERNELS[kernel]
+    volume, labels, rays = scene((5, 4, 6), 0)
+    assert module.render(volume, rays, rule).shape == (1, 1, 0)
+    assert module.render(volume, rays, by_label(rule, labels)).shape == (1, 3, 0)
+    assert (module.backproject(torch.zeros(1, 1, 0, dtype=torch.float64, device=DEVICE), volume, rays, rule) == 0).all()
 
 
 @kernels
 def test_inputs_need_not_be_contiguous(kernel):
-    module, _, options = KERNELS[kernel]
-    volume, labels, source, target, length = scene((5, 4, 6), 40)
-    source = source[:, :1].expand_as(target)
-    theirs = module.render(volume, source.contiguous(), target, length, labels, 3, **options)
-    strange = lambda x: x.movedim(-1, 0).contiguous().movedim(0, -1)
+    module, _, rule = KERNELS[kernel]
+    volume, labels, rays = scene((5, 4, 6), 40)
+    rays = rays._replace(source=rays.source[:, :1].expand_as(rays.target))
+    theirs = module.render(volume, rays.map(torch.Tensor.contiguous), by_label(rule, labels))
+
+    def strange(x):
+        return x.movedim(-1, 0).contiguous().movedim(0, -1)
+
     assert not strange(volume).is_contiguous()
-    assert torch.equal(module.render(strange(volume), source, strange(target), length, strange(labels), 3, **options), theirs)
+    ours = module.render(strange(volume), rays._replace(target=strange(rays.target)), by_label(rule, strange(labels)))
+    assert torch.equal(ours, theirs)
 
 
 @kernels
-def test_deterministic_volume_gradient_is_refused(kernel):
-    module, _, options = KERNELS[kernel]
-    volume, _, *rays = scene((5, 4, 6), 1)
+def test_deterministic_adjoint_is_refused(kernel):
+    module, _, rule = KERNELS[kernel]
+    volume, _, rays = scene((5, 4, 6), 1)
     with poisoned(), pytest.raises(RuntimeError, match="backend='torch'"):
-        module.volume_gradient(torch.ones(1, 1, 1, dtype=torch.float64, device=DEVICE), volume, *rays, **options)
+        module.backproject(torch.ones(1, 1, 1, dtype=torch.float64, device=DEVICE), volume, rays, rule)
 
 
 @pytest.mark.parametrize("kernel", ["siddon", "exact"])
 def test_shapes_that_disagree(kernel):
-    module, _, options = KERNELS[kernel]
-    volume, labels, *rays = scene((5, 4, 6), 1, pictures=3, volumes=2)
+    module, _, rule = KERNELS[kernel]
+    volume, labels, rays = scene((5, 4, 6), 1, pictures=3, volumes=2)
     with pytest.raises(ValueError, match="volume must have one entry, or one for each of the 3 pictures"):
-        module.render(volume, *rays, **options)
+        module.render(volume, rays, rule)
     with pytest.raises(ValueError, match="labels must have the shape"):
-        module.render(volume[:1], *rays, labels, 3, **options)
+        module.render(volume[:1], rays, by_label(rule, labels))
+
+
+def import_kernels(before: str) -> subprocess.CompletedProcess:
+    "Import the kernels in a process of their own, after some other code."
+    code = f"{before}; import diffdrr.kernels.gpu.siddon"
+    settings = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, text=True)
 
 
 def test_missing_triton_is_named():
-    code = "import sys; sys.modules['triton'] = None; import diffdrr.kernels.gpu.siddon"
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    done = import_kernels("import sys; sys.modules['triton'] = None")
     assert done.returncode and "ImportError: the GPU kernels need triton: pip install triton" in done.stderr
+
+
+def test_old_triton_is_named():
+    "Before 3.4, tuples cannot go from function to function of a kernel."
+    done = import_kernels("import triton; triton.__version__ = '3.3.1'")
+    assert done.returncode and "ImportError: the GPU kernels need triton 3.4 or newer, not 3.3.1" in done.stderr
 
 
 COMPILE = """
 import triton, triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from diffdrr.kernels.gpu import siddon as triton_siddon
-from diffdrr.kernels.gpu import trilinear as triton_trilinear
+from diffdrr.kernels.gpu import exact, sampled, siddon
 
 def compile(kernel, rays, volume, **constants):
     def kind(name):
         if name in constants:
             return "constexpr"
-        return {"volume_ptr": "*" + volume, "labels_ptr": "*u8"}.get(name, "*" + rays) if name.endswith("_ptr") else "i32"
+        if not name.endswith("_ptr"):
+            return "i32"
+        added = "*fp64" if volume == "fp64" else "*fp32"
+        return {"volume_ptr": "*" + volume, "labels_ptr": "*u8", "adjoint_ptr": added}.get(name, "*" + rays)
 
     source = ASTSource(fn=kernel, signature={p.name: kind(p.name) for p in kernel.params}, constexprs=constants)
     code = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=dict(num_warps=4, enable_fp_fusion=True))
     assert code.asm["cubin"] and ".target sm_90" in code.asm["ptx"]
 
 none = dict(labels_ptr=None, gradient_ptr=None)
-small, large = dict(BATCHED=False, LABELS_BATCHED=False, INDEX=tl.int32, BLOCK=128), dict(BATCHED=True, LABELS_BATCHED=True, INDEX=tl.int64, BLOCK=128)
+small = dict(BATCHED=False, LABELS_BATCHED=False, INDEX=tl.int32, BLOCK=128)
+large = dict(BATCHED=True, LABELS_BATCHED=True, INDEX=tl.int64, BLOCK=128)
 whole, half = dict(PER_UNIT=1, UNROLL=2), dict(PER_UNIT=2, UNROLL=2)
 """
 
 
 @pytest.mark.parametrize("jobs", [
     """
-compile(triton_siddon.integrate_kernel, "fp32", "bf16", slopes_ptr=None, **none, **small)
-compile(triton_siddon.integrate_kernel, "fp64", "fp64", **large)
-compile(triton_siddon.channels_kernel, "fp32", "fp16", **large)
-compile(triton_siddon.adjoint_kernel, "fp64", "fp64", **large)
+compile(siddon.integrate_kernel, "fp32", "bf16", slopes_ptr=None, **none, **small)
+compile(siddon.integrate_kernel, "fp64", "fp64", **large)
+compile(siddon.channels_kernel, "fp32", "fp16", **large)
+compile(siddon.adjoint_kernel, "fp64", "fp64", **large)
 """,
     """
-compile(triton_trilinear.exact_kernel, "fp32", "bf16", slopes_ptr=None, **none, **small, **whole)
-compile(triton_trilinear.exact_kernel, "fp64", "fp32", **large, **half)
-compile(triton_trilinear.exact_kernel, "fp32", "fp32", gradient_ptr=None, slopes_ptr=None, **small, **half)
-compile(triton_trilinear.exact_adjoint_kernel, "fp32", "fp32", **large, **half)
-compile(triton_trilinear.sampled_kernel, "fp32", "fp16", labels_ptr=None, gradient_ptr=None, **small, NEAREST=False)
-compile(triton_trilinear.sampled_kernel, "fp64", "fp64", alphas_ptr=None, **large, NEAREST=True)
-compile(triton_trilinear.sampled_adjoint_kernel, "fp32", "fp32", alphas_ptr=None, **large, NEAREST=False)
+compile(exact.integrate_kernel, "fp32", "bf16", slopes_ptr=None, **none, **small, **whole)
+compile(exact.integrate_kernel, "fp64", "fp32", **large, **half)
+compile(exact.channels_kernel, "fp32", "fp32", **small, **half)
+compile(exact.adjoint_kernel, "fp32", "fp32", **large, **half)
+compile(sampled.integrate_kernel, "fp32", "fp16", labels_ptr=None, gradient_ptr=None, **small, NEAREST=False)
+compile(sampled.integrate_kernel, "fp64", "fp64", alphas_ptr=None, **large, NEAREST=True)
+compile(sampled.channels_kernel, "fp32", "bf16", alphas_ptr=None, **large, NEAREST=False)
+compile(sampled.adjoint_kernel, "fp32", "fp32", alphas_ptr=None, **large, NEAREST=False)
 """,
 ], ids=["siddon", "trilinear"])
 def test_kernels_compile_for_cuda(jobs, tmp_path):
     "The whole compiler, up to machine code, runs without a GPU."
-    settings = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    settings = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    settings |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", COMPILE + jobs], env=settings, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def view(dtype: torch.dtype, shape: tuple[int, int, int] = (160, 192, 90), size: int = 200):
-    "A cone beam on a noisy volume, tilted against its axes."
+def view(dtype: torch.dtype, shape: tuple[int, int, int] = (160, 193, 90), size: int = 200):
+    "A cone beam on a noisy volume, tilted. With 192 voxels along y, samples would lie in faces: rounding would decide."
     torch.manual_seed(0)
     volume = torch.rand(1, *shape, device=DEVICE, dtype=torch.float64)
     centre = torch.tensor(shape, device=DEVICE, dtype=torch.float64) / 2
@@ -360,46 +398,51 @@ def view(dtype: torch.dtype, shape: tuple[int, int, int] = (160, 192, 90), size:
     u, v = torch.meshgrid(grid, grid, indexing="ij")
     target = (centre + torch.stack([150 * v + 40, 260 + 60 * u, 150 * u], dim=-1)).view(1, -1, 3)
     source = (centre - torch.tensor([60.0, 500, -20], device=DEVICE)).expand_as(target)
-    return volume.to(dtype), source.to(dtype).contiguous(), target.to(dtype), (target - source).norm(dim=-1).to(dtype)
+    rays = Rays(source.contiguous(), target, (target - source).norm(dim=-1))
+    return volume.to(dtype), rays.map(lambda x: x.to(dtype))
 
 
 @on_gpu
 @kernels
 def test_pictures_on_a_gpu(kernel):
-    module, _, options = KERNELS[kernel]
-    for dtype in TOLERANCE if kernel in ("siddon", "exact") else [torch.float64]:  # few samples of noise show where they are
-        volume, source, target, length = view(dtype)
+    module, _, rule = KERNELS[kernel]
+    few = kernel in ("samples", "nearest")  # samples of noise show where they are
+    for dtype in [torch.float64] if few else TOLERANCE:
+        volume, rays = view(dtype)
+        exact = rays.map(torch.Tensor.double)
         with torch.no_grad():
-            theirs = torch.cat([expected(kernel, volume.double(), *(x[:, i : i + 2000].double() for x in (source, target, length))) for i in range(0, 40000, 2000)], dim=-1)
-        assert close(module.render(volume, source, target, length, **options), theirs, dtype)
+            chunks = [exact.some(slice(i, i + 2000)) for i in range(0, 40000, 2000)]
+            theirs = [expected(kernel, volume.double(), chunk, rule) for chunk in chunks]
+        assert close(module.render(volume, rays, rule), torch.cat(theirs, dim=-1), dtype)
 
 
 @on_gpu
 @kernels
 def test_adjoint_on_a_gpu(kernel):
-    module, _, options = KERNELS[kernel]
+    module, _, rule = KERNELS[kernel]
     for dtype in TOLERANCE:
-        volume, *rays = view(dtype)
-        image = module.render(volume, *rays, **options)
+        volume, rays = view(dtype)
+        image = module.render(volume, rays, rule)
         weights = torch.rand_like(image)
-        adjoint = module.volume_gradient(weights, volume, *rays, **options)
-        assert abs((adjoint.double() * volume.double()).sum() / (weights.double() * image.double()).sum() - 1) < TOLERANCE[dtype]
+        adjoint = module.backproject(weights, volume, rays, rule)
+        forward, backward = (weights.double() * image.double()).sum(), (adjoint.double() * volume.double()).sum()
+        assert abs(backward / forward - 1) < TOLERANCE[dtype]
 
 
 @on_gpu
 @kernels
 def test_cuda_graph(kernel):
     "Nothing waits for the GPU, so that a graph can be captured, and replayed with other rays."
-    module, _, options = KERNELS[kernel]
-    volume, source, target, length = view(torch.float32)
-    module.render_with_slopes(volume, source, target, length, **options)  # compiles
+    module, _, rule = KERNELS[kernel]
+    volume, rays = view(torch.float32)
+    module.render_with_slopes(volume, rays, rule)  # compiles
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        image, slopes = module.render_with_slopes(volume, source, target, length, **options)
-    source += 3.0
+        image, slopes = module.render_with_slopes(volume, rays, rule)
+    rays.source.add_(3.0)
     graph.replay()
-    again, slopes_again = module.render_with_slopes(volume, source, target, length, **options)
+    again, slopes_again = module.render_with_slopes(volume, rays, rule)
     assert torch.equal(image, again) and torch.equal(slopes, slopes_again)
 
 
@@ -407,15 +450,17 @@ def test_cuda_graph(kernel):
 @pytest.mark.parametrize("renderer", ["siddon", "trilinear"])
 def test_the_host_never_waits(renderer):
     "From the parameters of a pose to the picture, the channels and the gradients."
-    drr = DRR(load_example_ct(shape=(32, 32, 16), spacing=(11.2, 11.2, 20.0)), sdd=1020.0, height=32, delx=10.0, renderer=renderer).to(DEVICE)
+    subject = load_example_ct(shape=(32, 32, 16), spacing=(11.2, 11.2, 20.0))
+    drr = DRR(subject, sdd=1020.0, height=32, delx=10.0, renderer=renderer).to(DEVICE)
+    angles = dict(parameterization="euler_angles", convention="ZXY")
     rotation, translation = torch.zeros(1, 3, device=DEVICE), torch.tensor([[0.0, 850, 0]], device=DEVICE)
 
     def render():
         ends = [x.clone().requires_grad_() for x in (rotation, translation)]
         for channels in (False, True):
-            drr(*ends, parameterization="euler_angles", convention="ZXY", mask_to_channels=channels).sum().backward()
+            drr(*ends, **angles, mask_to_channels=channels).sum().backward()
         with torch.no_grad():
-            return drr(*ends, parameterization="euler_angles", convention="ZXY"), drr.jacobian(*ends, parameterization="euler_angles", convention="ZXY")
+            return drr(*ends, **angles), drr.jacobian(*ends, **angles)
 
     render()  # compiles, and looks at the labels
     torch.cuda.set_sync_debug_mode("error")
@@ -433,6 +478,7 @@ def test_volume_beyond_32_bits():
     source = torch.tensor([[[1299.0, 1200.0, 1290.0]]], device=DEVICE)
     target = torch.tensor([[[1299.0, 1310.0, 1295.0]]], device=DEVICE)
     inside = 99.5 / 110 * 2  # up to the last face, of 2 mm
-    length = torch.full((1, 1), 2.0, device=DEVICE)
-    for module in (triton_siddon, triton_trilinear):
-        assert abs(module.render(volume, source, target, length).item() - inside) < 0.02
+    rays = Rays(source, target, torch.full((1, 1), 2.0, device=DEVICE))
+    for kernel in ("siddon", "exact"):
+        module, _, rule = KERNELS[kernel]
+        assert abs(module.render(volume, rays, rule).item() - inside) < 0.02
