@@ -10,17 +10,19 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torch.utils.weak import WeakIdKeyDictionary
 
 from . import reference
-from .autograd import SAMPLES_PER_CHUNK, How, integrate
+from .autograd import SAMPLES_PER_CHUNK, integrate, spread
 from .reference import SAMPLERS, reduce
+from .request import Rays, Rule
 
 # %% auto #0
-__all__ = ['BACKENDS', 'FLOATS', 'DEVICES', 'FOLDERS', 'NEEDED', 'INSTALLED', 'RANGES', 'check_backend', 'check_choices',
-           'check_rays', 'in_chunks', 'is_installed', 'why_not', 'choose_backend', 'find_range', 'recall_range',
-           'as_classes', 'render_compiled', 'render_by_reference', 'siddon', 'trilinear']
+__all__ = ['BACKENDS', 'FLOATS', 'DEVICES', 'FOLDERS', 'NEEDED', 'INSTALLED', 'check_backend', 'check_choices', 'is_installed',
+           'why_not', 'choose_backend', 'project', 'backproject', 'backproject_by_reference']
 
 # %% ../../nbs/api/kernels/431_dispatch.ipynb #097e0f36
 BACKENDS = ("auto", "torch", "numba", "triton")
@@ -36,7 +38,7 @@ def check_backend(
 # %% ../../nbs/api/kernels/431_dispatch.ipynb #ea4d626d
 def check_choices(
     mode: str,  # of interpolation
-    reducefn: str | Callable[[torch.Tensor], torch.Tensor],  # how samples are combined
+    reducefn: str | Callable[[Tensor], Tensor],  # how samples are combined
     backend: str,  # who computes
 ) -> None:
     "Raise a `ValueError` for choices that no renderer offers."
@@ -48,46 +50,61 @@ def check_choices(
 
 # %% ../../nbs/api/kernels/431_dispatch.ipynb #4ff048ad
 def check_rays(
-    volume: torch.Tensor,  # (X, Y, Z) or (B, X, Y, Z)
-    source: torch.Tensor,  # (B, 1 or N, 3) voxel coordinates
-    target: torch.Tensor,  # (B, N, 3) voxel coordinates
-    length: torch.Tensor,  # (B, N) mm
-    labels: torch.Tensor | None,  # of the shape of the volume, or (X, Y, Z)
+    shape: tuple[int, ...],  # of the volume
+    rays: Rays,
+    labels: Tensor | None,  # of the shape of the volume, or (X, Y, Z)
 ) -> None:
-    "Raise a `ValueError` when the tensors of a rendering disagree in shape or device."
-    if volume.dim() not in (3, 4) or 0 in volume.shape:
-        raise ValueError(f"volume must have shape (X, Y, Z) or (B, X, Y, Z) with at least one voxel, not {tuple(volume.shape)}")
-    if volume.dim() == 4 and len(volume) not in (1, len(target)):
-        raise ValueError(f"volume must hold one volume, or one for each of the {len(target)} pictures, not {len(volume)}")
+    "Raise a `ValueError` when the tensors of a rendering disagree in shape, or rays are too coarse."
+    source, target, length = rays
+    shape = tuple(shape)
+    if len(shape) not in (3, 4) or 0 in shape:
+        raise ValueError(f"volume must have shape (X, Y, Z) or (B, X, Y, Z) with at least one voxel, not {shape}")
     if target.dim() != 3 or target.shape[-1] != 3:
         raise ValueError(f"target must have shape (B, N, 3), not {tuple(target.shape)}")
-    if source.dim() != 3 or source.shape[-1] != 3 or source.shape[1] not in (1, target.shape[1]) or len(source) != len(target):
-        raise ValueError(f"source must have shape (B, 1, 3) or (B, N, 3) with the B and N of target {tuple(target.shape)}, not {tuple(source.shape)}")
+    if len(shape) == 4 and shape[0] not in (1, len(target)):
+        raise ValueError(f"volume must hold one volume, or one for each of the {len(target)} pictures, not {shape[0]}")
+    fits = source.dim() == 3 and source.shape[-1] == 3 and source.shape[1] in (1, target.shape[1]) and len(source) == len(target)
+    if not fits:
+        expected = f"(B, 1, 3) or (B, N, 3) with the B and N of target {tuple(target.shape)}"
+        raise ValueError(f"source must have shape {expected}, not {tuple(source.shape)}")
     if length.shape != target.shape[:2]:
         raise ValueError(f"length must have shape (B, N) = {tuple(target.shape[:2])}, not {tuple(length.shape)}")
-    if labels is not None and labels.shape not in (volume.shape, volume.shape[-3:]):
-        raise ValueError(f"labels must have the shape of the volume, {tuple(volume.shape)}, or of one of several, not {tuple(labels.shape)}")
-    if volume.device != target.device:
-        raise ValueError(f"volume and rays must be on the same device, not {volume.device} and {target.device}; move the pose with .to({str(volume.device)!r})")
+    if labels is not None and tuple(labels.shape) not in (shape, shape[-3:]):
+        raise ValueError(f"labels must have the shape of the volume, {shape}, or of one of several, not {tuple(labels.shape)}")
+    if target.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"rays must be float32 or float64, not {target.dtype}, which cannot tell voxels apart: make them in float32, "
+            "as drr.float() does; the volume alone may have 16 bits, as in drr.density = drr.density.half()"
+        )
+
+
+def check_device(
+    name: str,  # of the other tensor
+    other: Tensor,
+    rays: Rays,
+) -> None:
+    "Raise a `ValueError` unless a tensor is where the rays are."
+    if other.device != rays.target.device:
+        remedy = f"move the pose with .to({str(other.device)!r})"
+        raise ValueError(f"{name} and rays must be on the same device, not {other.device} and {rays.target.device}; {remedy}")
 
 # %% ../../nbs/api/kernels/431_dispatch.ipynb #daedb661
 def in_chunks(
-    kernel: Callable[..., torch.Tensor],  # (source, target, length) -> (B, C, N)
-    source: torch.Tensor,  # (B, 1 or N, 3)
-    target: torch.Tensor,  # (B, N, 3)
-    length: torch.Tensor,  # (B, N)
+    kernel: Callable[[Rays, Rule], Tensor],  # gives (B, C, N)
+    rays: Rays,
+    rule: Rule,
     samples_per_ray: int,  # how many samples the kernel holds for one ray
-    rays_per_chunk: int | None = None,  # rays of each image to render at once; by default as many as memory is planned for
-    others: tuple[torch.Tensor, ...] = (),  # (B, N, ...) each: what else the kernel takes for each ray
-) -> torch.Tensor:  # (B, C, N)
+    rays_per_chunk: int | None = None,  # rays of each picture to render at once; by default as many as memory is planned for
+) -> Tensor:  # (B, C, N)
     "Render rays chunk by chunk, recomputing each chunk in the backward pass."
+    n_pictures, n_rays = rays.shape
     if rays_per_chunk is None:
-        rays_per_chunk = max(1, SAMPLES_PER_CHUNK // (samples_per_ray * max(1, len(target))))
+        rays_per_chunk = max(1, SAMPLES_PER_CHUNK // (samples_per_ray * max(1, n_pictures)))
     pieces = []
-    for t, n, *rest in zip(*(x.split(rays_per_chunk, dim=1) for x in (target, length, *others))):
-        start = sum(piece.shape[2] for piece in pieces)
-        s = source if source.shape[1] == 1 else source[:, start : start + t.shape[1]]
-        pieces.append(checkpoint(kernel, s, t, n, *rest, use_reentrant=False) if torch.is_grad_enabled() else kernel(s, t, n, *rest))
+    for start in range(0, max(1, n_rays), rays_per_chunk):
+        some = slice(start, start + rays_per_chunk)
+        chunk = rays.some(some), rule.some(some)
+        pieces.append(checkpoint(kernel, *chunk, use_reentrant=False) if torch.is_grad_enabled() else kernel(*chunk))
     return torch.cat(pieces, dim=2)  # the axis of rays, also where a reducefn keeps the samples
 
 # %% ../../nbs/api/kernels/431_dispatch.ipynb #e32d77e5
@@ -114,9 +131,9 @@ INSTALLED = {backend: is_installed(backend) for backend in DEVICES}
 
 def why_not(
     backend: str,  # "numba" or "triton"
-    volume: torch.Tensor,  # (X, Y, Z) or (B, X, Y, Z)
-    target: torch.Tensor,  # (B, N, 3)
-    reducefn: str | Callable[[torch.Tensor], torch.Tensor],  # how samples are combined
+    volume: Tensor,  # (X, Y, Z) or (B, X, Y, Z)
+    target: Tensor,  # (B, N, 3)
+    reducefn: str | Callable[[Tensor], Tensor],  # how samples are combined
 ) -> str | None:
     "Say why a compiled kernel cannot serve; None if it can."
     if not INSTALLED[backend]:
@@ -132,9 +149,9 @@ def why_not(
 # %% ../../nbs/api/kernels/431_dispatch.ipynb #d5d126af
 def choose_backend(
     backend: str,  # what the caller gave
-    volume: torch.Tensor,  # (X, Y, Z) or (B, X, Y, Z)
-    target: torch.Tensor,  # (B, N, 3)
-    reducefn: str | Callable[[torch.Tensor], torch.Tensor],  # how samples are combined
+    volume: Tensor,  # (X, Y, Z) or (B, X, Y, Z)
+    target: Tensor,  # (B, N, 3)
+    reducefn: str | Callable[[Tensor], Tensor],  # how samples are combined
     special: str | None,  # what else is asked for, that only the reference can do
 ) -> str:  # "torch", "numba" or "triton"
     "Choose who computes. Raises a `ValueError` when the backend that is named cannot serve."
@@ -149,31 +166,53 @@ def choose_backend(
 
 # %% ../../nbs/api/kernels/431_dispatch.ipynb #5f351d6f
 RANGES = WeakIdKeyDictionary()  # of label maps on a GPU: version, smallest and largest label
+CONVERTED = WeakIdKeyDictionary()  # of label maps in floating point: version, and the same in whole numbers
 
 
 def find_range(
-    labels: torch.Tensor,  # whole numbers
+    labels: Tensor,  # whole numbers
 ) -> tuple[float, float]:  # smallest and largest
     "Find the range of labels."
     return tuple(x.item() for x in labels.aminmax())
 
 
-def recall_range(
-    labels: torch.Tensor,  # whole numbers
-) -> tuple[float, float]:  # smallest and largest
-    "Find the range of labels, or recall it if they have not changed since: as far as torch knows, so not through `labels.data` or another library."
-    version, found = RANGES.get(labels, (None, None))
+def recall(
+    known: WeakIdKeyDictionary,  # of tensors: version, and what was found for it
+    labels: Tensor,
+    find: Callable,  # of labels
+):  # what it gives
+    "Find something out about labels, or recall it if they have not changed since, as far as torch can tell: not through `labels.data` or another library."
+    if labels.is_inference():
+        return find(labels)
+    version, found = known.get(labels, (None, None))
     if version != labels._version:
-        found = find_range(labels)
-        RANGES[labels] = labels._version, found
+        found = find(labels)
+        known[labels] = labels._version, found
     return found
+
+
+def recall_range(
+    labels: Tensor,  # whole numbers
+) -> tuple[float, float]:  # smallest and largest
+    "Find the range of labels, or recall it."
+    return recall(RANGES, labels, find_range)
+
+
+def in_whole_numbers(
+    labels: Tensor,  # in floating point
+) -> Tensor:  # uint8 or int32
+    "Convert labels. Raises a `ValueError` for labels without a channel."
+    low, high = find_range(labels)
+    if not 0 <= low <= high < 2**31:
+        raise ValueError(f"labels must be at least 0 and less than the number of channels, not from {low} to {high}")
+    return labels.to(torch.uint8 if high < 256 else torch.int32)
 
 # %% ../../nbs/api/kernels/431_dispatch.ipynb #beaa2257
 def as_classes(
-    labels: torch.Tensor | None,  # whole numbers, in any dtype
-    n_labels: int | None,  # number of label classes, if the caller knows it
-    shape: torch.Size,  # of the volume
-) -> tuple[torch.Tensor | None, int]:  # the same in an integer dtype and of the shape of the volume, and the number of classes
+    labels: Tensor | None,  # whole numbers, in any dtype
+    n_labels: int | None,  # number of label classes, if the caller gives it
+    shape: tuple[int, ...],  # of the volume
+) -> tuple[Tensor | None, int]:  # the same in an integer dtype and of the shape of the volume, and the number of classes
     "Prepare labels for rendering. Raises a `ValueError` for labels without a channel; a compiled graph cannot stop to look, and gives them to the nearest one."
     if labels is None:
         return None, 1
@@ -181,104 +220,126 @@ def as_classes(
     if torch.compiler.is_compiling() and n_labels is not None:
         labels = labels.to(torch.int32) if labels.is_floating_point() else labels
         return labels.clamp(0, min(n_labels - 1, torch.iinfo(labels.dtype).max)).expand(shape), n_labels
-    low, high = find_range(labels) if labels.device.type == "cpu" or labels.is_inference() else recall_range(labels)
+    labels = recall(CONVERTED, labels, in_whole_numbers) if labels.is_floating_point() else labels
+    low, high = find_range(labels) if labels.device.type == "cpu" else recall_range(labels)
     n_labels = int(high) + 1 if n_labels is None else n_labels
     if low < 0 or high >= n_labels:
         raise ValueError(f"labels must be at least 0 and less than the number of channels, {n_labels}, not from {low} to {high}")
-    labels = labels.to(torch.int32) if labels.is_floating_point() else labels
     return labels.expand(shape), n_labels
 
 # %% ../../nbs/api/kernels/431_dispatch.ipynb #8f9d1189
-def render_compiled(
-    method: str,  # "siddon" or "trilinear"
+def as_batch(
+    x: Tensor | None,  # (X, Y, Z) or (V, X, Y, Z)
+) -> Tensor | None:  # (V, X, Y, Z)
+    "Make a batch of a single volume."
+    return x if x is None or x.dim() == 4 else x[None]
+
+
+def module_of(
     backend: str,  # "numba" or "triton"
-    volume: torch.Tensor,  # (X, Y, Z) or (B, X, Y, Z)
-    source: torch.Tensor,  # (B, 1 or N, 3)
-    target: torch.Tensor,  # (B, N, 3)
-    length: torch.Tensor,  # (B, N)
-    labels: torch.Tensor | None,  # of the shape of the volume
-    n_labels: int,
-    n_points: int | None = None,
-    mode: str = "nearest",
-    alphas: torch.Tensor | None = None,  # (B, N, 2)
-) -> torch.Tensor:  # (B, C, N)
-    "Render by a compiled kernel."
-    grids = lambda x: x if x is None or x.dim() == 4 else x[None]
-    how = How(f"{FOLDERS[backend]}.{method}", n_labels, n_points, mode)
-    return integrate(grids(volume), source.expand_as(target), target, length, grids(labels), alphas, how)
+    rule: Rule,
+) -> str:
+    "Name the module of this room that serves."
+    return f"{FOLDERS[backend]}.{rule.method}"
 
 
 def render_by_reference(
-    kernel: Callable[..., torch.Tensor],  # (volume, labels, source, target, length, *others) -> (B, C, N)
-    volume: torch.Tensor,  # (X, Y, Z) or (B, X, Y, Z)
-    labels: torch.Tensor | None,  # of the shape of the volume
-    rays: tuple[torch.Tensor, ...],  # source, target and length
-    samples_per_ray: int,
+    volume: Tensor,  # (V, X, Y, Z)
+    rays: Rays,
+    rule: Rule,
+    reducefn: str | Callable[[Tensor], Tensor],
+    detach_values: bool,
     rays_per_chunk: int | None,
-    others: tuple[torch.Tensor, ...] = (),  # (B, N, ...) each
-) -> torch.Tensor:  # (B, C, N)
+) -> Tensor:  # (B, C, N)
     "Render by the reference, in chunks, one volume after the other."
-    if volume.dim() == 4 and len(volume) > 1:
-        each = lambda x, b: tuple(y[b : b + 1] for y in x)
-        return torch.cat([
-            render_by_reference(kernel, volume[b], None if labels is None else labels[b], each(rays, b), samples_per_ray, rays_per_chunk, each(others, b))
-            for b in range(len(volume))
-        ])
-    one = lambda x: x[0] if x is not None and x.dim() == 4 else x
-    return in_chunks(lambda *chunk: kernel(one(volume), one(labels), *chunk), *rays, samples_per_ray, rays_per_chunk, others)
+    if len(volume) > 1:
+        options = reducefn, detach_values, rays_per_chunk
+        pictures = range(len(volume))
+        return torch.cat([render_by_reference(volume[b : b + 1], rays.picture(b), rule.picture(b), *options) for b in pictures])
+
+    def kernel(rays, rule):
+        return reference.render(volume, rays, rule, reducefn, detach_values)
+
+    return in_chunks(kernel, rays, rule, rule.samples_per_ray(volume.shape), rays_per_chunk)
 
 # %% ../../nbs/api/kernels/431_dispatch.ipynb #b1845cec
-def siddon(
-    volume: torch.Tensor,  # (X, Y, Z), or (B, X, Y, Z) for a volume of its own for each picture
-    source: torch.Tensor,  # (B, 1 or N, 3) voxel coordinates
-    target: torch.Tensor,  # (B, N, 3) voxel coordinates
-    length: torch.Tensor,  # (B, N) distance from source to target, mm
-    labels: torch.Tensor | None = None,  # whole numbers, of the shape of the volume or shared by all, for one channel per label
-    n_labels: int | None = None,  # number of channels; by default one more than the largest label
-    mode: str = "nearest",  # "nearest" or "bilinear"
-    reducefn: str | Callable[[torch.Tensor], torch.Tensor] = "sum",  # "sum", "max" or a function
-    detach_values: bool = False,  # no gradient through the values read
-    rays_per_chunk: int | None = None,  # rays of each image to render at once, with the torch backend
+def project(
+    volume: Shaped[Tensor, "*V X Y Z"],  # (X, Y, Z), or (B, X, Y, Z) for a volume of its own for each picture
+    rays: Rays,
+    rule: Rule,  # labels in any dtype and of the shape of the volume, or shared by all; n_labels=None for as many as there are
+    reducefn: str | Callable[[Tensor], Tensor] = "sum",  # "sum", "max" or a function
+    detach_values: bool = False,  # Siddon: no gradient through the values read
+    rays_per_chunk: int | None = None,  # rays of each picture to render at once, with the torch backend
     backend: str = "auto",  # a member of `BACKENDS`
-) -> torch.Tensor:  # (B, C, N)
-    "Integrate along rays exactly, with constant voxels."
-    check_rays(volume, source, target, length, labels)
-    labels, n_labels = as_classes(labels, n_labels, volume.shape)
-    special = None if mode == "nearest" else f"it reads constant voxels (mode='nearest'), not mode={mode!r}"
-    chosen = choose_backend(backend, volume, target, reducefn, special)
-    if chosen != "torch":
-        return render_compiled("siddon", chosen, volume.detach() if detach_values else volume, source, target, length, labels, n_labels)
-    kernel = lambda v, m, s, t, n: reference.siddon(v, s, t, n, m, n_labels, mode, reducefn, detach_values)
-    return render_by_reference(kernel, volume, labels, (source, target, length), sum(volume.shape[-3:]) + 3, rays_per_chunk)
+    special: str | None = None,  # what else is asked for, that only the reference can do
+) -> Tensor:  # (B, C, N)
+    "Integrate along rays."
+    check_rays(volume.shape, rays, rule.labels)
+    check_device("volume", volume, rays)
+    rule = complete(rule, volume.shape)
+    chosen = choose_backend(backend, volume, rays.target, reducefn, special or why_reference(rule))
+    if chosen == "torch":
+        return render_by_reference(as_batch(volume), rays, rule, reducefn, detach_values, rays_per_chunk)
+    volume = volume.detach() if detach_values else volume
+    return integrate(as_batch(volume), rays.each_with_source(), rule, module_of(chosen, rule))
 
-# %% ../../nbs/api/kernels/431_dispatch.ipynb #f866f15d
-def trilinear(
-    volume: torch.Tensor,  # (X, Y, Z), or (B, X, Y, Z) for a volume of its own for each picture
-    source: torch.Tensor,  # (B, 1 or N, 3) voxel coordinates
-    target: torch.Tensor,  # (B, N, 3) voxel coordinates
-    length: torch.Tensor,  # (B, N) distance from source to target, mm
-    labels: torch.Tensor | None = None,  # whole numbers, of the shape of the volume or shared by all, for one channel per label
-    n_labels: int | None = None,  # number of channels; by default one more than the largest label
-    n_points: int | None = None,  # samples per ray; None integrates exactly
-    mode: str = "bilinear",  # "nearest" or "bilinear"
-    reducefn: str | Callable[[torch.Tensor], torch.Tensor] = "sum",  # "sum", "max" or a function
-    alphamin: float | torch.Tensor | None = None,  # with `n_points`: where to begin sampling
-    alphamax: float | torch.Tensor | None = None,  # with `n_points`: where to end sampling
-    rays_per_chunk: int | None = None,  # rays of each image to render at once, with the torch backend
+# %% ../../nbs/api/kernels/431_dispatch.ipynb #a24f7d6b
+METHODS = ("siddon", "trilinear")
+
+
+def complete(
+    rule: Rule,
+    shape: tuple[int, ...],  # of the volume
+) -> Rule:  # with labels as a batch in an integer dtype, and their number
+    "Prepare a rule for kernels. Raises a `ValueError` for one that no kernel follows."
+    if rule.method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))}, not {rule.method!r}")
+    labels, n_labels = as_classes(rule.labels, rule.n_labels, shape)
+    mode = rule.mode or ("nearest" if rule.method == "siddon" else "bilinear")
+    return rule._replace(labels=as_batch(labels), n_labels=n_labels, mode=mode)
+
+
+def why_reference(
+    rule: Rule,
+) -> str | None:
+    "Say what about a rule only the reference can do; None if there is nothing."
+    if rule.method == "siddon" and rule.mode != "nearest":
+        return f"it reads constant voxels (mode='nearest'), not mode={rule.mode!r}"
+    if rule.alphas is not None and rule.alphas.requires_grad:
+        return "it has no gradient with respect to alphamin and alphamax"
+    return None
+
+# %% ../../nbs/api/kernels/431_dispatch.ipynb #8b73c24a
+def backproject(
+    pictures: Float[Tensor, "B C N"],
+    shape: tuple[int, ...],  # of the volume: (X, Y, Z), or (B, X, Y, Z) for one for each picture
+    rays: Rays,
+    rule: Rule,  # as in `project`
     backend: str = "auto",  # a member of `BACKENDS`
-) -> torch.Tensor:  # (B, C, N)
-    "Integrate the interpolated volume along rays, exactly or from samples."
-    check_rays(volume, source, target, length, labels)
-    labels, n_labels = as_classes(labels, n_labels, volume.shape)
-    given = {name: torch.as_tensor(alpha).to(target).expand(*length.shape, 1) for name, alpha in (("alphamin", alphamin), ("alphamax", alphamax)) if alpha is not None}
-    special = None
-    if len(given) == 1:
-        special = "it needs both alphamin and alphamax, or neither"
-    elif any(alpha.requires_grad for alpha in given.values()):
-        special = "it has no gradient with respect to alphamin and alphamax"
-    chosen = choose_backend(backend, volume, target, reducefn, special)
-    if chosen != "torch":
-        alphas = torch.cat([given["alphamin"], given["alphamax"]], dim=-1) if given else None
-        return render_compiled("trilinear", chosen, volume, source, target, length, labels, n_labels, n_points, mode, alphas)
-    kernel = lambda v, m, s, t, n, *alphas: reference.trilinear(v, s, t, n, m, n_labels, n_points, mode, reducefn, **dict(zip(given, alphas)))
-    return render_by_reference(kernel, volume, labels, (source, target, length), n_points or 2 * (sum(volume.shape[-3:]) + 6), rays_per_chunk, tuple(given.values()))
+) -> Float[Tensor, "*V X Y Z"]:  # of this shape, in the dtype of the rays
+    "Spread pictures over the voxels along their rays: the adjoint of `project`. Differentiable in pictures and rays."
+    check_rays(shape, rays, rule.labels)
+    check_device("pictures", pictures, rays)
+    rule = complete(rule, shape)
+    expected = rays.shape[0], rule.n_labels, rays.shape[1]
+    if pictures.shape != expected:
+        raise ValueError(f"pictures must have shape (B, C, N) = {expected}, not {tuple(pictures.shape)}")
+    volume = rays.target.new_zeros(()).expand(shape)
+    chosen = choose_backend(backend, volume, rays.target, "sum", why_reference(rule))
+    pictures, volume = pictures.to(rays.target.dtype), as_batch(volume)
+    if chosen == "torch":
+        return backproject_by_reference(pictures, volume, rays, rule).view(shape)
+    return spread(pictures, volume, rays.each_with_source(), rule, module_of(chosen, rule)).view(shape)
+
+
+def backproject_by_reference(
+    pictures: Float[Tensor, "B C N"],
+    volume: Float[Tensor, "V X Y Z"],  # for its shape and dtype
+    rays: Rays,
+    rule: Rule,
+) -> Float[Tensor, "V X Y Z"]:
+    "Backproject by the reference, in chunks."
+    n_pictures, n_rays = rays.shape
+    count = max(1, SAMPLES_PER_CHUNK // (rule.samples_per_ray(volume.shape) * max(1, n_pictures)))
+    chunks = (slice(start, start + count) for start in range(0, max(1, n_rays), count))
+    return sum(reference.backproject(pictures[:, :, some], volume, rays.some(some), rule.some(some)) for some in chunks)

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..files import whole_file
-from ..kernels.cpu.threads import serial_torch
+from ..kernels import serial_torch
 from .inputs import check_overlap, check_pictures, check_volume
 from .projector import Projector
 

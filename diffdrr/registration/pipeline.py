@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from ..checks import some_of, whole
 from ..geometry import INTRINSICS, Camera, RigidTransform
-from ..kernels.cpu.threads import serial_torch
+from ..kernels import serial_torch
 from .objective import Objective
 from .optimiser import Iterate, levenberg_marquardt
 from .placement import Placement

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..checks import agree
 from ..geometry import AffineTransform, Camera, RigidTransform, convert, orientation_matrix
-from ..kernels.cpu.threads import serial_for_few
+from ..kernels import serial_for_few
 from .coarse import coarsen, shallow_copy
 from .jacobian import jacobian_images
 from .rays import RayRenderer, check_density

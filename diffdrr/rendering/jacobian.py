@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..checks import one_of
 from ..geometry import INTRINSICS, RigidTransform, calibration_slopes, matmul
-from ..kernels.cpu.threads import serial_for_few
+from ..kernels import serial_for_few
 
 if TYPE_CHECKING:
     from diffdrr.rendering.drr import DRR

@@ -10,7 +10,7 @@ from jaxtyping import Float, Real
 from torch import Tensor, nn
 
 from ..geometry import ORIENTATIONS, AffineTransform, Camera, Detector, RigidTransform
-from ..kernels.cpu.threads import serial_for_few
+from ..kernels import serial_for_few
 from ..volumes import Grid
 
 # %% auto #0
