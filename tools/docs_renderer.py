@@ -1,4 +1,4 @@
-"""How nbdev documents a symbol: its signature, its docstring, and tables of its parameters and methods, and of theirs."""
+"""How nbdev documents a symbol: its signature, its docstring, and tables of its parameters and methods."""
 
 from __future__ import annotations
 
