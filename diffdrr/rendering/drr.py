@@ -30,10 +30,10 @@ __all__ = ['INTRINSICS', 'DRR']
 # %% ../../nbs/api/rendering/506_drr.ipynb #2da5e59b
 INTRINSICS = {"sdd": (2, 2), "delx": (0, 0), "dely": (1, 1), "x0": (0, 3), "y0": (1, 3)}  # where they are in the calibration matrix
 
-# %% ../../nbs/api/rendering/506_drr.ipynb #2c151478
+# %% ../../nbs/api/rendering/506_drr.ipynb #9174c188
 def pose_for(
     drr: RayRenderer,
-    args: tuple[AffineTransform | Float[Tensor, "B *_"], ...],  # a pose, or the rotation and the translation of one
+    args: tuple[AffineTransform | Float[Tensor, "B ..."], ...],  # a pose, or the rotation and the translation of one
     parameterization: str | None,  # of the rotation
     convention: str | None,  # for Euler angles
     degrees: bool,  # Euler angles in degrees
@@ -106,7 +106,7 @@ class DRR(RayRenderer):
 
     def forward(
         self,
-        *args: AffineTransform | Float[Tensor, "B *_"],  # a pose, or the rotation and the translation of one
+        *args: AffineTransform | Float[Tensor, "B ..."],  # a pose, or the rotation and the translation of one
         parameterization: str | None = None,  # of the rotation, see `PARAMETERIZATIONS`
         convention: str | None = None,  # for Euler angles, such as "ZXY"
         calibration: RigidTransform | None = None,  # instead of the detector's intrinsics, see `calibration_matrix`
@@ -129,7 +129,7 @@ class DRR(RayRenderer):
 
     def jacobian(
         self,
-        *args: AffineTransform | Float[Tensor, "B *_"],  # a pose, or the rotation and the translation of one
+        *args: AffineTransform | Float[Tensor, "B ..."],  # a pose, or the rotation and the translation of one
         parameterization: str | None = None,  # of the rotation, see `PARAMETERIZATIONS`
         convention: str | None = None,  # for Euler angles, such as "ZXY"
         calibration: RigidTransform | None = None,  # instead of the detector's own intrinsics

@@ -30,10 +30,10 @@ def cross(
     (a1, a2, a3), (b1, b2, b3) = a.unbind(dim=1), b.unbind(dim=1)
     return torch.stack([a2 * b3 - a3 * b2, a3 * b1 - a1 * b3, a1 * b2 - a2 * b1], dim=1)
 
-# %% ../../nbs/api/rendering/504_jacobian.ipynb #050a0df5
+# %% ../../nbs/api/rendering/504_jacobian.ipynb #1799f701
 def ray_slopes(
     drr: DRR,
-    rays: list[Float[Tensor, "B _ _"]],  # source (B, 1 or N, 3), target (B, N, 3) and length (B, N, 1), in voxels and mm
+    rays: tuple[Float[Tensor, "B _ _"], ...],  # source (B, 1 or N, 3), target (B, N, 3) and length (B, N, 1), in voxels and mm
     options: dict[str, object],  # arguments of the renderer's `forward`
 ) -> tuple[Float[Tensor, "B 1 N"], tuple[Float[Tensor, "B N _"], ...]]:  # picture, and its derivatives by the three
     "Render, and differentiate each pixel by its ray."
