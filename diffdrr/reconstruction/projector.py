@@ -57,10 +57,8 @@ def backproject(
     rays: tuple[Tensor, ...],  # as `Projector.rays` makes them
 ) -> Float[Tensor, "X Y Z"]:
     "Give each voxel what the pixels that see it hold, times the length of their rays inside it."
-    volume = projector.zeros().requires_grad_()
-    with torch.enable_grad():
-        seen = projector.renderer(volume, *rays, **projector.renderer.exact)
-    return torch.autograd.grad(seen, volume, pictures.reshape(seen.shape))[0]
+    renderer = projector.renderer
+    return renderer.backproject(pictures.flatten(2), projector.volume_shape, *rays, **renderer.exact)
 
 # %% ../../nbs/api/reconstruction/803_projector.ipynb #f50ff3d6
 class Transpose(torch.autograd.Function):
