@@ -169,9 +169,9 @@ def test_compiled_code_on_disk_is_out_of_date_when_what_it_calls_has_changed(tmp
     shutil.copytree(Path(__file__).parents[1] / "diffdrr", tmp_path / "diffdrr", ignore=shutil.ignore_patterns("__pycache__"))
     code = """
 import torch
-from diffdrr.kernels.dispatch import siddon
+from diffdrr.kernels import Rays, Rule, project
 source, target = torch.tensor([[[[1.0, 1.0, -7.0]]], [[[1.0, 1.0, 9.0]]]])
-print(siddon(torch.ones(3, 3, 3), source, target, torch.full((1, 1), 16.0), backend="numba").item())
+print(project(torch.ones(3, 3, 3), Rays(source, target, torch.full((1, 1), 16.0)), Rule("siddon"), backend="numba").item())
 """
     render = lambda: float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True).stdout)
     whole = render()
@@ -186,15 +186,16 @@ def test_compiled_code_on_disk_is_loaded_without_the_compiler():
     code = """
 import sys
 import torch
-from diffdrr.kernels.cpu import siddon as numba_siddon
-from diffdrr.kernels.cpu import trilinear as numba_trilinear
+from diffdrr.kernels.cpu import siddon, trilinear
+from diffdrr.kernels.request import Rays, Rule
 torch.manual_seed(0)
 volume, target, length = torch.rand(1, 5, 6, 7), 4 * torch.rand(1, 70, 3) + 9, torch.ones(1, 70)
 source, labels = torch.full((1, 1, 3), -9.0).expand_as(target), (volume > 0.5).byte()
-rays = volume, source, target, length
-for kernel in numba_siddon, numba_trilinear:
-    image, slopes = kernel.render_with_slopes(*rays)
-    results = kernel.render(*rays), slopes, kernel.render(*rays, labels, 2), kernel.volume_gradient(image, *rays)
+rays = Rays(source, target, length)
+for kernel, rule in (siddon, Rule("siddon")), (trilinear, Rule("trilinear")):
+    image, slopes = kernel.render_with_slopes(volume, rays, rule)
+    channels = kernel.render(volume, rays, rule._replace(labels=labels, n_labels=2))
+    results = kernel.render(volume, rays, rule), slopes, channels, kernel.backproject(image, volume, rays, rule)
     print(*(x.double().sum().item() for x in results))
 print("numba.np.linalg" in sys.modules)
 """
@@ -211,11 +212,11 @@ from numba.core import caching
 for implementation in (caching.CompileResultCacheImpl, caching.CodeLibraryCacheImpl):
     implementation._locator_classes = []
 import torch
-from diffdrr.kernels.dispatch import siddon
-from diffdrr.kernels.cpu.march import OPTIONS
+from diffdrr.kernels import Rays, Rule, project
+from diffdrr.kernels.cpu.compile import OPTIONS
 assert not OPTIONS["cache"]
 end = torch.tensor([[[1.0, 1.0, 9.0]]])
-assert siddon(torch.ones(3, 3, 3), -end, end, torch.full((1, 1), 1.0), backend="numba") > 0
+assert project(torch.ones(3, 3, 3), Rays(-end, end, torch.full((1, 1), 1.0)), Rule("siddon"), backend="numba") > 0
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.returncode == 0, done.stderr

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffdrr.kernels import dispatch
+from diffdrr.kernels import Rays, Rule, backproject, kernel_threads, project, serial_torch
 
 # Of the largest value. In float64 the same sum in another order; in float32 positions of up to some ten voxels, rounded to 1e-6 of a voxel.
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
 # 32 samples between opposite faces of up to twelve voxels fall on no face between voxels, where the nearest voxel is a matter of rounding.
-RULES = {
-    "siddon": (dispatch.siddon, {}), "exact": (dispatch.trilinear, {}), "sampled": (dispatch.trilinear, dict(n_points=32)),
-    "nearest": (dispatch.trilinear, dict(n_points=32, mode="nearest")),
-}
+RULES = {"siddon": Rule("siddon"), "exact": Rule("trilinear"), "sampled": Rule("trilinear", 32), "nearest": Rule("trilinear", 32, "nearest")}
 rules = pytest.mark.parametrize("rule", RULES)
 
 
@@ -24,12 +23,17 @@ def close(ours: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
     return torch.allclose(ours.double(), expected.double(), rtol=0, atol=tolerance * max(1e-3, expected.abs().max().item()))
 
 
+def between(source: torch.Tensor, target: torch.Tensor) -> Rays:
+    "Rays as long as source and target are apart."
+    return Rays(source, target, (target - source).norm(dim=-1))
+
+
 def both(rule: str, volume, source, target, labels, n_labels: int, dtype: torch.dtype, gradients: bool):
     "Yield values, and gradients of a weighted sum, of the compiled kernel and of the reference in float64."
-    kernel, options = RULES[rule]
+    chosen = RULES[rule]._replace(labels=labels, n_labels=n_labels)
     for backend, precision in (("numba", dtype), ("torch", torch.float64)):
-        inputs = [x.detach().to(precision, copy=True).requires_grad_(gradients) for x in (volume, source, target, (target - source).norm(dim=-1))]
-        image = kernel(*inputs, labels, n_labels, backend=backend, **options)
+        inputs = [x.detach().to(precision, copy=True).requires_grad_(gradients) for x in (volume, *between(source, target))]
+        image = project(inputs[0], Rays(*inputs[1:]), chosen, backend=backend)
         if not gradients:
             yield (image,)
             continue
@@ -92,17 +96,18 @@ def test_sources_far_away(rule):
 
 
 @rules
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-10)], ids=["float32", "float64"])
-def test_adjoint_identity(rule, dtype, tolerance):
-    "The gradient with respect to the volume is the transpose of the projection."
-    kernel, options = RULES[rule]
-    volume, _, source, target = (x.to(dtype) for x in scene(0, (33, 21, 17), 4000, 1))
-    y = torch.rand(2, 1, 4000, dtype=dtype)
-    volume.requires_grad_()
-    image = kernel(volume, source, target, (target - source).norm(dim=-1), backend="numba", **options)
-    image.backward(y)
-    there, back = (image * y).sum(dtype=torch.float64).item(), (volume.detach() * volume.grad).sum(dtype=torch.float64).item()
+@pytest.mark.parametrize("labelled", [False, True], ids=["sum", "labels"])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.float64, 1e-12)], ids=["float32", "float64"])
+def test_adjoint_identity(rule, labelled, dtype, tolerance):
+    "The backprojection is the transpose of the projection, and the gradient with respect to the volume is the backprojection."
+    volume, labels, source, target = scene(0, (33, 21, 17), 4000, 1)
+    chosen = RULES[rule]._replace(labels=labels if labelled else None, n_labels=4 if labelled else 1)
+    rays, volume = between(source.to(dtype), target.to(dtype)), volume.to(dtype).requires_grad_()
+    y = torch.rand(2, chosen.n_labels, 4000, dtype=dtype)
+    image, adjoint = project(volume, rays, chosen, backend="numba"), backproject(y, volume.shape, rays, chosen, "numba")
+    there, back = ((a * b).sum(dtype=torch.float64).item() for a, b in ((image, y), (volume, adjoint)))
     assert abs(there - back) < tolerance * abs(there)
+    assert torch.equal(torch.autograd.grad(image, volume, y)[0], adjoint)
 
 
 @rules
@@ -122,12 +127,10 @@ def test_every_number_is_written(rule, labelled, monkeypatch):
 @rules
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_volumes_are_read_as_such(rule, dtype):
-    kernel, options = RULES[rule]
     volume, _, source, target = scene(4, (9, 8, 7), 500, 1)
-    rays = source, target, (target - source).norm(dim=-1)
-    half = volume.to(dtype).requires_grad_()
-    image = kernel(half, *rays, backend="numba", **options)
-    assert torch.allclose(image, kernel(half.double(), *rays, backend="numba", **options), rtol=0, atol=1e-12)
+    rays, half = between(source, target), volume.to(dtype).requires_grad_()
+    image = project(half, rays, RULES[rule], backend="numba")
+    assert torch.allclose(image, project(half.double(), rays, RULES[rule], backend="numba"), rtol=0, atol=1e-12)
     slope, = torch.autograd.grad(image.sum(), half)
     assert slope.dtype == dtype and slope.abs().max() > 0
 
@@ -135,14 +138,14 @@ def test_half_precision_volumes_are_read_as_such(rule, dtype):
 @rules
 def test_voxels_that_are_not_numbers_stay_where_they_are(rule):
     "A NaN or an infinity shows in the pixels whose rays meet it, and in no other."
-    kernel, options = RULES[rule]
     volume = torch.ones(9, 9, 9)
     source = torch.tensor([[[4.0, 4.0, -20.0]]]).expand(1, 81, 3)
     target = torch.cartesian_prod(torch.arange(9.0), torch.arange(9.0), torch.tensor([30.0]))[None]
-    clean = kernel(volume, source, target, torch.full((1, 81), 50.0), backend="numba", **options)
+    rays = Rays(source, target, torch.full((1, 81), 50.0))
+    clean = project(volume, rays, RULES[rule], backend="numba")
     for strange in (torch.nan, torch.inf):
         volume[4, 4, 4] = strange
-        image = kernel(volume, source, target, torch.full((1, 81), 50.0), backend="numba", **options)
+        image = project(volume, rays, RULES[rule], backend="numba")
         assert not image[0, 0, 40].isfinite() and torch.equal(image[0, 0, :9], clean[0, 0, :9])
 
 
@@ -151,14 +154,46 @@ def test_voxels_that_are_not_numbers_stay_where_they_are(rule):
 @pytest.mark.parametrize("strange", [torch.nan, torch.inf, -torch.inf], ids=str)
 def test_coordinates_that_are_not_numbers_give_such_pixels(rule, labelled, strange):
     "And leave the other pixels alone; an optimiser that has gone astray is noticed."
-    kernel, options = RULES[rule]
     volume, labels, _, _ = scene(5, (6, 5, 4), 1, 1)
     source, target = torch.tensor([[[-5.0, 2.2, 1.7]] * 7], dtype=torch.float64), torch.tensor([[[12.0, 2.9, 2.1]] * 7], dtype=torch.float64)
     for axis in range(3):
         source[0, axis, axis] = strange
         target[0, 3 + axis, axis] = strange
     source.requires_grad_(), target.requires_grad_()
-    image = kernel(volume, source, target, torch.ones(1, 7, dtype=torch.float64), labels if labelled else None, backend="numba", **options)
+    chosen = RULES[rule]._replace(labels=labels, n_labels=None) if labelled else RULES[rule]
+    image = project(volume, Rays(source, target, torch.ones(1, 7, dtype=torch.float64)), chosen, backend="numba")
     assert image[..., :6].isnan().all() and (image[..., 6] > 0).any() and image[..., 6].isfinite().all()
     for gradient in torch.autograd.grad(image[..., 6].sum(), (source, target)):
         assert gradient[0, 6].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("backend", ["auto", "torch", "numba"])
+def test_rays_of_16_bits_are_refused(dtype, backend):
+    volume, _, source, target = scene(6, (5, 4, 3), 10, 1)
+    rays = between(source, target).map(lambda x: x.to(dtype))
+    with pytest.raises(ValueError, match=f"rays must be float32 or float64, not {dtype}.*drr.float()"):
+        project(volume.to(dtype), rays, Rule("siddon"), backend=backend)
+
+
+def test_threads_that_render_at_once_leave_torch_its_threads():
+    "Each render makes torch serial for a moment; threads go in and out in any order, and the last one out puts things right."
+    volume, _, source, target = scene(7, (9, 8, 7), 200, 1)
+    rays = between(source, target)
+    before = torch.get_num_threads()
+
+    def work() -> int:
+        for _ in range(50):
+            with serial_torch():
+                assert kernel_threads() == 3
+                project(volume, rays, Rule("siddon"), backend="numba")
+        return torch.get_num_threads()
+
+    torch.set_num_threads(3)
+    try:
+        with ThreadPoolExecutor(6) as several:
+            assert [done.result() for done in [several.submit(work) for _ in range(6)]] == [3] * 6
+        with ThreadPoolExecutor(1) as later:
+            assert later.submit(torch.get_num_threads).result() == torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
