@@ -129,7 +129,7 @@ def check_batch(
 # %% ../../nbs/api/anatomy/905_files.ipynb #94953be6
 def save_coco(
     path: str | Path,  # folder to make: `images/000001.png` and so on, and `annotations.json`
-    batches: Iterable[tuple[Float[Tensor, "B 1 H W"], Bool[Tensor, "B C H W"]]],  # pictures from 0 to 1, and their masks
+    batches: Iterable[tuple[Float[Tensor, "B 1 H W"], Bool[Tensor, "B C H W"]]],  # pictures from 0 to 1, and masks
     names: Sequence[str],  # C structures, the categories 1 to C
     verbose: bool = True,  # show a progress bar
 ) -> None:

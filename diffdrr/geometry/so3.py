@@ -149,7 +149,7 @@ DEFAULT_ACOS_BOUND = 1.0 - 1e-4
 
 def acos_linear_extrapolation(
     x: Float[Tensor, "*B"],  # cosines, also slightly outside [-1, 1]
-    bounds: tuple[float, float] = (-DEFAULT_ACOS_BOUND, DEFAULT_ACOS_BOUND),  # the arc cosine is exact between them, linear outside
+    bounds: tuple[float, float] = (-DEFAULT_ACOS_BOUND, DEFAULT_ACOS_BOUND),  # exact between, linear outside
 ) -> Float[Tensor, "*B"]:  # angles, rad
     "Compute the arc cosine, continued by its tangents outside `bounds`."
     lower, upper = bounds

@@ -103,7 +103,7 @@ def pose_from_view(
 # %% ../../nbs/api/geometry/108_views.ipynb #39321ca2
 def solve_pnp(
     points: Float[np.ndarray, "N 3"],  # world coordinates, mm
-    pixels: Float[np.ndarray, "N 2"],  # pixel coordinates as OpenCV counts them: the centre of the first pixel is (0, 0)
+    pixels: Float[np.ndarray, "N 2"],  # pixels as OpenCV counts them: the centre of the first is (0, 0)
     K: Float[np.ndarray, "3 3"],  # intrinsic matrix, OpenCV's convention
 ) -> Float[np.ndarray, "4 4"]:  # camera from world
     "Solve the perspective-n-point problem. Raises an `ImportError` without OpenCV, and a `ValueError` if there is no solution."

@@ -94,7 +94,7 @@ def in_chunks(
     rays: Rays,
     rule: Rule,
     samples_per_ray: int,  # how many samples the kernel holds for one ray
-    rays_per_chunk: int | None = None,  # rays of each picture to render at once; by default as many as memory is planned for
+    rays_per_chunk: int | None = None,  # of each picture; by default as many as memory is planned for
 ) -> Tensor:  # (B, C, N)
     "Render rays chunk by chunk, recomputing each chunk in the backward pass."
     n_pictures, n_rays = rays.shape
@@ -266,7 +266,7 @@ def render_by_reference(
 def project(
     volume: Shaped[Tensor, "*V X Y Z"],  # (X, Y, Z), or (B, X, Y, Z) for a volume of its own for each picture
     rays: Rays,
-    rule: Rule,  # labels in any dtype and of the shape of the volume, or shared by all; n_labels=None for as many as there are
+    rule: Rule,  # labels in any dtype, of each volume or shared; n_labels=None for as many as there are
     reducefn: str | Callable[[Tensor], Tensor] = "sum",  # "sum", "max" or a function
     detach_values: bool = False,  # Siddon: no gradient through the values read
     rays_per_chunk: int | None = None,  # rays of each picture to render at once, with the torch backend

@@ -43,7 +43,7 @@ def inside_interval(
 def crossings(
     source: Float[Tensor, "B #N 3"],  # voxel coordinates
     target: Float[Tensor, "B N 3"],  # voxel coordinates
-    planes: tuple[Float[Tensor, " P"], Float[Tensor, " Q"], Float[Tensor, " R"]],  # ascending positions along x, y and z
+    planes: tuple[Float[Tensor, " P"], Float[Tensor, " Q"], Float[Tensor, " R"]],  # ascending, along x, y and z
 ) -> Float[Tensor, "B N S"]:  # ascending, in [0, 1]
     "Compute where rays cross three families of planes, clipped to the box that the outer planes span."
     lower, upper = (torch.stack([p[end] for p in planes]) for end in (0, -1))
@@ -148,7 +148,7 @@ def siddon(
     rays: Rays,
     rule: Rule,  # its labels are those of this volume
     reducefn: str | Callable[[Tensor], Tensor] = "sum",  # see `reduce`
-    detach_values: bool = False,  # no gradient through the values read, only through the lengths they are multiplied with
+    detach_values: bool = False,  # no gradient through the values read, only through lengths
 ) -> Tensor:  # (B, C, N)
     "Integrate along rays exactly, with constant voxels (Siddon, Medical Physics 12(2), 1985)."
     source, target, length = rays

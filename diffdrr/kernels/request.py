@@ -57,10 +57,10 @@ class Rule(NamedTuple):
 
     method: str  # "siddon" or "trilinear"
     n_points: int | None = None  # trilinear: samples per ray; None integrates exactly
-    mode: str | None = None  # how values are read, "nearest" or "bilinear"; None for "nearest" in Siddon's method, for "bilinear" in the trilinear one
+    mode: str | None = None  # how values are read: "nearest" or "bilinear"; None for that of the method
     labels: Tensor | None = None  # (V, X, Y, Z) whole numbers below `n_labels`, for one channel per label
     n_labels: int = 1  # number of channels C
-    alphas: Tensor | None = None  # trilinear, with `n_points`: (B, N, 2) where to begin and to end sampling, from 0 at the source to 1 at the target
+    alphas: Tensor | None = None  # with `n_points`: (B, N, 2) where sampling begins and ends, 0 to 1
 
     def samples_per_ray(
         self,

@@ -76,7 +76,7 @@ class PolyenergeticBeam(nn.Module):
         spectrum: Spectrum,  # of the beam that meets the patient; the fluence may be an `nn.Parameter`
         materials: Sequence[str],  # M of them, one for each channel
         response: Float[Tensor, "..."] | None = None,  # (E,) signal per photon, see `csi_response`; None counts photons
-        energy: float | None = 70.0,  # at which the channels are optical depths, keV; None if they are path lengths in mm
+        energy: float | None = 70.0,  # keV of the optical depths in the channels; None for path lengths in mm
     ):
         super().__init__()
         spectrum = as_spectrum(spectrum)

@@ -65,9 +65,9 @@ class Descent(Solver):
         self,
         projector: Projector | FreeGeometry,
         pictures: Shaped[Tensor, "V 1 H W"] | Shaped[np.ndarray, "V 1 H W"],  # line integrals
-        optimizer: Callable[..., torch.optim.Optimizer],  # makes one from groups of parameters, such as `torch.optim.Adam`
+        optimizer: Callable[..., torch.optim.Optimizer],  # makes one from groups of parameters
         rate: float,  # learning rate of the volume, 1/mm
-        regularizer: Callable[[Tensor], Tensor] | None = None,  # (X, Y, Z) -> (), added to half the mean squared difference
+        regularizer: Callable[[Tensor], Tensor] | None = None,  # (X, Y, Z) -> (), added to the loss
         batch: Batch = Batch(),  # views and pixels that are drawn for each step
         volume: Shaped[Tensor, "X Y Z"] | Shaped[np.ndarray, "X Y Z"] | None = None,  # first guess (default: zero)
         nonnegative: bool = True,  # attenuation is not negative

@@ -81,7 +81,7 @@ class Transpose(torch.autograd.Function):
 def there_and_back(
     projector: Projector,
     volume: Float[Tensor, "X Y Z"],
-    change: Callable[[Tensor, slice], Tensor],  # takes the pictures of some views, and which views they are; returns others
+    change: Callable[[Tensor, slice], Tensor],  # (pictures of some views, which views) -> other pictures
 ) -> tuple[Float[Tensor, "X Y Z"], Float[Tensor, "V 1 H W"]]:
     "Project a volume, change the pictures, and apply the transpose."
     total, pictures = projector.zeros(), []
@@ -126,7 +126,7 @@ class Projector:
         grid: Grid,  # of the voxels
         pose: RigidTransform,  # (V) one for each view
         orientation: str | Float[Tensor, "4 4"] | None = "AP",  # of the subject, as in `circular_orbit`; or its matrix
-        renderer: str | nn.Module = "siddon",  # "siddon" for constant voxels, "trilinear" for values between them; or a module
+        renderer: str | nn.Module = "siddon",  # "siddon" for constant voxels, "trilinear" between them; or a module
         views_at_once: int = 8,  # bounds the memory
     ):
         check_kind("camera", camera, Camera, "Projector.from_drr takes a DRR")
@@ -244,7 +244,7 @@ class Projector:
     def there_and_back(
         self,
         volume: Float[Tensor, "X Y Z"],
-        change: Callable[[Tensor, slice], Tensor],  # takes the pictures of some views, and which views they are; returns others
+        change: Callable[[Tensor, slice], Tensor],  # (pictures of some views, which views) -> other pictures
     ) -> tuple[Float[Tensor, "X Y Z"], Float[Tensor, "V 1 H W"]]:  # and the pictures of the volume
         "Project a volume, change the pictures, and apply the transpose, in one pass over the views."
         return there_and_back(self, volume, change)

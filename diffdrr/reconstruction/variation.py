@@ -48,7 +48,7 @@ class TotalVariation(Solver):
         self,
         projector: Projector,
         pictures: Shaped[Tensor, "V 1 H W"] | Shaped[np.ndarray, "V 1 H W"],  # line integrals
-        weight: float,  # of the total variation, in which a step between neighbours along the finest axis counts fully: larger for smoother volumes
+        weight: float,  # of the total variation, per step along the finest axis: larger for smoother volumes
         volume: Shaped[Tensor, "X Y Z"] | Shaped[np.ndarray, "X Y Z"] | None = None,  # first guess (default: zero)
     ):
         super().__init__(projector, pictures, volume)

@@ -123,11 +123,11 @@ def check_search(
 # %% ../../nbs/api/registration/723_pipeline.ipynb #ef6ab63d
 @serial_torch()  # many small pictures
 def register(
-    drr: DRR | Subject | Sequence[DRR],  # has the geometry of the X-ray; one for all views, or one for each; a subject will do for an `XRay`
-    xray: Shaped[Tensor, "..."] | XRay | Sequence[Tensor | XRay],  # (V, 1, H, W) X-rays as line integrals: bones are bright; a list if their sizes differ; see `xrays.prepare`
-    init: RigidTransform | None = None,  # (V) initial poses; several views keep their places relative to each other; an `XRay` may hold its own
-    mask: Shaped[Tensor, "..."] | Sequence[Tensor] | None = None,  # like `xray`: 0 where a collimator or an overlay hides the patient; an `XRay` may hold its own
-    spread: Sequence[float] = (15.0, 45.0),  # how wrong `init` may be: standard deviations of rotation (degrees) and translation (mm)
+    drr: DRR | Subject | Sequence[DRR],  # one for all views, or one for each; a subject will do for an `XRay`
+    xray: Shaped[Tensor, "..."] | XRay | Sequence[Tensor | XRay],  # (V, 1, H, W) line integrals, see `xrays.prepare`
+    init: RigidTransform | None = None,  # (V) initial poses, rigid to each other; an `XRay` may hold its own
+    mask: Shaped[Tensor, "..."] | Sequence[Tensor] | None = None,  # like `xray`: 0 where the patient is hidden
+    spread: Sequence[float] = (15.0, 45.0),  # how wrong `init` may be: standard deviations, degrees and mm
     n_starts: int = 200,  # random starts; 1 to begin from `init` only
     refine: Sequence[str] = (),  # intrinsics to refine at the end: any of sdd, delx, dely, x0, y0
     solver: Callable[[Objective, Placement, float], list[Iterate]] = levenberg_marquardt,  # or `first_order`

@@ -87,7 +87,7 @@ class RegistrationResult:
     pose: RigidTransform  # (V) world from camera, one for each view
     pose_in_scanner: RigidTransform  # (V) the same in the coordinates of the CT's file
     similarity: float  # local correlation coefficient of pictures and X-rays, at most 1
-    covariance: Float[Tensor, "P P"]  # of a twist about the isocentre (mm, rad) and of the refined intrinsics (mm), float64
+    covariance: Float[Tensor, "P P"]  # of the twist about the isocentre (mm, rad) and refined intrinsics (mm)
     intrinsics: list[dict[str, float]]  # the refined intrinsics of each view, mm
     reason: str | None  # why the pose should not be trusted; None if nothing speaks against it
     trace: DataFrame  # one row for each iteration: how the first view's pose went

@@ -59,7 +59,7 @@ class Step(NamedTuple):
 # %% ../../nbs/api/registration/721_search.ipynb #67c9903d
 def draw_motions(
     n: int,
-    spread: Sequence[float],  # standard deviations of rotation (degrees) and translation (mm), about and along each axis
+    spread: Sequence[float],  # standard deviations of rotation (degrees) and translation (mm), for each axis
     objective: Objective,
     generator: torch.Generator,
 ) -> Float[Tensor, "n 4 4"]:  # the first does not move

@@ -33,7 +33,7 @@ def cross(
 # %% ../../nbs/api/rendering/504_jacobian.ipynb #1799f701
 def ray_slopes(
     drr: DRR,
-    rays: tuple[Float[Tensor, "B _ _"], ...],  # source (B, 1 or N, 3), target (B, N, 3) and length (B, N, 1), in voxels and mm
+    rays: tuple[Float[Tensor, "B _ _"], ...],  # source (B, 1 or N, 3), target (B, N, 3), length (B, N, 1)
     options: dict[str, object],  # arguments of the renderer's `forward`
 ) -> tuple[Float[Tensor, "B 1 N"], tuple[Float[Tensor, "B N _"], ...]]:  # picture, and its derivatives by the three
     "Render, and differentiate each pixel by its ray."

@@ -104,8 +104,8 @@ class Siddon(Renderer):
         voxel_shift: float = 0.5,  # 0.5 if whole numbers are centres of voxels, 0 if they are lower corners
         mode: str = "nearest",  # what is read in the middle of each voxel crossed: "nearest" or "bilinear"
         stop_gradients_through_grid_sample: bool = False,  # no gradient through the values read
-        filter_intersections_outside_volume: bool = False,  # accepted for code written for 0.6.1; rays are always clipped to the volume
-        reducefn: str | Callable[[Tensor], Tensor] = "sum",  # "sum", "max" for the largest value, or a function of (B, N, S) contributions
+        filter_intersections_outside_volume: bool = False,  # for code of 0.6.1; rays are always clipped
+        reducefn: str | Callable[[Tensor], Tensor] = "sum",  # "sum", "max" or a function of (B, N, S) contributions
         eps: float = 1e-08,  # accepted for code written for 0.6.1; rays parallel to an axis are handled as such
         backend: str = "auto",  # who computes, see `kernels.dispatch`
     ):
@@ -120,7 +120,7 @@ class Siddon(Renderer):
         target: Float[Tensor, "B N 3"],  # voxel coordinates
         img: Float[Tensor, "B 1 N"],  # length of the rays, mm
         align_corners: bool = False,  # the outer centres lie on the outer faces
-        mask: Shaped[Tensor, "*M X Y Z"] | None = None,  # label map of the shape of the volume, for one channel per label
+        mask: Shaped[Tensor, "*M X Y Z"] | None = None,  # label map of the volume, for one channel per label
         rays_per_chunk: int | None = None,  # rays of each image to render at once, with the torch backend
         n_labels: int | None = None,  # number of channels (default: one more than the largest label)
     ) -> Tensor:  # (B, C, N)
@@ -158,7 +158,7 @@ class Trilinear(Renderer):
         self,
         voxel_shift: float = 0.5,  # 0.5 if whole numbers are centres of voxels, 0 if they are lower corners
         mode: str = "bilinear",  # how samples are read: "bilinear" or "nearest"
-        reducefn: str | Callable[[Tensor], Tensor] = "sum",  # "sum", "max" for the largest sample, or a function of (B, N, S) contributions
+        reducefn: str | Callable[[Tensor], Tensor] = "sum",  # "sum", "max" or a function of (B, N, S) contributions
         eps: float = 1e-08,  # accepted for code written for 0.6.1; rays parallel to an axis are handled as such
         backend: str = "auto",  # who computes, see `kernels.dispatch`
     ):
@@ -172,7 +172,7 @@ class Trilinear(Renderer):
         img: Float[Tensor, "B 1 N"],  # length of the rays, mm
         n_points: int | None = 500,  # samples per ray; None integrates exactly
         align_corners: bool = False,  # the outer centres lie on the outer faces
-        mask: Shaped[Tensor, "*M X Y Z"] | None = None,  # label map of the shape of the volume, for one channel per label
+        mask: Shaped[Tensor, "*M X Y Z"] | None = None,  # label map of the volume, for one channel per label
         alphamin: float | Tensor | None = None,  # where to begin sampling, instead of where each ray enters
         alphamax: float | Tensor | None = None,  # where to end sampling, instead of where each ray leaves
         rays_per_chunk: int | None = None,  # rays of each image to render at once, with the torch backend

@@ -311,7 +311,7 @@ def list_corrections(
     farther: bool,  # see `visit`
     first: int,  # slab
     last: int,  # one more than the last slab
-    listed: Listed,  # is filled with the voxel above each plane: the one below it counts for more, and this one for less
+    listed: Listed,  # filled with the voxel above each plane, which counts for less; the one below for more
 ) -> int:  # number of planes
     "List what crossings change."
     below, count, up = planes(kind, ray, axis, first, last)
