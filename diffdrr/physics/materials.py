@@ -102,7 +102,7 @@ def tissue_labels(
 # %% ../../nbs/api/physics/602_materials.ipynb #ef5b97e0
 def label_materials(
     subject: Subject,  # read without `labels`, which would leave water in place of the rest
-    inserts: Mapping[str, Shaped[Tensor, "X Y Z"]] | None = None,  # masks by material; the last counts where they overlap
+    inserts: Mapping[str, Shaped[Tensor, "X Y Z"]] | None = None,  # masks by material; the last counts on overlap
     energy: float = 70.0,  # reference energy, keV; 70 keV is where the CT measured
 ) -> Subject:  # with the list `materials` and the reference `energy` beside label map and density
     """Return a subject whose label map tells materials, and whose density is the attenuation in 1/mm at `energy`.

@@ -84,7 +84,7 @@ def first_order(
     objective: Objective,
     start: Placement,  # of B guesses, improved side by side
     robustness: float = 2.0,  # standard deviations where the loss levels off; infinite for least squares
-    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,  # parameters in mm: rotations times the mean radius
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,  # parameters in mm, rotations times the radius
     iterations: int = 100,
     lr: float = 1.0,  # learning rate of the optimiser
     **options,  # others of the optimiser
