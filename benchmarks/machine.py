@@ -22,7 +22,11 @@ def cpu_model() -> str:
 
 def memory(key: str = "MemTotal") -> int:  # bytes
     "Read an entry of the machine's memory table."
-    return next(int(line.split()[1]) * 1024 for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith(key + ":"))
+    return next(
+        int(line.split()[1]) * 1024
+        for line in Path("/proc/meminfo").read_text().splitlines()
+        if line.startswith(key + ":")
+    )
 
 
 def busy_seconds() -> float:
@@ -39,8 +43,13 @@ def process_seconds(pid: int) -> float:
 
 def commit() -> str:
     "Return the commit, and whether files differ from it."
-    run = lambda *words: subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    return (run("rev-parse", "--short=12", "HEAD") or "unknown") + ("-dirty" if run("status", "--porcelain", "--", "diffdrr") else "")
+
+    def run(*words):
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+    return (run("rev-parse", "--short=12", "HEAD") or "unknown") + (
+        "-dirty" if run("status", "--porcelain", "--", "diffdrr") else ""
+    )
 
 
 def describe() -> dict[str, str | int]:

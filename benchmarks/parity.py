@@ -10,7 +10,9 @@ import torch
 from diffdrr.kernels import reference
 from diffdrr.rendering import Siddon, Trilinear
 
-TOLERANCE = 1e-4  # relative, in the L2 norm: float32 rounds crossings to about 1e-6 of a ray, which is 1e-4 of a voxel's side
+TOLERANCE = (
+    1e-4  # relative, in the L2 norm: float32 rounds crossings to about 1e-6 of a ray, which is 1e-4 of a voxel's side
+)
 SHAPE = (13, 11, 9)
 CASES = {
     "Siddon": (Siddon, {}, reference.siddon),
@@ -22,7 +24,10 @@ CASES = {
 def make_inputs() -> dict[str, torch.Tensor]:
     "Make a volume with holes, and rays through it from two sources, in float64."
     generator = torch.Generator().manual_seed(0)
-    random = lambda *size: torch.rand(*size, generator=generator, dtype=torch.float64)
+
+    def random(*size):
+        return torch.rand(*size, generator=generator, dtype=torch.float64)
+
     size = torch.tensor(SHAPE, dtype=torch.float64)
     volume = random(*SHAPE) * (random(*SHAPE) > 0.3)
     source = torch.tensor([[[-20.0, 3.3, 2.2]], [[4.1, 30.7, -9.4]]], dtype=torch.float64)
@@ -51,7 +56,10 @@ def faults(
     for name, (renderer, options, kernel) in CASES.items():
         expected = value_and_gradients(lambda *x: kernel(*x, **options), inputs)
         module = renderer(backend=backend)
-        render = lambda volume, source, target, length: module(volume, source, target, length[:, None], **options)
+
+        def render(volume, source, target, length):
+            return module(volume, source, target, length[:, None], **options)
+
         try:
             computed = value_and_gradients(render, {k: x.to(device, torch.float32) for k, x in inputs.items()})
         except Exception as error:  # whatever stops a backend is the reason to report

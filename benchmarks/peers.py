@@ -37,7 +37,17 @@ PEERS = {
     "diffdrr_061": Peer(
         steps=(
             (TORCH,),
-            ("torchio==1.2.1", "kornia==0.9.0", "numpy", "scipy", "pandas", "einops", "fastcore", "nibabel", "setuptools"),
+            (
+                "torchio==1.2.1",
+                "kornia==0.9.0",
+                "numpy",
+                "scipy",
+                "pandas",
+                "einops",
+                "fastcore",
+                "nibabel",
+                "setuptools",
+            ),
             ("--no-deps", "diffdrr==0.6.1"),  # what is left out serves modules that are not used here
         ),
         on_cuda=True,

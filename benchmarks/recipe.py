@@ -1,4 +1,5 @@
-"The recipe of 0.6.1's users, in 0.6.1 and in this repository: two environments, one program, the same pictures and starts."
+"""The recipe of 0.6.1's users, in 0.6.1 and in this repository: two environments, one program, the same pictures and
+starts."""
 
 from __future__ import annotations
 
@@ -14,8 +15,7 @@ import numpy as np
 import torch
 from torchio import Subject
 
-from diffdrr.geometry import bin_pixels
-from diffdrr.geometry import RigidTransform
+from diffdrr.geometry import RigidTransform, bin_pixels
 from diffdrr.volumes import block_mean, voxel_from_block
 
 from .scene import ROOT
@@ -61,7 +61,9 @@ def parameters(
     pose: RigidTransform,  # (1)
 ) -> dict[str, list[float]]:
     "Write a pose down as the recipe wants it: three Euler angles (ZXY, rad) and a translation (mm)."
-    return {name: value[0].tolist() for name, value in zip(("rotation", "translation"), pose.convert("euler_angles", "ZXY"))}
+    return {
+        name: value[0].tolist() for name, value in zip(("rotation", "translation"), pose.convert("euler_angles", "ZXY"))
+    }
 
 
 def save_start(
@@ -107,7 +109,13 @@ def climb(
     threads: int,
 ) -> Iterator[Climb]:
     "Follow the recipe from each start. Raises a `Failure` if the program ends too early."
-    environment = {**os.environ, **dict.fromkeys(THREADS, str(threads)), "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(ROOT) if name == "ours" else "", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {
+        **os.environ,
+        **dict.fromkeys(THREADS, str(threads)),
+        "PYTHONWARNINGS": "ignore",
+        "PYTHONPATH": str(ROOT) if name == "ours" else "",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     with tempfile.TemporaryDirectory(prefix="diffdrr-recipe-") as folder, tempfile.TemporaryFile() as messages:
         save_job(subject, starts, recipe, sdd, width, threads, Path(folder))
         command = [python, SCRIPTS / "registration_recipe.py", folder]

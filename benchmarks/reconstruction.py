@@ -113,7 +113,12 @@ def head_solids(size: float) -> list[tuple[Ellipsoid, float]]:  # with the atten
     for axes, centre, degrees, value in HEAD:
         turn = np.deg2rad(degrees)
         rotation = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
-        solids.append((Ellipsoid(size / 2 * np.array(centre, dtype=float), rotation @ np.diag(size / 2 * np.array(axes))), WATER * value))
+        solids.append(
+            (
+                Ellipsoid(size / 2 * np.array(centre, dtype=float), rotation @ np.diag(size / 2 * np.array(axes))),
+                WATER * value,
+            )
+        )
     return solids
 
 
@@ -137,7 +142,9 @@ def head(shape: tuple[int, int, int], size: float, pixels: tuple[int, int], delx
     "Photograph the Shepp-Logan head."
     grid = Grid.around(shape, tuple(size / n for n in shape))
     projector = Projector(camera(pixels, delx), grid, circular_orbit(views, SOD))
-    points = np.stack(np.meshgrid(*[((np.arange(3 * n) + 0.5) / (3 * n) - 0.5) * size for n in shape], indexing="ij"), axis=-1)  # 27 in each voxel
+    points = np.stack(
+        np.meshgrid(*[((np.arange(3 * n) + 0.5) / (3 * n) - 0.5) * size for n in shape], indexing="ij"), axis=-1
+    )  # 27 in each voxel
     true = F.avg_pool3d(torch.from_numpy(head_values(size, points))[None], 3)[0].float().numpy()
     inside = np.zeros(shape, dtype=bool)
     inside[..., shape[2] // 4 : -(shape[2] // 4)] = true[..., shape[2] // 4 : -(shape[2] // 4)] > 0
@@ -150,17 +157,30 @@ def with_noise(pictures: torch.Tensor, photons: float) -> torch.Tensor:
     return -(counts.clamp(min=1) / photons).log()
 
 
-def reconstruct(name: str, python: Path, case: Case, pictures: torch.Tensor, settings: dict, threads: int) -> Iterator[tuple[dict, np.ndarray]]:
+def reconstruct(
+    name: str, python: Path, case: Case, pictures: torch.Tensor, settings: dict, threads: int
+) -> Iterator[tuple[dict, np.ndarray]]:
     "Let a contestant reconstruct. Raises a `Failure` if it ends too early."
-    environment = {**os.environ, **dict.fromkeys(THREADS, str(threads)), "OMP_WAIT_POLICY": "PASSIVE", "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(ROOT) if name == "ours" else "", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {
+        **os.environ,
+        **dict.fromkeys(THREADS, str(threads)),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "PYTHONWARNINGS": "ignore",
+        "PYTHONPATH": str(ROOT) if name == "ours" else "",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     views, affine = case.projector.views, case.projector.grid.affine
-    place = dict(sdd=SDD, delx=views.camera.delx, world_from_camera=views.detector.reorient.compose(views.pose).matrix.tolist())
+    place = dict(
+        sdd=SDD, delx=views.camera.delx, world_from_camera=views.detector.reorient.compose(views.pose).matrix.tolist()
+    )
     box = dict(shape=case.true.shape, spacing=affine.diagonal()[:3].tolist(), origin=affine[:3, 3].tolist())
     job = settings | place | box | dict(threads=threads)
     with tempfile.TemporaryDirectory(prefix="diffdrr-reconstruction-") as folder:
         (Path(folder) / "job.json").write_text(json.dumps(job))
         np.save(Path(folder) / "pictures.npy", pictures[:, 0].numpy())
-        done = subprocess.run([python, SCRIPTS / f"{name}_reconstruction.py", folder], env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [python, SCRIPTS / f"{name}_reconstruction.py", folder], env=environment, capture_output=True, text=True
+        )
         if done.returncode:
             raise Failure(f"{name} ended: {done.stderr.strip().splitlines()[-1:]}")
         for line in done.stdout.splitlines():
@@ -184,15 +204,33 @@ def measure(chosen: argparse.Namespace) -> tuple[list[Outcome], dict[str, str]]:
         "chest": lambda views: chest(chosen.ct, tuple(chosen.block), tuple(chosen.pixels), chosen.delx, views),
         "head": lambda views: head((chosen.head,) * 3, 240.0, tuple(chosen.head_pixels), chosen.head_delx, views),
     }
-    for phantom, views in tqdm([(phantom, views) for phantom in photograph for views in chosen.views], desc="phantoms and views"):
+    for phantom, views in tqdm(
+        [(phantom, views) for phantom in photograph for views in chosen.views], desc="phantoms and views"
+    ):
         case = photograph[phantom](views)
         for noise, name in [(noise, name) for noise in (False, True) for name in CONTESTANTS]:
             pictures = with_noise(case.pictures, chosen.photons) if noise else case.pictures
             job = dict(settings, weight=chosen.weight * views, hann=noise)
             try:
-                for answer, volume in reconstruct(name, prepare(name, chosen.environments), case, pictures, job, chosen.threads):
-                    steps = {"FDK": 1, "total variation": chosen.iterations + chosen.tv_iterations}.get(answer["method"], chosen.iterations)
-                    outcomes.append(Outcome(case.phantom, views, noise, CONTESTANTS[name], answer["method"], *quality(case, volume), answer["seconds"], steps, answer["memory"]))
+                for answer, volume in reconstruct(
+                    name, prepare(name, chosen.environments), case, pictures, job, chosen.threads
+                ):
+                    steps = {"FDK": 1, "total variation": chosen.iterations + chosen.tv_iterations}.get(
+                        answer["method"], chosen.iterations
+                    )
+                    outcomes.append(
+                        Outcome(
+                            case.phantom,
+                            views,
+                            noise,
+                            CONTESTANTS[name],
+                            answer["method"],
+                            *quality(case, volume),
+                            answer["seconds"],
+                            steps,
+                            answer["memory"],
+                        )
+                    )
             except (Unavailable, Failure) as reason:
                 missing[CONTESTANTS[name]] = str(reason)
     return outcomes, missing
@@ -206,9 +244,18 @@ def as_markdown(chosen: argparse.Namespace, about: dict, outcomes: list[Outcome]
     table = table.rename(columns={"psnr": "PSNR, dB", "ssim": "SSIM", "memory": "memory, MB"})
     contents = [
         f"# Reconstruction on {about['cpu']}, {about['cores']} cores",
-        f"{datetime.date.today()}, commit {about['commit']}, diffdrr {diffdrr.__version__}, torch {torch.__version__}, {chosen.threads} threads, {about['memory_gb']} GB, {about['system']}, OMP_WAIT_POLICY=PASSIVE. {about['busy']:.2f} cores were busy, the contestants' included.",
-        f"A full circle, source {SOD:g} mm from the axis and {SDD:g} mm from the detector. The chest ({chosen.ct.name if chosen.ct else 'the built-in example'}) in blocks of {' x '.join(map(str, chosen.block))} voxels, on {chosen.pixels[0]} x {chosen.pixels[1]} pixels of {chosen.delx:g} mm; "
-        f"the head in {chosen.head}^3 voxels, on {chosen.head_pixels[0]} x {chosen.head_pixels[1]} pixels of {chosen.head_delx:g} mm. Noise: {chosen.photons:g} photons for each pixel in air; FDK then with a Hann window. SART: {chosen.iterations} iterations in subsets of 3 views, non-negative. Total variation (weight {chosen.weight:g} for each view): {chosen.tv_iterations} iterations more. PSNR and SSIM inside the body. Memory is what the process held at most, until then: methods run one after the other.",
+        f"{datetime.date.today()}, commit {about['commit']}, diffdrr {diffdrr.__version__}, torch "
+        f"{torch.__version__}, {chosen.threads} threads, {about['memory_gb']} GB, {about['system']}, "
+        f"OMP_WAIT_POLICY=PASSIVE. {about['busy']:.2f} cores were busy, the contestants' included.",
+        f"A full circle, source {SOD:g} mm from the axis and {SDD:g} mm from the detector. The chest "
+        f"({chosen.ct.name if chosen.ct else 'the built-in example'}) in blocks of "
+        f"{' x '.join(map(str, chosen.block))} voxels, on {chosen.pixels[0]} x {chosen.pixels[1]} pixels of "
+        f"{chosen.delx:g} mm; "
+        f"the head in {chosen.head}^3 voxels, on {chosen.head_pixels[0]} x {chosen.head_pixels[1]} pixels of "
+        f"{chosen.head_delx:g} mm. Noise: {chosen.photons:g} photons for each pixel in air; FDK then with a Hann "
+        f"window. SART: {chosen.iterations} iterations in subsets of 3 views, non-negative. Total variation (weight "
+        f"{chosen.weight:g} for each view): {chosen.tv_iterations} iterations more. PSNR and SSIM inside the body. "
+        "Memory is what the process held at most, until then: methods run one after the other.",
         markdown_table(table),
     ]
     if missing:
@@ -217,22 +264,64 @@ def as_markdown(chosen: argparse.Namespace, about: dict, outcomes: list[Outcome]
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.reconstruction", description="Reconstruct phantoms from few and many views.")
-    parser.add_argument("--views", type=int, nargs="+", default=[15, 30, 75, 180], help="how many, on a full circle (default: %(default)s)")
-    parser.add_argument("--ct", type=Path, default=CT if CT.exists() else None, help="of the chest (default: the real CT beside the project where there is one, otherwise the built-in example)")
-    parser.add_argument("--block", type=int, nargs=3, default=[8, 8, 4], help="voxels of the CT that become one (default: %(default)s)")
-    parser.add_argument("--head", type=int, default=64, help="voxels of the head along each axis (default: %(default)s)")
-    parser.add_argument("--pixels", type=int, nargs=2, default=[64, 80], help="rows and columns for the chest (default: %(default)s)")
-    parser.add_argument("--delx", type=float, default=8.0, help="size of a pixel for the chest, mm (default: %(default)s)")
-    parser.add_argument("--head-pixels", type=int, nargs=2, default=[96, 96], help="rows and columns for the head (default: %(default)s)")
-    parser.add_argument("--head-delx", type=float, default=4.0, help="size of a pixel for the head, mm (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.reconstruction", description="Reconstruct phantoms from few and many views."
+    )
+    parser.add_argument(
+        "--views",
+        type=int,
+        nargs="+",
+        default=[15, 30, 75, 180],
+        help="how many, on a full circle (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--ct",
+        type=Path,
+        default=CT if CT.exists() else None,
+        help=(
+            "of the chest (default: the real CT beside the project where there is one, otherwise the built-in example)"
+        ),
+    )
+    parser.add_argument(
+        "--block", type=int, nargs=3, default=[8, 8, 4], help="voxels of the CT that become one (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--head", type=int, default=64, help="voxels of the head along each axis (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--pixels", type=int, nargs=2, default=[64, 80], help="rows and columns for the chest (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--delx", type=float, default=8.0, help="size of a pixel for the chest, mm (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--head-pixels",
+        type=int,
+        nargs=2,
+        default=[96, 96],
+        help="rows and columns for the head (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--head-delx", type=float, default=4.0, help="size of a pixel for the head, mm (default: %(default)s)"
+    )
     parser.add_argument("--iterations", type=int, default=10, help="of SART (default: %(default)s)")
-    parser.add_argument("--tv-iterations", type=int, default=140, help="of total variation, which begins with the result of SART (default: %(default)s)")
-    parser.add_argument("--weight", type=float, default=0.02, help="of total variation, for each view (default: %(default)s)")
+    parser.add_argument(
+        "--tv-iterations",
+        type=int,
+        default=140,
+        help="of total variation, which begins with the result of SART (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--weight", type=float, default=0.02, help="of total variation, for each view (default: %(default)s)"
+    )
     parser.add_argument("--photons", type=float, default=1e5, help="for each pixel in air (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="(default: %(default)s)")
-    parser.add_argument("--environments", type=Path, default=FOLDER, help="where the other package is installed (default: %(default)s)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where the report is written (default: %(default)s)")
+    parser.add_argument(
+        "--environments", type=Path, default=FOLDER, help="where the other package is installed (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="where the report is written (default: %(default)s)"
+    )
     parser.add_argument("--name", help="of this machine, in the names of the files (default: made from its processor)")
     return parser.parse_args(arguments)
 
@@ -247,7 +336,13 @@ def main(arguments: list[str] | None = None) -> list[Outcome]:
     text = as_markdown(chosen, about, outcomes, missing)
     print("\n" + text)
     stem = f"{chosen.name or machine.slug(about)}-reconstruction"
-    for suffix, contents in ((".md", text), (".json", json.dumps({"machine": about, "outcomes": [asdict(o) for o in outcomes], "missing": missing}, indent=1))):
+    for suffix, contents in (
+        (".md", text),
+        (
+            ".json",
+            json.dumps({"machine": about, "outcomes": [asdict(o) for o in outcomes], "missing": missing}, indent=1),
+        ),
+    ):
         machine.write(chosen.results / (stem + suffix), contents)
         print(f"written to {chosen.results / (stem + suffix)}")
     return outcomes

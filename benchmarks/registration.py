@@ -1,4 +1,5 @@
-"""Register simulated X-rays of a CT from random starting poses: how often, how exactly, how fast, and whether failures are noticed.
+"""Register simulated X-rays of a CT from random starting poses: how often, how exactly, how fast, and whether failures
+are noticed.
 
     python -m benchmarks.registration
 
@@ -28,12 +29,11 @@ from torchio import Subject
 from tqdm import tqdm
 
 import diffdrr
-from diffdrr.volumes import load_example_ct, read
-from diffdrr.rendering import DRR
 from diffdrr.compare import rotation_error, target_registration_error, translation_error
-from diffdrr.geometry import RigidTransform, convert
+from diffdrr.geometry import RigidTransform, convert, twist_to_matrix
 from diffdrr.registration import register
-from diffdrr.geometry import twist_to_matrix
+from diffdrr.rendering import DRR
+from diffdrr.volumes import load_example_ct, read
 
 from . import machine
 from .peers import FOLDER, Unavailable, prepare
@@ -47,7 +47,10 @@ RESULTS = Path(__file__).parent / "results"
 EULER = dict(parameterization="euler_angles", convention="ZXY")
 SOURCE = (0.0, 850.0, 0.0)  # from the isocentre, in the frontal view, mm
 VIEWS = (0.2, 15.0)  # standard deviations of each Euler angle (rad) and each translation (mm) of the true poses
-SETS = {"P10": (10.0, 30.0), "hard": (20.0, 60.0)}  # standard deviations of a start, degrees and mm about and along each axis
+SETS = {
+    "P10": (10.0, 30.0),
+    "hard": (20.0, 60.0),
+}  # standard deviations of a start, degrees and mm about and along each axis
 WITHIN, WRONG = 1.0, 2.0  # mTRE of a success; from which on a pose is a failure, mm
 RATE, SECONDS = 95.0, 2.0  # what P10 asks for: successes in percent, median time
 FAR = 50.0  # degrees that a start of the recipe's own check is off, in one Euler angle
@@ -144,7 +147,13 @@ def take_case(
 ) -> Case:
     "Take an X-ray, or read it, and draw a start."
     true = true_pose(seed)
-    return Case(seed, cached_xray(patient, true, exposure, seed, folder), collimated_field(exposure), true, starting_pose(true, spread, seed))
+    return Case(
+        seed,
+        cached_xray(patient, true, exposure, seed, folder),
+        collimated_field(exposure),
+        true,
+        starting_pose(true, spread, seed),
+    )
 
 
 def attempt(
@@ -155,7 +164,10 @@ def attempt(
     name: str,  # of the set
 ) -> Outcome:
     "Register an X-ray. A start that is refused counts as a failure that was noticed."
-    error = lambda pose: target_registration_error(case.true, pose, points).item()
+
+    def error(pose):
+        return target_registration_error(case.true, pose, points).item()
+
     begin = time.perf_counter()
     try:
         result = method(drr, case.xray, case.init, case.mask)
@@ -164,7 +176,9 @@ def attempt(
     except ValueError as refusal:
         seconds = time.perf_counter() - begin
         pose, reason, iterations = case.init, str(refusal), 0
-    return Outcome(name, "register", case.seed, error(case.init), error(pose), seconds, iterations, reason is not None, reason)
+    return Outcome(
+        name, "register", case.seed, error(case.init), error(pose), seconds, iterations, reason is not None, reason
+    )
 
 
 def climbed(
@@ -175,14 +189,29 @@ def climbed(
     points: torch.Tensor,  # (1, N, 3) mm
 ) -> Outcome:
     "Measure where the recipe led to."
-    error = lambda pose: target_registration_error(case.true, pose, points).item()
+
+    def error(pose):
+        return target_registration_error(case.true, pose, points).item()
+
     pose = RigidTransform(torch.tensor([found.pose]))
-    return Outcome(name, f"recipe, {PACKAGES[package]}", case.seed, error(case.init), error(pose), found.seconds, found.iterations, None)
+    return Outcome(
+        name,
+        f"recipe, {PACKAGES[package]}",
+        case.seed,
+        error(case.init),
+        error(pose),
+        found.seconds,
+        found.iterations,
+        None,
+    )
 
 
 def far_starts() -> dict[str, Start]:
     "Turn the frontal view about each axis, to either side."
-    frontal = lambda rotation: convert(torch.tensor([rotation]), torch.tensor([SOURCE]), **EULER)
+
+    def frontal(rotation):
+        return convert(torch.tensor([rotation]), torch.tensor([SOURCE]), **EULER)
+
     starts = {}
     for axis, letter in enumerate("ZXY"):
         for sign in (1, -1):
@@ -200,7 +229,15 @@ def check(
 ) -> Check:
     "Measure how the recipe did on its own ground."
     pose = RigidTransform(torch.tensor([found.pose]))
-    return Check(PACKAGES[package], label, found.reached, found.iterations, found.seconds, rotation_error(start.true, pose, degrees=True).item(), translation_error(start.true, pose).item())
+    return Check(
+        PACKAGES[package],
+        label,
+        found.reached,
+        found.iterations,
+        found.seconds,
+        rotation_error(start.true, pose, degrees=True).item(),
+        translation_error(start.true, pose).item(),
+    )
 
 
 def summarize(
@@ -212,7 +249,10 @@ def summarize(
     for (name, who), group in table.groupby(["set", "who"], sort=False):
         wrong, judged = group["error"] >= WRONG, group["flagged"].notna().all()
         flagged = group["flagged"].astype(bool)
-        count = lambda condition: f"{condition.sum()}" if judged else "-"
+
+        def count(condition):
+            return f"{condition.sum()}" if judged else "-"
+
         rows.append(
             {
                 "set": name,
@@ -243,8 +283,18 @@ def summarize_checks(
     rows = []
     for who, group in table.groupby("who", sort=False):
         both = group[arrived[group.index]]
-        medians = {title: float(both[column].median()) for title, column in (("iterations", "iterations"), ("seconds", "seconds"), ("rotation, degrees", "degrees"), ("translation, mm", "millimetres"))}
-        rows.append({"who": who, "reached from": f"{group['reached'].sum()} of {len(group)}", "compared": len(both), **medians})
+        medians = {
+            title: float(both[column].median())
+            for title, column in (
+                ("iterations", "iterations"),
+                ("seconds", "seconds"),
+                ("rotation, degrees", "degrees"),
+                ("translation, mm", "millimetres"),
+            )
+        }
+        rows.append(
+            {"who": who, "reached from": f"{group['reached'].sum()} of {len(group)}", "compared": len(both), **medians}
+        )
     return pd.DataFrame(rows)
 
 
@@ -261,13 +311,34 @@ def verdicts(
         rows.append(("P10", f"mTRE < {WITHIN:g} mm, % of {len(p10)} starts", rate, f">= {RATE:g} %", rate >= RATE))
         rows.append(("P10", "median time, s", seconds, f"<= {SECONDS:g} s (2 cores)", seconds <= SECONDS))
     reached = {(c.who, c.start): c for c in checks if c.reached}
-    pairs = [(reached["ours", start], theirs) for (who, start), theirs in reached.items() if who != "ours" and ("ours", start) in reached]
+    pairs = [
+        (reached["ours", start], theirs)
+        for (who, start), theirs in reached.items()
+        if who != "ours" and ("ours", start) in reached
+    ]
     if pairs:
-        part = lambda what: sum(getattr(ours, what) for ours, _ in pairs) / sum(getattr(theirs, what) for _, theirs in pairs)
-        rows.append(("recipe", f"iterations over those of 0.6.1, {len(pairs)} starts together", part("iterations"), "<= 1x", part("iterations") <= 1))
+
+        def part(what):
+            return sum(getattr(ours, what) for ours, _ in pairs) / sum(getattr(theirs, what) for _, theirs in pairs)
+
+        rows.append(
+            (
+                "recipe",
+                f"iterations over those of 0.6.1, {len(pairs)} starts together",
+                part("iterations"),
+                "<= 1x",
+                part("iterations") <= 1,
+            )
+        )
         rows.append(("recipe", "time over that of 0.6.1", part("seconds"), "< 1x", part("seconds") < 1))
-    verdict = lambda ok: "reached" if ok else "**not reached**"
-    return pd.DataFrame([(which, what, value, reach, verdict(ok)) for which, what, value, reach, ok in rows], columns=["", "measure", "value", "reach", "verdict"])
+
+    def verdict(ok):
+        return "reached" if ok else "**not reached**"
+
+    return pd.DataFrame(
+        [(which, what, value, reach, verdict(ok)) for which, what, value, reach, ok in rows],
+        columns=["", "measure", "value", "reach", "verdict"],
+    )
 
 
 def load_subject(
@@ -291,7 +362,10 @@ def measure_driver(
 ) -> tuple[list[Outcome], float]:  # and how many cores other programs kept busy meanwhile
     "Register the X-rays of all sets."
     points, drr = middle_grid(subject), exposure.camera(subject)
-    take = lambda name, seed: take_case(patient, exposure, SETS[name], seed, chosen.cache)
+
+    def take(name, seed):
+        return take_case(patient, exposure, SETS[name], seed, chosen.cache)
+
     for seed in tqdm(range(chosen.seeds), desc="X-rays"):
         take(chosen.sets[0], seed)
     attempt(method, drr, take(chosen.sets[0], 0), points, "")  # compiles and loads code
@@ -308,16 +382,24 @@ def measure_recipe(
     exposure: Exposure,
     chosen: argparse.Namespace,
 ) -> tuple[list[Outcome], list[Check]]:
-    "Give the starts to the recipe, then those of its own check. Raises `Unavailable` or a `Failure` where it does not run."
+    """Give the starts to the recipe, then those of its own check.
+
+    Raises `Unavailable` or a `Failure` where it does not run."""
     python, points = prepare(package, chosen.environments), middle_grid(subject)
-    given = [(name, take_case(patient, exposure, SETS[name], seed, chosen.cache)) for name in chosen.sets for seed in range(chosen.recipe_seeds)]
+    given = [
+        (name, take_case(patient, exposure, SETS[name], seed, chosen.cache))
+        for name in chosen.sets
+        for seed in range(chosen.recipe_seeds)
+    ]
     far = far_starts()
     starts = [Start(case.init, case.true, case.xray, case.mask) for _, case in given] + list(far.values())
     geometry = (exposure.sdd, exposure.height * exposure.delx)
     steps = climb(package, python, subject, starts, Recipe(limit=chosen.limit), *geometry, chosen.threads)
     found = list(tqdm(steps, total=len(starts), desc=f"recipe, {PACKAGES[package]}"))
     outcomes = [climbed(name, package, case, one, points) for (name, case), one in zip(given, found)]
-    return outcomes, [check(package, label, start, one) for (label, start), one in zip(far.items(), found[len(given) :])]
+    return outcomes, [
+        check(package, label, start, one) for (label, start), one in zip(far.items(), found[len(given) :])
+    ]
 
 
 def measure(
@@ -350,20 +432,32 @@ def as_markdown(
     seeds = range(chosen.recipe_seeds)
     contents = [
         f"# Registration on {about['cpu']}, {about['cores']} cores",
-        f"{datetime.date.today()}, commit {about['commit']}, diffdrr {diffdrr.__version__}, torch {torch.__version__}, {chosen.threads} threads, {about['memory_gb']} GB, {about['system']}. "
+        f"{datetime.date.today()}, commit {about['commit']}, diffdrr {diffdrr.__version__}, torch "
+        f"{torch.__version__}, {chosen.threads} threads, {about['memory_gb']} GB, {about['system']}. "
         f"Other programs kept {results.busy:.2f} cores busy meanwhile.",
-        f"X-rays of {chosen.ct.name if chosen.ct else 'the built-in example'}, {exposure.height} x {exposure.height} pixels of {exposure.delx:g} mm, simulated with {exposure.oversampling} x {exposure.oversampling} rays for each pixel, "
-        f"{exposure.photons_per_pixel:.0f} photons for each pixel without a patient, scatter of {exposure.scatter:g} of the primary radiation, an uneven gain ({exposure.gain:.0%}), a steel rod of {exposure.rod:g} mm, "
-        f"and a round field of {2 * exposure.aperture:g} mm with its mask. Starts: {spreads}. The mTRE is over a grid of points in the middle half of the CT; "
+        f"X-rays of {chosen.ct.name if chosen.ct else 'the built-in example'}, {exposure.height} x {exposure.height} "
+        f"pixels of {exposure.delx:g} mm, simulated with {exposure.oversampling} x {exposure.oversampling} rays for "
+        "each pixel, "
+        f"{exposure.photons_per_pixel:.0f} photons for each pixel without a patient, scatter of {exposure.scatter:g} "
+        f"of the primary radiation, an uneven gain ({exposure.gain:.0%}), a steel rod of {exposure.rod:g} mm, "
+        f"and a round field of {2 * exposure.aperture:g} mm with its mask. Starts: {spreads}. The mTRE is over a grid "
+        "of points in the middle half of the CT; "
         f"a pose is wrong from {WRONG:g} mm on.",
         "## The driver\n\n" + markdown_table(summarize([o for o in results.outcomes if o.who == "register"])),
     ]
     if results.checks:
         shared = [o for o in results.outcomes if o.seed in seeds]
         contents += [
-            f"## The same starts with the recipe of 0.6.1\n\nThe first {len(seeds)} starts of each set. Recipe: `Registration` with `NormalizedCrossCorrelation2d` under the mask and Adam, {recipe.lr_rotation:g} rad and {recipe.lr_translation:g} mm for each step, "
-            f"at most {recipe.iterations} steps and {recipe.limit:g} s, the best pose; blocks of {' x '.join(map(str, BLOCK))} voxels, {HEIGHT} x {HEIGHT} pixels.\n\n" + markdown_table(summarize(shared)),
-            f"## The recipe as users know it\n\nFrom {FAR:g} degrees off the frontal view, in one Euler angle, to a correlation of {recipe.enough:g} with a picture of the model itself. Medians over the starts from which all arrived; single starts differ by a few iterations either way, because Adam's long steps amplify rounding.\n\n" + markdown_table(summarize_checks(results.checks)),
+            f"## The same starts with the recipe of 0.6.1\n\nThe first {len(seeds)} starts of each set. Recipe: "
+            f"`Registration` with `NormalizedCrossCorrelation2d` under the mask and Adam, {recipe.lr_rotation:g} rad "
+            f"and {recipe.lr_translation:g} mm for each step, "
+            f"at most {recipe.iterations} steps and {recipe.limit:g} s, the best pose; blocks of "
+            f"{' x '.join(map(str, BLOCK))} voxels, {HEIGHT} x {HEIGHT} pixels.\n\n"
+            + markdown_table(summarize(shared)),
+            f"## The recipe as users know it\n\nFrom {FAR:g} degrees off the frontal view, in one Euler angle, to a "
+            f"correlation of {recipe.enough:g} with a picture of the model itself. Medians over the starts from which "
+            "all arrived; single starts differ by a few iterations either way, because Adam's long steps amplify "
+            "rounding.\n\n" + markdown_table(summarize_checks(results.checks)),
         ]
     contents.append("## Reached?\n\n" + markdown_table(verdicts(results.outcomes, results.checks)))
     if results.missing:
@@ -394,20 +488,48 @@ def as_json(
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.registration", description="Register simulated X-rays from random starting poses.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.registration", description="Register simulated X-rays from random starting poses."
+    )
     parser.add_argument("--seeds", type=int, default=100, help="X-rays, and starts in each set (default: %(default)s)")
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), help="how far the starts are off (default: all)")
-    parser.add_argument("--recipe-seeds", type=int, default=5, help="starts of each set that are given to the recipe, too; 0 leaves it out (default: %(default)s)")
-    parser.add_argument("--limit", type=float, default=60.0, help="seconds for each start of the recipe (default: %(default)s)")
-    parser.add_argument("--ct", type=Path, default=CT if CT.exists() else None, help="of the patient (default: the real CT beside the project where there is one, otherwise the built-in example)")
+    parser.add_argument(
+        "--sets", nargs="+", choices=SETS, default=list(SETS), help="how far the starts are off (default: all)"
+    )
+    parser.add_argument(
+        "--recipe-seeds",
+        type=int,
+        default=5,
+        help="starts of each set that are given to the recipe, too; 0 leaves it out (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--limit", type=float, default=60.0, help="seconds for each start of the recipe (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--ct",
+        type=Path,
+        default=CT if CT.exists() else None,
+        help=(
+            "of the patient (default: the real CT beside the project where there is one, otherwise the built-in "
+            "example)"
+        ),
+    )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="(default: %(default)s)")
-    parser.add_argument("--environments", type=Path, default=FOLDER, help="where the other package is installed (default: %(default)s)")
-    parser.add_argument("--cache", type=Path, default=FOLDER / "xrays", help="where X-rays are kept (default: %(default)s)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where the report is written (default: %(default)s)")
+    parser.add_argument(
+        "--environments", type=Path, default=FOLDER, help="where the other package is installed (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--cache", type=Path, default=FOLDER / "xrays", help="where X-rays are kept (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="where the report is written (default: %(default)s)"
+    )
     parser.add_argument("--name", help="of this machine, in the names of the files (default: made from its processor)")
     chosen = parser.parse_args(arguments)
     if not 0 <= chosen.recipe_seeds <= chosen.seeds or chosen.seeds < 1:
-        parser.error(f"--seeds must be at least 1, and --recipe-seeds from 0 to as many, not {chosen.seeds} and {chosen.recipe_seeds}")
+        parser.error(
+            f"--seeds must be at least 1, and --recipe-seeds from 0 to as many, not {chosen.seeds} and "
+            f"{chosen.recipe_seeds}"
+        )
     return chosen
 
 

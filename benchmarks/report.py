@@ -29,14 +29,19 @@ def markdown_table(table: pd.DataFrame) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def as_markdown(options: Options, machine: dict, results: Measurements, table: pd.DataFrame, measures: pd.DataFrame) -> str:
+def as_markdown(
+    options: Options, machine: dict, results: Measurements, table: pd.DataFrame, measures: pd.DataFrame
+) -> str:
     "Write the report that people read."
     camera = options.camera
     contents = [
         f"# {machine['cpu']}, {machine['cores']} cores" + (f", {machine['gpu']}" if machine["gpu"] else ""),
-        f"{datetime.date.today()}, commit {machine['commit']}, {options.threads} threads, {machine['memory_gb']} GB, {machine['system']}. "
-        f"One picture of {camera.height} x {camera.height} pixels of {options.ct.name if options.ct else 'the built-in example'}, "
-        f"`sdd={camera.sdd:g}`, `delx={camera.delx:g}`, rotation {camera.rotation[0]}, translation {camera.translation[0]}. "
+        f"{datetime.date.today()}, commit {machine['commit']}, {options.threads} threads, {machine['memory_gb']} GB, "
+        f"{machine['system']}. "
+        f"One picture of {camera.height} x {camera.height} pixels of "
+        f"{options.ct.name if options.ct else 'the built-in example'}, "
+        f"`sdd={camera.sdd:g}`, `delx={camera.delx:g}`, rotation {camera.rotation[0]}, translation "
+        f"{camera.translation[0]}. "
         f"Other programs kept {results.extras['cores used by others']:.2f} cores busy meanwhile. "
         "Medians over rounds in which everyone has a turn; the README of the benchmarks says how to read them.",
         markdown_table(table),
@@ -44,13 +49,22 @@ def as_markdown(options: Options, machine: dict, results: Measurements, table: p
     ]
     if results.missing:
         contents.append("Left out:\n\n" + "\n".join(f"- {who}: {why}" for who, why in results.missing.items()))
-    contents.append("Versions: " + "; ".join(f"{who}: " + ", ".join(f"{k} {v}" for k, v in what.items()) for who, what in results.versions.items()) + ".")
+    contents.append(
+        "Versions: "
+        + "; ".join(
+            f"{who}: " + ", ".join(f"{k} {v}" for k, v in what.items()) for who, what in results.versions.items()
+        )
+        + "."
+    )
     return "\n\n".join(contents) + "\n"
 
 
 def as_json(options: Options, machine: dict, results: Measurements, table: pd.DataFrame, measures: pd.DataFrame) -> str:
     "Write the report that programs read, with every round."
-    records = lambda data: json.loads(data.to_json(orient="records", double_precision=15))
+
+    def records(data):
+        return json.loads(data.to_json(orient="records", double_precision=15))
+
     return json.dumps(
         {
             "machine": machine,
@@ -62,7 +76,10 @@ def as_json(options: Options, machine: dict, results: Measurements, table: pd.Da
             "missing": results.missing,
             "table": records(table),
             "measures": records(measures),
-            "rounds": [{"contestant": c, "device": d, "method": m, "task": t, "seconds": list(r.values())} for (c, d, m, t), r in results.rounds.items()],
+            "rounds": [
+                {"contestant": c, "device": d, "method": m, "task": t, "seconds": list(r.values())}
+                for (c, d, m, t), r in results.rounds.items()
+            ],
             "extras": results.extras,
         },
         indent=1,

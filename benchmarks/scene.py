@@ -13,15 +13,16 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-
 from tqdm import tqdm
 
-from diffdrr.volumes import load_example_ct, read
 from diffdrr.kernels import reference
+from diffdrr.volumes import load_example_ct, read
 
 ROOT = Path(__file__).parents[1]
 CT = ROOT.parent / "shared" / "data" / "chest_ct.nii.gz"
-REORIENT = torch.tensor([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]], dtype=torch.float64)  # "AP": the camera looks to the back, its y axis points to the head
+REORIENT = torch.tensor(
+    [[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]], dtype=torch.float64
+)  # "AP": the camera looks to the back, its y axis points to the head
 RAYS_AT_ONCE = 200
 FRONTAL, OBLIQUE = (0.0, 0.0, 0.0), (0.6, 0.35, 0.1)
 
@@ -64,19 +65,26 @@ def world_from_camera(
 ) -> torch.Tensor:  # (4, 4)
     "Reorient the camera, move it, and then turn it."
     matrix = torch.cat([rotation_matrix(rotation), torch.zeros(1, 3, dtype=rotation.dtype)])
-    return torch.cat([matrix, torch.cat([matrix[:3] @ translation, torch.ones(1, dtype=rotation.dtype)])[:, None]], dim=1) @ REORIENT
+    return (
+        torch.cat([matrix, torch.cat([matrix[:3] @ translation, torch.ones(1, dtype=rotation.dtype)])[:, None]], dim=1)
+        @ REORIENT
+    )
 
 
 def pixel_centres(camera: Camera) -> torch.Tensor:  # (N, 3) in the frame of the camera, mm
     "Place the pixels; (0, 0) is at the upper left, and the axes of the camera point to the left and to the top."
     offset = (camera.height / 2 - 0.5 - torch.arange(camera.height, dtype=torch.float64)) * camera.delx
     y, x = torch.meshgrid(offset, offset, indexing="ij")
-    return torch.stack([x.flatten(), y.flatten(), torch.full((camera.height**2,), camera.sdd, dtype=torch.float64)], dim=-1)
+    return torch.stack(
+        [x.flatten(), y.flatten(), torch.full((camera.height**2,), camera.sdd, dtype=torch.float64)], dim=-1
+    )
 
 
 def draw_weights(camera: Camera) -> np.ndarray:  # (B, H, W) float32
     "Draw the weights of the pixels in the loss whose gradient is taken."
-    return np.random.default_rng(0).uniform(-1, 1, (len(camera.rotation), camera.height, camera.height)).astype(np.float32)
+    return (
+        np.random.default_rng(0).uniform(-1, 1, (len(camera.rotation), camera.height, camera.height)).astype(np.float32)
+    )
 
 
 def load_density(
@@ -92,7 +100,9 @@ def resize(
     size: int,  # voxels along each axis
 ) -> np.ndarray:  # (S, S, S)
     "Resample a volume to a cube of voxels over the same box."
-    return F.interpolate(torch.from_numpy(density)[None, None], size=(size,) * 3, mode="trilinear", align_corners=False)[0, 0].numpy()
+    return F.interpolate(
+        torch.from_numpy(density)[None, None], size=(size,) * 3, mode="trilinear", align_corners=False
+    )[0, 0].numpy()
 
 
 def resize_affine(
@@ -119,7 +129,10 @@ def save(
     if density is not None:
         np.save(folder / "density.npy", np.ascontiguousarray(density, dtype=np.float32))
     np.save(folder / "weights.npy", weights)
-    poses = [world_from_camera(*torch.tensor(pose, dtype=torch.float64)).tolist() for pose in zip(camera.rotation, camera.translation)]
+    poses = [
+        world_from_camera(*torch.tensor(pose, dtype=torch.float64)).tolist()
+        for pose in zip(camera.rotation, camera.translation)
+    ]
     description = {**asdict(camera), "width": camera.height, "affine": affine.tolist(), "world_from_camera": poses}
     (folder / "scene.json").write_text(json.dumps(description))
     return folder
@@ -131,7 +144,9 @@ class Reference:
 
     pixels: np.ndarray  # (N,) indices of the pixels that are compared
     values: dict[str, np.ndarray]  # by model: (N,)
-    gradients: dict[str, dict[str, np.ndarray]]  # by model and part of the pose: (3,), of the weighted sum of these pixels
+    gradients: dict[
+        str, dict[str, np.ndarray]
+    ]  # by model and part of the pose: (3,), of the weighted sum of these pixels
 
 
 def compute_reference(
@@ -140,18 +155,29 @@ def compute_reference(
     camera: Camera,  # of one picture
     n_rays: int,  # how many pixels to draw at random
 ) -> Reference:
-    "Integrate exactly along some rays with the readable kernels, in float64, and differentiate with respect to the pose."
+    """Integrate exactly along some rays with the readable kernels, in float64, and differentiate with respect to the
+    pose."""
     pixels = np.sort(np.random.default_rng(1).permutation(camera.height**2)[:n_rays])
     weights = torch.from_numpy(draw_weights(camera).ravel()[pixels]).double()
-    centres, volume, voxel_from_world = pixel_centres(camera)[pixels], torch.from_numpy(density).double(), torch.from_numpy(np.linalg.inv(affine))
+    centres, volume, voxel_from_world = (
+        pixel_centres(camera)[pixels],
+        torch.from_numpy(density).double(),
+        torch.from_numpy(np.linalg.inv(affine)),
+    )
     values, gradients = {}, {}
     for model, kernel in (("constant", reference.siddon), ("trilinear", reference.trilinear)):
-        pose = [torch.tensor(x[0], dtype=torch.float64, requires_grad=True) for x in (camera.rotation, camera.translation)]
+        pose = [
+            torch.tensor(x[0], dtype=torch.float64, requires_grad=True) for x in (camera.rotation, camera.translation)
+        ]
         pieces = []
-        for centre, weight in tqdm(list(zip(centres.split(RAYS_AT_ONCE), weights.split(RAYS_AT_ONCE))), desc=f"reference, {model}", leave=False):
+        for centre, weight in tqdm(
+            list(zip(centres.split(RAYS_AT_ONCE), weights.split(RAYS_AT_ONCE))), desc=f"reference, {model}", leave=False
+        ):
             voxel_from_camera = voxel_from_world @ world_from_camera(*pose)
             target = centre @ voxel_from_camera[:3, :3].T + voxel_from_camera[:3, 3]
-            picture = kernel(volume, voxel_from_camera[None, None, :3, 3], target[None], centre.norm(dim=-1)[None])[0, 0]
+            picture = kernel(volume, voxel_from_camera[None, None, :3, 3], target[None], centre.norm(dim=-1)[None])[
+                0, 0
+            ]
             (picture * weight).sum().backward()
             pieces.append(picture.detach())
         values[model] = torch.cat(pieces).numpy()

@@ -19,7 +19,13 @@ subject = Subject(volume=image, density=image, mask=None, reorient=orientation_m
 drr = DRR(subject, sdd=1020.0, height=200, delx=2.0)
 drr(torch.zeros(1, 3), torch.tensor([[0.0, 850.0, 0.0]]), parameterization="euler_angles", convention="ZXY")
 """
-PROGRAMS = {"python": "pass", "diffdrr": "import diffdrr", "torch": "import torch", "torchio": "import torch, torchio", "render": RENDER}
+PROGRAMS = {
+    "python": "pass",
+    "diffdrr": "import diffdrr",
+    "torch": "import torch",
+    "torchio": "import torch, torchio",
+    "render": RENDER,
+}
 
 
 LEAVE = "\nimport os; os._exit(0)"  # when the work is done, without the interpreter's tidying up

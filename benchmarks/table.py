@@ -17,7 +17,12 @@ from . import machine, scene, startup
 from .peers import PEERS, Unavailable, prepare
 from .worker import Check, Failure, Worker
 
-TASKS = {"forward": "forward", "pose_gradient": "forward + pose gradient", "jacobian": "Jacobian image", "volume_gradient": "volume gradient"}
+TASKS = {
+    "forward": "forward",
+    "pose_gradient": "forward + pose gradient",
+    "jacobian": "Jacobian image",
+    "volume_gradient": "volume gradient",
+}
 SECONDS_PER_TURN = 0.4  # a fast task is repeated this long in each turn
 MOST_REPEATS = 20
 Key = tuple[str, str, str, str]  # contestant, device, method, task
@@ -67,9 +72,15 @@ class Measurements:
 def errors(task: str, check: Check, truth: scene.Reference) -> dict[str, float]:
     "Compare a picture, or the gradient with respect to the pose, with both models."
     if task == "forward":
-        return {model: scene.relative_error(check.arrays["image"].ravel()[truth.pixels], values) for model, values in truth.values.items()}
+        return {
+            model: scene.relative_error(check.arrays["image"].ravel()[truth.pixels], values)
+            for model, values in truth.values.items()
+        }
     if task == "pose_gradient" and "rotation" in check.arrays:
-        return {model: max(scene.relative_error(check.arrays[part], g) for part, g in parts.items()) for model, parts in truth.gradients.items()}
+        return {
+            model: max(scene.relative_error(check.arrays[part], g) for part, g in parts.items())
+            for model, parts in truth.gradients.items()
+        }
     return {}
 
 
@@ -106,14 +117,17 @@ class Comparison:
         return Worker(name, prepare(name, self.options.environments), device, threads)
 
     def enter(self, name: str, device: str, tiny: Path, some: Path, main: Path, truth: scene.Reference) -> None:
-        "Start a contestant, warm it up on a tiny picture, run each of its tasks once, and hand it the scene for the rounds."
+        """Start a contestant, warm it up on a tiny picture, run each of its tasks once, and hand it the scene for the
+        rounds."""
         limit = self.options.limit
         worker = self.workers[name, device] = self.start(name, device, self.options.threads)
         worker.warm_up(tiny, limit)
         info = worker.load(some, limit)
         self.results.versions[name] = info["versions"]
         self.results.extras |= info["facts"]
-        for method, task in ((method, task) for method, tasks in info["tasks"].items() for task in tasks if task != "one_by_one"):
+        for method, task in (
+            (method, task) for method, tasks in info["tasks"].items() for task in tasks if task != "one_by_one"
+        ):
             key = name, device, method, task
             try:
                 check = self.results.checks[key] = worker.check(method, task, limit)
@@ -142,7 +156,10 @@ class Comparison:
 
     def busy_with_others(self) -> float:  # seconds
         "Return for how long the cores have worked, except for this benchmark."
-        return machine.busy_seconds() - sum(machine.process_seconds(pid) for pid in [os.getpid(), *(w.process.pid for w in self.workers.values() if w.process)])
+        return machine.busy_seconds() - sum(
+            machine.process_seconds(pid)
+            for pid in [os.getpid(), *(w.process.pid for w in self.workers.values() if w.process)]
+        )
 
     def last_round(self, key: Key) -> int:
         "Say in how many rounds a task takes part."
@@ -152,9 +169,17 @@ class Comparison:
         "Measure everything."
         options, results = self.options, self.results
         truth = scene.compute_reference(self.density, self.affine, options.camera, options.reference_rays)
-        tiny, main = (self.save_scene(name, camera) for name, camera in (("tiny", options.camera.resized(16)), ("main", options.camera)))
+        tiny, main = (
+            self.save_scene(name, camera)
+            for name, camera in (("tiny", options.camera.resized(16)), ("main", options.camera))
+        )
         some = self.save_scene("some", options.camera, truth.pixels)
-        entries = [(name, device) for name in options.contestants for device in options.devices if device in devices_of(name, options.devices)]
+        entries = [
+            (name, device)
+            for name in options.contestants
+            for device in options.devices
+            if device in devices_of(name, options.devices)
+        ]
         for name, device in tqdm(entries, desc="contestants"):
             try:
                 self.enter(name, device, tiny, some, main, truth)
@@ -192,7 +217,10 @@ class Comparison:
 
     def alternate(self, contestants: list[tuple[Worker, tuple[str, str]]]) -> float:
         "Let two tasks take turns, and return the median ratio of the first to the second."
-        turn = lambda worker, task: statistics.median(worker.run(*task, 3, 3 * self.options.limit))
+
+        def turn(worker, task):
+            return statistics.median(worker.run(*task, 3, 3 * self.options.limit))
+
         ratios = [turn(*contestants[0]) / turn(*contestants[1]) for _ in range(self.options.rounds)]
         return statistics.median(ratios)
 
@@ -217,8 +245,13 @@ def frame(results: Measurements) -> pd.DataFrame:
     for name, device, method, task in results.checks:
         if task != "forward":
             continue
-        row = lambda task: (name, device, method, task)
-        milliseconds = {f"{title}, ms": 1000 * s if (s := results.seconds(row(task))) else None for task, title in TASKS.items()}
+
+        def row(task):
+            return (name, device, method, task)
+
+        milliseconds = {
+            f"{title}, ms": 1000 * s if (s := results.seconds(row(task))) else None for task, title in TASKS.items()
+        }
         check = results.checks.get(row("pose_gradient"), results.checks[row("forward")])
         rows.append(
             {
@@ -228,7 +261,9 @@ def frame(results: Measurements) -> pd.DataFrame:
                 **milliseconds,
                 "extra memory, MB": max(check.bytes, results.checks[row("forward")].bytes) / 1e6,
                 **{f"error, {model}": results.errors[row("forward")][model] for model in ("constant", "trilinear")},
-                "error of the pose gradient": results.errors.get(row("pose_gradient"), {}).get(results.models[row("forward")]),
+                "error of the pose gradient": results.errors.get(row("pose_gradient"), {}).get(
+                    results.models[row("forward")]
+                ),
                 "integrates": results.models[row("forward")],
                 "rounds": len(results.rounds.get(row("forward"), {})),
                 "note": results.notes[row("forward")],

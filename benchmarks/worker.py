@@ -19,7 +19,13 @@ from .scene import ROOT
 
 MEMORY_SHARE = 0.7  # of what is free, for one worker
 SCRIPTS = Path(__file__).parent / "workers"
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+THREADS = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
+)
 
 
 class Failure(Exception):
@@ -60,7 +66,11 @@ class Worker:
             environment["CUDA_VISIBLE_DEVICES"] = ""
         self.messages = tempfile.TemporaryFile()
         self.process = subprocess.Popen(
-            [self.python, SCRIPTS / f"{self.name}.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.messages, env=environment
+            [self.python, SCRIPTS / f"{self.name}.py"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.messages,
+            env=environment,
         )
         if self.device == "cpu":  # an allocation then fails here, before the machine has to choose what to end
             most = int(MEMORY_SHARE * memory("MemAvailable"))
@@ -105,7 +115,9 @@ class Worker:
         "Return the end of what the worker wrote to its standard error, and end it."
         self.process.wait()
         self.messages.seek(0)
-        lines = self.messages.read().decode(errors="replace").strip().splitlines() or [f"exit status {self.process.returncode}"]
+        lines = self.messages.read().decode(errors="replace").strip().splitlines() or [
+            f"exit status {self.process.returncode}"
+        ]
         self.stop()
         return lines[-1]
 

@@ -1,4 +1,5 @@
-"""X-rays of a CT as a detector would take them, so that no picture of the model that is fitted to them is just like them.
+"""X-rays of a CT as a detector would take them, so that no picture of the model that is fitted to them is just like
+them.
 
 Lengths on the detector are in mm. Intensities are parts of what the detector receives without a patient.
 """
@@ -15,15 +16,17 @@ import torch
 import torch.nn.functional as F
 from torchio import ScalarImage, Subject
 
-from diffdrr.registration import blur
-from diffdrr.volumes import save_arrays
-from diffdrr.rendering import DRR
 from diffdrr.geometry import RigidTransform
+from diffdrr.registration import blur
+from diffdrr.rendering import DRR
+from diffdrr.volumes import save_arrays
 
 
 @dataclass(frozen=True)
 class Exposure:
-    "How an X-ray is taken, and what disturbs it. The defaults are those of a single frame of fluoroscopy, without a grid against scatter."
+    """How an X-ray is taken, and what disturbs it.
+
+    The defaults are those of a single frame of fluoroscopy, without a grid against scatter."""
 
     sdd: float = 1020.0  # source-to-detector distance, mm
     height: int = 256  # rows and columns, pixels
@@ -48,12 +51,21 @@ class Exposure:
         oversampling: int = 1,  # rays along each side of a pixel
     ) -> DRR:
         "Make the camera. It interpolates between voxels."
-        return DRR(subject, sdd=self.sdd, height=self.height * oversampling, delx=self.delx / oversampling, renderer="trilinear")
+        return DRR(
+            subject,
+            sdd=self.sdd,
+            height=self.height * oversampling,
+            delx=self.delx / oversampling,
+            renderer="trilinear",
+        )
 
 
 @dataclass(frozen=True)
 class Patient:
-    "A CT whose density is what attenuates: that of water is 1. The density which pictures are rendered from begins at the lungs instead, so the two differ by more than a factor."
+    """A CT whose density is what attenuates: that of water is 1.
+
+    The density which pictures are rendered from begins at the lungs instead, so the two differ by more than a
+    factor."""
 
     subject: Subject
     digest: str  # of the voxels and of where they are
@@ -94,7 +106,10 @@ def haze(
     primary: torch.Tensor,  # (1, 1, H, W) intensity
     exposure: Exposure,
 ) -> torch.Tensor:  # (1, 1, H, W) intensity
-    """Estimate the scattered radiation. Rays scatter in proportion to what they pass through and to what is left of them (Ohnesorge et al., European Radiology 9, 1999).
+    """Estimate the scattered radiation.
+
+    Rays scatter in proportion to what they pass through and to what is left of them (Ohnesorge et al., European
+    Radiology 9, 1999).
 
     The haze has the given ratio to the primary radiation over the pixels that see at most half of the unattenuated intensity."""
     spread = blur(-primary * primary.log(), exposure.scatter_width / exposure.delx)
@@ -165,7 +180,13 @@ def cached_xray(
     folder: Path,
 ) -> torch.Tensor:  # (1, 1, H, W)
     "Take an X-ray, or read it, if one with the same parameters was taken by this very file."
-    parameters = {"exposure": asdict(exposure), "pose": pose.matrix.tolist(), "seed": seed, "ct": patient.digest, "code": Path(__file__).read_text()}
+    parameters = {
+        "exposure": asdict(exposure),
+        "pose": pose.matrix.tolist(),
+        "seed": seed,
+        "ct": patient.digest,
+        "code": Path(__file__).read_text(),
+    }
     path = folder / f"{hashlib.blake2b(json.dumps(parameters).encode(), digest_size=16).hexdigest()}.npz"
     if not path.exists():
         save_arrays(path, xray=take_xray(patient, pose, exposure, seed).numpy())

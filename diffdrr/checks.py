@@ -46,7 +46,9 @@ def one_of(
     choices = list(choices)
     if any(value is choice or (isinstance(value, type(choice)) and value == choice) for choice in choices):
         return value
-    raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}{end(guess(value, choices), remedy)}")
+    raise ValueError(
+        f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}{end(guess(value, choices), remedy)}"
+    )
 
 # %% ../nbs/api/010_checks.ipynb #7ed207c5
 def some_of(
@@ -59,7 +61,10 @@ def some_of(
     values, choices = list(values), list(choices)
     for value in values:
         if value not in choices:
-            raise ValueError(f"{name} must be some of {', '.join(map(repr, choices))}, not {value!r}{end(guess(value, choices), remedy)}")
+            raise ValueError(
+                f"{name} must be some of {', '.join(map(repr, choices))}, not "
+                f"{value!r}{end(guess(value, choices), remedy)}"
+            )
     return values
 
 # %% ../nbs/api/010_checks.ipynb #3596e0eb
@@ -72,7 +77,10 @@ def known(
     "Raise a `TypeError` for keyword arguments that a function does not have."
     for name in given:
         if name not in allowed:
-            raise TypeError(f"{function_name}() has no argument {name!r}; {guess(name, allowed) or 'it has ' + ', '.join(allowed)}{end(remedy)}")
+            raise TypeError(
+                f"{function_name}() has no argument {name!r}; "
+                f"{guess(name, allowed) or 'it has ' + ', '.join(allowed)}{end(remedy)}"
+            )
 
 # %% ../nbs/api/010_checks.ipynb #04859e41
 def is_number(
@@ -106,7 +114,11 @@ def number(
     "Raise a `ValueError` unless a value is a finite number between two bounds."
     if is_number(value, batch) and lies(value, least, most):
         return value
-    bounds = {(True, True): f" from {least:g} to {most:g}", (True, False): f" of at least {least:g}", (False, True): f" of at most {most:g}"}
+    bounds = {
+        (True, True): f" from {least:g} to {most:g}",
+        (True, False): f" of at least {least:g}",
+        (False, True): f" of at most {most:g}",
+    }
     raise ValueError(f"{name} must be a number{bounds.get((least > -inf, most < inf), '')}, not {value!r}{end(remedy)}")
 
 # %% ../nbs/api/010_checks.ipynb #8bdec2fe
@@ -139,7 +151,12 @@ def whole(
     remedy: str = "",  # what to do instead
 ) -> int:  # the value
     "Raise a `ValueError` unless a value is a whole number between two bounds."
-    if isinstance(value, Integral) and not isinstance(value, bool) and least <= value and (most is None or value <= most):
+    if (
+        isinstance(value, Integral)
+        and not isinstance(value, bool)
+        and least <= value
+        and (most is None or value <= most)
+    ):
         return value
     bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
     raise ValueError(f"{name} must be a whole number {bounds}, not {value!r}{end(remedy)}")
@@ -187,12 +204,17 @@ def shaped(
     shapes = pattern.split("|")
     right = " or ".join(map(spell, shapes))
     if not hasattr(tensor, "shape"):
-        raise TypeError(f"{name} must be a tensor of shape {right}, not {type(tensor).__name__}{end(remedy or 'torch.as_tensor makes one')}")
+        raise TypeError(
+            f"{name} must be a tensor of shape {right}, not "
+            f"{type(tensor).__name__}{end(remedy or 'torch.as_tensor makes one')}"
+        )
     for shape in shapes:
         if (found := match(tuple(tensor.shape), shape, sizes)) is not None:
             return found
     settled = ", ".join(f"{letter} = {size}" for letter, size in sizes.items() if letter in pattern)
-    raise ValueError(f"{name} must have shape {right}{f' with {settled}' if settled else ''}, not {tuple(tensor.shape)}{end(remedy)}")
+    raise ValueError(
+        f"{name} must have shape {right}{f' with {settled}' if settled else ''}, not {tuple(tensor.shape)}{end(remedy)}"
+    )
 
 # %% ../nbs/api/010_checks.ipynb #1e2ced75
 def agree(
@@ -208,7 +230,10 @@ def agree(
         ours, theirs = getattr(tensor, what), getattr(other, what)
         if ours != theirs:
             to = repr(str(theirs)) if what == "device" else theirs
-            raise ValueError(f"{name} and {other_name} must have the same {what}, not {ours} and {theirs}; move one of them, such as {name}.to({to})")
+            raise ValueError(
+                f"{name} and {other_name} must have the same {what}, not {ours} and {theirs}; move one of them, such "
+                f"as {name}.to({to})"
+            )
 
 # %% ../nbs/api/010_checks.ipynb #9212c72a
 def finite(

@@ -1,4 +1,5 @@
-"""Write small files in the layouts of public data sets: the phantom, photographed by cameras that are built here from the documents of the data sets.
+"""Write small files in the layouts of public data sets: the phantom, photographed by cameras that are built here from
+the documents of the data sets.
 
 Nothing of `diffdrr.datasets` is used. Pictures are integrals along rays from the source to the centre of each pixel, both placed in the voxels of the stored
 volume by this file, so that a loader that misreads an axis, a flip, a unit or half a pixel gives another picture.
@@ -41,7 +42,8 @@ class Film:
         return np.array([(self.width - 1) / 2, (self.height - 1) / 2]) + self.off_centre
 
     def intrinsic(self, first_pixel: float) -> np.ndarray:  # (3, 3)
-        "Return the matrix of the data sets, whose focal lengths are negative; `first_pixel` is the coordinate of the centre of the first pixel."
+        """Return the matrix of the data sets, whose focal lengths are negative; `first_pixel` is the coordinate of the
+        centre of the first pixel."""
         u, v = self.principal_point + first_pixel
         return np.array([[-SDD / self.col_spacing, 0, u], [0, -SDD / self.row_spacing, v], [0, 0, 1]])
 
@@ -142,7 +144,8 @@ def write_deepfluoro(
     path: Path,
     film: Film = Film(),
 ) -> list[np.ndarray]:  # the line integrals that the pictures show, (H, W), mm: the right way up
-    "Write a file as Grupp et al. (2020) publish it, with two specimens and three X-rays each; the second X-ray is upside down."
+    """Write a file as Grupp et al. (2020) publish it, with two specimens and three X-rays each; the second X-ray is
+    upside down."""
     hu, labels, lps_from_voxel = scan()
     density = transform_hu_to_density(torch.from_numpy(hu))
     views = [  # of the source, seen from the back; whether the picture is upside down

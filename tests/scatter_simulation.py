@@ -18,7 +18,9 @@ GRID = np.arange(5.0, 151.0)  # keV
 
 def coefficient(kind: str) -> np.ndarray:
     "Tabulate the attenuation of water by one process, 1/cm."
-    return 0.111894 * xraydb.mu_elam("H", 1000 * GRID, kind=kind) + 0.888106 * xraydb.mu_elam("O", 1000 * GRID, kind=kind)
+    return 0.111894 * xraydb.mu_elam("H", 1000 * GRID, kind=kind) + 0.888106 * xraydb.mu_elam(
+        "O", 1000 * GRID, kind=kind
+    )
 
 
 def compton_cosines(energies: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -40,7 +42,9 @@ def turn(directions: np.ndarray, cosines: np.ndarray, rng: np.random.Generator) 
     first /= np.linalg.norm(first, axis=1, keepdims=True)
     second = np.cross(directions, first)
     around, sines = rng.uniform(0, 2 * np.pi, len(cosines)), np.sqrt(1 - cosines**2)
-    return cosines[:, None] * directions + sines[:, None] * (np.cos(around)[:, None] * first + np.sin(around)[:, None] * second)
+    return cosines[:, None] * directions + sines[:, None] * (
+        np.cos(around)[:, None] * first + np.sin(around)[:, None] * second
+    )
 
 
 def scatter_to_primary(
@@ -69,9 +73,15 @@ def scatter_to_primary(
         position = position + free_path[:, None] * direction
         depth = position[:, 2]
         out = (depth > thickness) & (events > 0)
-        on_detector = position[out, :2] + direction[out, :2] * ((thickness + gap - depth[out]) / direction[out, 2])[:, None]
+        on_detector = (
+            position[out, :2] + direction[out, :2] * ((thickness + gap - depth[out]) / direction[out, 2])[:, None]
+        )
         sums += [signal(energy[out])[(np.abs(on_detector) < side / 2).all(axis=1)].sum() for side in sides]
-        stays = (depth > 0) & (depth < thickness) & (rng.uniform(size=len(energy)) < np.interp(energy, GRID, scattered / (absorbed + scattered)))
+        stays = (
+            (depth > 0)
+            & (depth < thickness)
+            & (rng.uniform(size=len(energy)) < np.interp(energy, GRID, scattered / (absorbed + scattered)))
+        )
         position, direction, energy, events = position[stays], direction[stays], energy[stays], events[stays] + 1
         cosines = compton_cosines(energy, rng)
         direction = turn(direction, cosines, rng)

@@ -28,7 +28,16 @@ AWAY = {"AP": (0.0, 850.0, 0.0), "PA": (0.0, -850.0, 0.0), None: (0.0, 0.0, -850
 
 def patient(orientation: str | None = "AP", table: pd.DataFrame | None = TABLE, **kwargs):
     "A ball within a shell, off the isocentre, on a turned grid of thick slices; the label of the shell needs 16 bits."
-    turn = convert(torch.tensor([[0.2, -0.1, 0.3]], dtype=torch.float64), torch.zeros(1, 3, dtype=torch.float64), parameterization="euler_angles", convention="ZXY").matrix[0].numpy()
+    turn = (
+        convert(
+            torch.tensor([[0.2, -0.1, 0.3]], dtype=torch.float64),
+            torch.zeros(1, 3, dtype=torch.float64),
+            parameterization="euler_angles",
+            convention="ZXY",
+        )
+        .matrix[0]
+        .numpy()
+    )
     affine = turn @ np.array([[-4.0, 0, 0, 98], [0, 4, 0, -78], [0, 0, 6, -87], [0, 0, 0, 1]])
     index = np.stack(np.meshgrid(np.arange(50), np.arange(40), np.arange(30), indexing="ij"), axis=-1)
     world = index @ affine[:3, :3].T + affine[:3, 3]
@@ -36,12 +45,16 @@ def patient(orientation: str | None = "AP", table: pd.DataFrame | None = TABLE, 
     labels = np.where(distance < 25, 3, np.where((distance > 40) & (distance < 50), 300, 0)).astype(np.int16)
     hu = torch.as_tensor(np.where(labels == 3, 400.0, -1000.0) + 10 * index[..., 2])
     extra = {} if table is None else {"structures": table}
-    return read(hu, torch.as_tensor(labels), affine=affine, center_volume=False, orientation=orientation, **extra, **kwargs)
+    return read(
+        hu, torch.as_tensor(labels), affine=affine, center_volume=False, orientation=orientation, **extra, **kwargs
+    )
 
 
 def view(orientation: str | None = "AP", *more: tuple[float, float, float], dtype=torch.float32) -> RigidTransform:
     angles = torch.tensor([(0.3, -0.2, 0.1), *more], dtype=dtype)
-    return convert(angles, torch.tensor([AWAY[orientation]], dtype=dtype), parameterization="euler_angles", convention="ZXY")
+    return convert(
+        angles, torch.tensor([AWAY[orientation]], dtype=dtype), parameterization="euler_angles", convention="ZXY"
+    )
 
 
 def renderer(subject, **kwargs) -> DRR:
@@ -52,20 +65,38 @@ def renderer(subject, **kwargs) -> DRR:
 
 
 @pytest.mark.parametrize("orientation", ["AP", "PA", None])
-@pytest.mark.parametrize("options", [{}, {"reverse_x_axis": False}, {"x0": 30.0, "y0": -20.0, "dely": 1.5}, {"beam": "parallel"}, {"voxel_shift": 0.0}, {"renderer": "trilinear"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"reverse_x_axis": False},
+        {"x0": 30.0, "y0": -20.0, "dely": 1.5},
+        {"beam": "parallel"},
+        {"voxel_shift": 0.0},
+        {"renderer": "trilinear"},
+    ],
+)
 def test_rendering_and_geometry_agree(orientation: str | None, options: dict):
-    "They differ only over pixels whose rays graze the structure to a thousandth of a pixel: rounding of single precision."
+    """They differ only over pixels whose rays graze the structure to a thousandth of a pixel: rounding of single
+    precision."""
     drr, pose = renderer(patient(orientation), **options), view(orientation)
     rendered, names = anatomy.structure_masks(drr, pose, ["ball", "shell"])
     for mask, name in zip(rendered[0], names):
         faces = surfaces.project_surface(drr, pose, name)[0]
-        filled = torch.stack([surfaces.fill_faces(faces + 1e-3 * torch.tensor(shift), 90, 110) for shift in ((1, 1), (1, -1), (-1, 1), (-1, -1))])
+        filled = torch.stack(
+            [
+                surfaces.fill_faces(faces + 1e-3 * torch.tensor(shift), 90, 110)
+                for shift in ((1, 1), (1, -1), (-1, 1), (-1, -1))
+            ]
+        )
         surely, perhaps = filled.all(dim=0), filled.any(dim=0)
         assert surely.sum() > 300 and (perhaps & ~surely).sum() < 0.01 * surely.sum()
         assert (surely <= mask).all() and (mask <= perhaps).all()
         box = torch.cat([faces.flatten(0, 1).amin(dim=0), faces.flatten(0, 1).amax(dim=0)])
         limits = torch.tensor([0.0, 0, 0, 0]), torch.tensor([110.0, 90, 110, 90])
-        assert_close(anatomy.bounding_boxes(mask[None, None])[0, 0], box.clamp(*limits), atol=1, rtol=0)  # a corner reaches between the centres of pixels
+        assert_close(
+            anatomy.bounding_boxes(mask[None, None])[0, 0], box.clamp(*limits), atol=1, rtol=0
+        )  # a corner reaches between the centres of pixels
 
 
 def test_a_ball_has_the_shadow_of_a_ball():
@@ -76,7 +107,9 @@ def test_a_ball_has_the_shadow_of_a_ball():
     source = drr.detector.reorient.compose(pose).inverse()(centre)[0, 0]
     mask = anatomy.structure_masks(drr, pose, ["ball"])[0][0, 0]
     radius = 25 * 1020 / source[2] / 2
-    assert_close(mask.sum() / (torch.pi * radius**2), torch.tensor(1.0), atol=0.12, rtol=0)  # voxels stick out of the ball by half of their diagonal, 4 of 25 mm
+    assert_close(
+        mask.sum() / (torch.pi * radius**2), torch.tensor(1.0), atol=0.12, rtol=0
+    )  # voxels stick out of the ball by half of their diagonal, 4 of 25 mm
     rows, columns = mask.nonzero().float().add(0.5).T
     assert_close(torch.stack([columns.mean(), rows.mean()]), torch.stack([column, row]), atol=0.5, rtol=0)
 
@@ -84,14 +117,20 @@ def test_a_ball_has_the_shadow_of_a_ball():
 def test_each_picture_is_that_of_its_pose():
     drr, poses = renderer(patient()), view("AP", (0.0, 0.0, 0.0), (-0.5, 0.2, 0.0))
     together, _ = anatomy.structure_masks(drr, poses)
-    for i in range(3): assert torch.equal(anatomy.structure_masks(drr, RigidTransform(poses.matrix[i : i + 1]))[0][0], together[i])
+    for i in range(3):
+        assert torch.equal(anatomy.structure_masks(drr, RigidTransform(poses.matrix[i : i + 1]))[0][0], together[i])
 
 
 def test_density_renderer_and_reshape_change_nothing():
     drr, pose = renderer(patient()), view()
     expected, names = anatomy.path_lengths(drr, pose)
     assert names == ["ball", "shell"] and expected.shape == (1, 2, 90, 110)
-    for options in ({"reshape": False}, {"renderer": "trilinear"}, {"patch_size": 30, "backend": "torch"}, {"reducefn": "max"}):
+    for options in (
+        {"reshape": False},
+        {"renderer": "trilinear"},
+        {"patch_size": 30, "backend": "torch"},
+        {"reducefn": "max"},
+    ):
         other = renderer(patient(), **options)
         other.density = None
         assert_close(anatomy.path_lengths(other, pose)[0], expected, atol=1e-3, rtol=1e-4)
@@ -120,7 +159,12 @@ def test_length_is_differentiable():
     step = 1e-6 * torch.eye(3, dtype=torch.float64)
     numeric = torch.stack([(total(angles.detach() + s) - total(angles.detach() - s)) / 2e-6 for s in step])
     assert_close(gradient[0], numeric, rtol=1e-4, atol=1e-2)
-    assert not anatomy.structure_masks(drr, convert(angles, torch.tensor([AWAY["AP"]], dtype=torch.float64), parameterization="euler_angles", convention="ZXY"))[0].requires_grad
+    assert not anatomy.structure_masks(
+        drr,
+        convert(
+            angles, torch.tensor([AWAY["AP"]], dtype=torch.float64), parameterization="euler_angles", convention="ZXY"
+        ),
+    )[0].requires_grad
 
 
 def test_threshold_thins_the_border():
@@ -174,7 +218,9 @@ def test_bad_tables(table: pd.DataFrame, message: str):
 @pytest.mark.parametrize("call", [anatomy.path_lengths, anatomy.structure_masks, anatomy.visible_fraction])
 def test_bad_names_and_poses(call):
     drr = renderer(patient())
-    with pytest.raises(ValueError, match="names must be some of 'ball', 'shell', 'nowhere', not 'bal'; did you mean 'ball'"):
+    with pytest.raises(
+        ValueError, match="names must be some of 'ball', 'shell', 'nowhere', not 'bal'; did you mean 'ball'"
+    ):
         call(drr, view(), ["bal", "shel"])
     with pytest.raises(ValueError, match=r"write \['ball'\]"):
         call(drr, view(), "ball")
@@ -207,7 +253,12 @@ def test_surface_is_complete():
     mask = (drr.mask == 3).numpy()
     counts = [np.abs(np.diff(np.pad(mask, 1).astype(int), axis=axis)).sum() for axis in range(3)]
     assert len(faces) == sum(counts)
-    assert_close(areas.sum(), torch.tensor(counts[0] * 24.0 + counts[1] * 24 + counts[2] * 16, dtype=torch.float64), rtol=1e-5, atol=0)
+    assert_close(
+        areas.sum(),
+        torch.tensor(counts[0] * 24.0 + counts[1] * 24 + counts[2] * 16, dtype=torch.float64),
+        rtol=1e-5,
+        atol=0,
+    )
     assert_close(faces[:, 0] + faces[:, 2], faces[:, 1] + faces[:, 3], atol=1e-3, rtol=0)
 
 
@@ -221,7 +272,9 @@ def test_faces_are_filled_as_one_by_one(seed: int, scale: float):
     row, column = np.indices((15, 20))
     expected = np.zeros((15, 20), bool)
     for c, u, v in zip(corner.numpy(), a.numpy(), b.numpy()):
-        s, t = np.linalg.solve(np.stack([u, v], axis=1), np.stack([column + 0.5 - c[0], row + 0.5 - c[1]]).reshape(2, -1)).reshape(2, 15, 20)
+        s, t = np.linalg.solve(
+            np.stack([u, v], axis=1), np.stack([column + 0.5 - c[0], row + 0.5 - c[1]]).reshape(2, -1)
+        ).reshape(2, 15, 20)
         expected |= (s >= 0) & (s <= 1) & (t >= 0) & (t <= 1)
     assert np.array_equal(surfaces.fill_faces(faces, 15, 20).numpy(), expected)
 
@@ -233,9 +286,13 @@ def test_visible_fraction_follows_the_masks():
     assert torch.equal(anatomy.visible_fraction(wide, view())[0], torch.ones(1, 2))
     gone = renderer(subject, x0=2000.0)
     assert torch.equal(anatomy.visible_fraction(gone, view())[0], torch.zeros(1, 2))
-    behind = convert(torch.zeros(1, 3), torch.tensor([[0.0, -850.0, 0.0]]), parameterization="euler_angles", convention="ZXY")
+    behind = convert(
+        torch.zeros(1, 3), torch.tensor([[0.0, -850.0, 0.0]]), parameterization="euler_angles", convention="ZXY"
+    )
     assert torch.equal(anatomy.visible_fraction(wide, behind)[0], torch.zeros(1, 2)), "behind the source"
-    far = convert(torch.zeros(1, 3), torch.tensor([[0.0, 1300.0, 0.0]]), parameterization="euler_angles", convention="ZXY")
+    far = convert(
+        torch.zeros(1, 3), torch.tensor([[0.0, 1300.0, 0.0]]), parameterization="euler_angles", convention="ZXY"
+    )
     assert torch.equal(anatomy.visible_fraction(wide, far)[0], torch.zeros(1, 2)), "behind the detector"
     assert not anatomy.structure_masks(wide, far)[0].any()
 
@@ -249,11 +306,18 @@ def test_visible_fraction_in_pieces(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_corners_as_origin_of_voxels():
-    "With voxel_shift=0 the affine gives lower corners of voxels: the same as one of their centres, half a voxel further."
+    """With voxel_shift=0 the affine gives lower corners of voxels: the same as one of their centres, half a voxel
+    further."""
     subject = patient()
     half = np.eye(4)
     half[:3, 3] = 0.5
-    moved = read(subject.volume.data[0], subject.mask.data[0], affine=subject.volume.affine @ half, center_volume=False, structures=TABLE)
+    moved = read(
+        subject.volume.data[0],
+        subject.mask.data[0],
+        affine=subject.volume.affine @ half,
+        center_volume=False,
+        structures=TABLE,
+    )
     corner, centre = renderer(subject, voxel_shift=0.0, width=55), renderer(moved, width=55)
     fractions = anatomy.visible_fraction(corner, view())[0]
     assert (fractions < 1).all() and torch.equal(fractions, anatomy.visible_fraction(centre, view())[0])
@@ -312,7 +376,11 @@ def test_coco_counts_on_over_batches(tmp_path: Path):
     for a in coco["annotations"]:
         mask = masks[a["image_id"] - 1, a["category_id"] - 1].numpy()
         row, column = np.nonzero(mask)
-        assert a["bbox"] == [column.min(), row.min(), np.ptp(column) + 1, np.ptp(row) + 1] and a["area"] == len(row) and a["iscrowd"] == 0
+        assert (
+            a["bbox"] == [column.min(), row.min(), np.ptp(column) + 1, np.ptp(row) + 1]
+            and a["area"] == len(row)
+            and a["iscrowd"] == 0
+        )
 
 
 def test_a_data_set_that_fails_leaves_nothing(tmp_path: Path):
@@ -326,7 +394,11 @@ def test_a_data_set_that_fails_leaves_nothing(tmp_path: Path):
         anatomy.save_coco(tmp_path / "set", broken(), ["a"], verbose=False)
     assert not list(tmp_path.iterdir())
     (tmp_path / "set").mkdir()
-    for save in (lambda: anatomy.save_coco(tmp_path / "set", broken(), ["a"]), lambda: anatomy.save_masks_png(tmp_path / "set", masks, ["a"]), lambda: anatomy.save_masks_nifti(tmp_path / "set", masks, ["a"])):
+    for save in (
+        lambda: anatomy.save_coco(tmp_path / "set", broken(), ["a"]),
+        lambda: anatomy.save_masks_png(tmp_path / "set", masks, ["a"]),
+        lambda: anatomy.save_masks_nifti(tmp_path / "set", masks, ["a"]),
+    ):
         with pytest.raises(FileExistsError, match="exists already; choose another name"):
             save()
     assert not list((tmp_path / "set").iterdir())
@@ -346,8 +418,18 @@ def test_progress_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture):
         (torch.zeros(1, 1, 4, 5), torch.ones(1, 2, 4, 5, dtype=torch.bool), ["a"], "each of the 2 channels"),
         (torch.zeros(1, 1, 4, 5), torch.ones(1, 1, 4, 5, dtype=torch.bool), "a", "each of the 1 channels"),
         (torch.zeros(1, 1, 4, 5), torch.ones(1, 1, 4, 5), ["a"], "masks must be booleans"),
-        (torch.zeros(1, 3, 4, 5), torch.ones(1, 1, 4, 5, dtype=torch.bool), ["a"], r"\(1, 1, 4, 5\), not \(1, 3, 4, 5\)"),
-        (torch.zeros(2, 1, 4, 5), torch.ones(3, 1, 4, 5, dtype=torch.bool), ["a"], r"\(3, 1, 4, 5\), not \(2, 1, 4, 5\)"),
+        (
+            torch.zeros(1, 3, 4, 5),
+            torch.ones(1, 1, 4, 5, dtype=torch.bool),
+            ["a"],
+            r"\(1, 1, 4, 5\), not \(1, 3, 4, 5\)",
+        ),
+        (
+            torch.zeros(2, 1, 4, 5),
+            torch.ones(3, 1, 4, 5, dtype=torch.bool),
+            ["a"],
+            r"\(3, 1, 4, 5\), not \(2, 1, 4, 5\)",
+        ),
         (torch.full((1, 1, 4, 5), torch.nan), torch.ones(1, 1, 4, 5, dtype=torch.bool), ["a"], "pictures from 0 to 1"),
     ],
 )

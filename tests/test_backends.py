@@ -10,17 +10,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffdrr.volumes import load_example_ct
-from diffdrr.rendering import DRR
-from diffdrr.kernels.dispatch import as_classes
 from diffdrr.geometry import RigidTransform, convert
+from diffdrr.kernels.dispatch import as_classes
+from diffdrr.rendering import DRR
+from diffdrr.volumes import load_example_ct
 
 GRID = dict(shape=(65, 64, 33), spacing=(5.6, 5.6, 10.0))
 # Of the largest value. Both compute the same integral; the reference does it in the precision of the rays, at voxel coordinates of some hundred.
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-10}
 
 
-RENDERERS = {"siddon": ({}, {}), "exact trilinear": (dict(renderer="trilinear"), dict(n_points=None)), "sampled trilinear": (dict(renderer="trilinear"), dict(n_points=60))}
+RENDERERS = {
+    "siddon": ({}, {}),
+    "exact trilinear": (dict(renderer="trilinear"), dict(n_points=None)),
+    "sampled trilinear": (dict(renderer="trilinear"), dict(n_points=60)),
+}
 FRONTAL = dict(parameterization="euler_angles", convention="ZXY")
 
 
@@ -28,10 +32,22 @@ def frontal(dtype: torch.dtype = torch.float32):
     return convert(torch.zeros(1, 3, dtype=dtype), torch.tensor([[0.0, 850, 0]], dtype=dtype), **FRONTAL)
 
 
-def pictures(dtype: torch.dtype, backend: str, orientation: str | None, labels: bool, renderer: str = "siddon", **options):
+def pictures(
+    dtype: torch.dtype, backend: str, orientation: str | None, labels: bool, renderer: str = "siddon", **options
+):
     "Render three views; return them with the gradients of a weighted sum."
     choices, arguments = RENDERERS[renderer]
-    drr = DRR(load_example_ct(orientation=orientation, **GRID), sdd=1020.0, height=23, width=30, delx=15.0, x0=20.0, backend=backend, **choices, **options).to(dtype)
+    drr = DRR(
+        load_example_ct(orientation=orientation, **GRID),
+        sdd=1020.0,
+        height=23,
+        width=30,
+        delx=15.0,
+        x0=20.0,
+        backend=backend,
+        **choices,
+        **options,
+    ).to(dtype)
     place = {"AP": [3.0, 850, 7], "PA": [3.0, -850, 7], None: [3.0, 7, -850]}[orientation]
     rotation = torch.tensor([[0.1, 0.2, -0.1], [1.2, -0.3, 0.2], [-0.7, 0.1, 2.0]], dtype=dtype, requires_grad=True)
     translation = torch.tensor([place] * 3, dtype=dtype, requires_grad=True)
@@ -46,7 +62,9 @@ def pictures(dtype: torch.dtype, backend: str, orientation: str | None, labels: 
 @pytest.mark.parametrize("orientation, beam", [("AP", "cone"), ("AP", "parallel"), ("PA", "cone"), (None, "cone")])
 @pytest.mark.parametrize("renderer", RENDERERS)
 def test_float64(renderer, orientation, beam, labels):
-    reference, compiled = (pictures(torch.float64, backend, orientation, labels, renderer, beam=beam) for backend in ("torch", "numba"))
+    reference, compiled = (
+        pictures(torch.float64, backend, orientation, labels, renderer, beam=beam) for backend in ("torch", "numba")
+    )
     for name, a, b in zip(("picture", "volume", "rotation", "translation"), reference, compiled):
         assert torch.allclose(a, b, rtol=0, atol=TOLERANCE[torch.float64] * a.abs().max().item()), name
 
@@ -58,9 +76,15 @@ def test_float32_pictures(renderer):
     assert torch.allclose(reference, compiled, rtol=0, atol=TOLERANCE[torch.float32] * reference.max().item())
 
 
-@pytest.mark.parametrize("options, reason", [
-    (dict(reducefn="max"), "reducefn='max'"), (dict(mode="bilinear"), "mode='bilinear'"), (dict(renderer="trilinear", reducefn="max"), "reducefn='max'"),
-], ids=["max", "bilinear", "trilinear"])
+@pytest.mark.parametrize(
+    "options, reason",
+    [
+        (dict(reducefn="max"), "reducefn='max'"),
+        (dict(mode="bilinear"), "mode='bilinear'"),
+        (dict(renderer="trilinear", reducefn="max"), "reducefn='max'"),
+    ],
+    ids=["max", "bilinear", "trilinear"],
+)
 def test_named_backend_that_cannot_serve_says_why(options, reason):
     drr = DRR(load_example_ct(**GRID), sdd=1020.0, height=4, delx=80.0, backend="numba", **options)
     with pytest.raises(ValueError, match=f"backend 'numba' cannot serve.*{reason}"):
@@ -73,8 +97,14 @@ def test_torch_compiles_the_whole_render(renderer, labels):
     "`fullgraph=True` raises where the graph would break."
     choices, arguments = RENDERERS[renderer]
     drr = DRR(load_example_ct(**GRID), sdd=1020.0, height=8, delx=40.0, backend="numba", **choices)
-    rotation, translation = torch.full((1, 3), 0.1, requires_grad=True), torch.tensor([[0.0, 850, 0]], requires_grad=True)
-    loss = lambda r, t: drr(r, t, mask_to_channels=labels, **FRONTAL, **arguments).square().mean()
+    rotation, translation = (
+        torch.full((1, 3), 0.1, requires_grad=True),
+        torch.tensor([[0.0, 850, 0]], requires_grad=True),
+    )
+
+    def loss(r, t):
+        return drr(r, t, mask_to_channels=labels, **FRONTAL, **arguments).square().mean()
+
     plain = loss(rotation, translation)
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")(rotation, translation)
     assert torch.allclose(plain, compiled, rtol=1e-5)
@@ -90,7 +120,10 @@ def test_a_graph_gives_labels_to_the_nearest_channel(n_labels, nearest):
 
 def test_a_compiled_render_follows_the_label_map():
     drr = DRR(load_example_ct(**GRID), sdd=1020.0, height=8, delx=40.0, backend="numba")
-    render = lambda matrix: drr(RigidTransform(matrix), mask_to_channels=True)
+
+    def render(matrix):
+        return drr(RigidTransform(matrix), mask_to_channels=True)
+
     pose, compiled = frontal().matrix, torch.compile(render, fullgraph=True, backend="aot_eager")
     n = compiled(pose).shape[1]
 
@@ -114,16 +147,26 @@ def test_transforms_of_torch_func_pass_through(renderer):
     choices, arguments = RENDERERS[renderer]
     drr = DRR(load_example_ct(**GRID), sdd=1020.0, height=5, delx=60.0, backend="numba", **choices).double()
     translation = torch.tensor([[2.0, 850, 1]], dtype=torch.float64)
-    picture = lambda r: drr(r, translation, **FRONTAL, **arguments)[0, 0]
+
+    def picture(r):
+        return drr(r, translation, **FRONTAL, **arguments)[0, 0]
+
     rotation = torch.tensor([[0.1, 0.2, -0.1]], dtype=torch.float64)
     by_rows = torch.autograd.functional.jacobian(picture, rotation)
     assert torch.allclose(torch.func.jacrev(picture)(rotation), by_rows, rtol=1e-9)
-    assert torch.allclose(torch.func.jacfwd(picture)(rotation), by_rows, rtol=1e-6, atol=1e-6 * by_rows.abs().max().item())
+    assert torch.allclose(
+        torch.func.jacfwd(picture)(rotation), by_rows, rtol=1e-6, atol=1e-6 * by_rows.abs().max().item()
+    )
     three = torch.stack([rotation, rotation + 0.2, rotation - 0.3])
     assert torch.allclose(torch.func.vmap(picture)(three), torch.stack([picture(r) for r in three]), rtol=1e-9)
     for channels in (False, True):
-        size = lambda r: drr(r, translation, **FRONTAL, mask_to_channels=channels, **arguments).square().sum()
-        assert torch.allclose(torch.func.hessian(size)(rotation), torch.autograd.functional.hessian(size, rotation), rtol=1e-6)
+
+        def size(r):
+            return drr(r, translation, **FRONTAL, mask_to_channels=channels, **arguments).square().sum()
+
+        assert torch.allclose(
+            torch.func.hessian(size)(rotation), torch.autograd.functional.hessian(size, rotation), rtol=1e-6
+        )
 
 
 def test_deterministic_algorithms_are_no_obstacle():
@@ -152,7 +195,14 @@ class Views(torch.utils.data.Dataset):
         return 4
 
     def __getitem__(self, i: int) -> torch.Tensor:
-        return self.drr(convert(torch.full((1, 3), 0.1 * i), torch.tensor([[0.0, 850, 0]]), parameterization="euler_angles", convention="ZXY"))[0]
+        return self.drr(
+            convert(
+                torch.full((1, 3), 0.1 * i),
+                torch.tensor([[0.0, 850, 0]]),
+                parameterization="euler_angles",
+                convention="ZXY",
+            )
+        )[0]
 
 
 @pytest.mark.skipif("fork" not in torch.multiprocessing.get_all_start_methods(), reason="this platform cannot fork")
@@ -165,24 +215,40 @@ def test_workers_of_a_data_loader_render():
 
 
 def test_compiled_code_on_disk_is_out_of_date_when_what_it_calls_has_changed(tmp_path):
-    "An update of one file of the kernels must not leave the compiled code of another at work: Numba looks at the file of a function only."
-    shutil.copytree(Path(__file__).parents[1] / "diffdrr", tmp_path / "diffdrr", ignore=shutil.ignore_patterns("__pycache__"))
+    """An update of one file of the kernels must not leave the compiled code of another at work: Numba looks at the file
+    of a function only."""
+    shutil.copytree(
+        Path(__file__).parents[1] / "diffdrr", tmp_path / "diffdrr", ignore=shutil.ignore_patterns("__pycache__")
+    )
     code = """
 import torch
 from diffdrr.kernels import Rays, Rule, project
 source, target = torch.tensor([[[[1.0, 1.0, -7.0]]], [[[1.0, 1.0, 9.0]]]])
 print(project(torch.ones(3, 3, 3), Rays(source, target, torch.full((1, 1), 16.0)), Rule("siddon"), backend="numba").item())
 """
-    render = lambda: float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True).stdout)
+
+    def render():
+        return float(
+            subprocess.run(
+                [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True
+            ).stdout
+        )
+
     whole = render()
     march = tmp_path / "diffdrr" / "kernels" / "cpu" / "march.py"
     text = march.read_text()
-    march.write_text(text.replace("enter, leave, enter_axis, leave_axis = 0.0, 1.0,", "enter, leave, enter_axis, leave_axis = 0.0, 0.5,"))
+    march.write_text(
+        text.replace(
+            "enter, leave, enter_axis, leave_axis = 0.0, 1.0,", "enter, leave, enter_axis, leave_axis = 0.0, 0.5,"
+        )
+    )
     assert march.read_text() != text and render() == pytest.approx(whole / 2)
 
 
 def test_compiled_code_on_disk_is_loaded_without_the_compiler():
-    "A fresh process has its first picture, channels and gradients before Numba could have got ready to compile. Raise `NEWEST_NUMBA` if this fails with a new one, and all other tests pass."
+    """A fresh process has its first picture, channels and gradients before Numba could have got ready to compile.
+
+    Raise `NEWEST_NUMBA` if this fails with a new one, and all other tests pass."""
     code = """
 import sys
 import torch
@@ -199,7 +265,12 @@ for kernel, rule in (siddon, Rule("siddon")), (trilinear, Rule("trilinear")):
     print(*(x.double().sum().item() for x in results))
 print("numba.np.linalg" in sys.modules)
 """
-    render = lambda: subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+
+    def render():
+        return subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+
     *sums, _ = render()  # compiles what is not on disk yet
     *again, compiler = render()
     assert again == sums and compiler == "False"

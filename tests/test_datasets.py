@@ -1,4 +1,5 @@
-"""Public data sets: what is read from files in their layouts is what was photographed, and a file that cannot be read says why."""
+"""Public data sets: what is read from files in their layouts is what was photographed, and a file that cannot be read
+says why."""
 
 from __future__ import annotations
 
@@ -273,7 +274,10 @@ def test_error_without_h5py(files, monkeypatch):
 
 
 def test_import_is_light():
-    program = "import sys, diffdrr.xrays.datasets.deepfluoro, diffdrr.xrays.datasets.ljubljana; print(*(m for m in ('h5py', 'torchio', 'pandas', 'SimpleITK', 'matplotlib.pyplot') if m in sys.modules))"
+    program = (
+        "import sys, diffdrr.xrays.datasets.deepfluoro, diffdrr.xrays.datasets.ljubljana; print(*(m for m in ('h5py', "
+        "'torchio', 'pandas', 'SimpleITK', 'matplotlib.pyplot') if m in sys.modules))"
+    )
     loaded = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
     ).stdout.split()
@@ -334,7 +338,8 @@ def test_evaluation_measures_the_start_of_an_idle_registration(files, capsys, tm
 
 
 def test_evaluation_of_a_registration_that_knows_the_truth(files):
-    "A registration that finds the pose from what it is given, the X-ray: the truth of the sample with the same picture."
+    """A registration that finds the pose from what it is given, the X-ray: the truth of the sample with the same
+    picture."""
     data = DeepFluoro(files / "hip.h5", "17-1882", border=0)
     truths = [(sample.bin(4).image, sample) for sample in data]
 

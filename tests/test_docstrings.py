@@ -1,4 +1,5 @@
-"""What parameters mean is in the docstrings of front-door names, so that `help()` shows it, and the website draws tables from it."""
+"""What parameters mean is in the docstrings of front-door names, so that `help()` shows it, and the website draws
+tables from it."""
 
 from __future__ import annotations
 
@@ -33,7 +34,12 @@ def project(points, camera=None, *args, **options):
 def test_sections_are_read():
     prose, meanings = split_docstring(project)
     assert prose == "Project points.\n\nMore prose."
-    assert meanings == {"points": "world coordinates, mm", "camera": "the one to use: `None` for any", "options": "others", "return": "pixels, from the upper left"}
+    assert meanings == {
+        "points": "world coordinates, mm",
+        "camera": "the one to use: `None` for any",
+        "options": "others",
+        "return": "pixels, from the upper left",
+    }
 
 
 def test_the_website_draws_a_table():
@@ -46,17 +52,26 @@ def functions_of(name: str) -> list[tuple[str, object]]:
     value = getattr(diffdrr, name)
     if not inspect.isclass(value):
         return [(name, value)] if inspect.isroutine(value) else []
-    methods = [(f"{name}.{key}", member) for key, member in vars(value).items() if not key.startswith("_") and inspect.isfunction(member)]
+    methods = [
+        (f"{name}.{key}", member)
+        for key, member in vars(value).items()
+        if not key.startswith("_") and inspect.isfunction(member)
+    ]
     return [(name, value), *methods]
 
 
 def explains_itself(parameter: inspect.Parameter) -> bool:
-    "Say whether name and annotation say all: one object of the package, a tensor with its shape, or a number of things."
+    """Say whether name and annotation say all: one object of the package, a tensor with its shape, or a number of
+    things."""
     annotation = str(parameter.annotation)
-    return re.fullmatch(r"[A-Z]\w+", annotation) is not None or "Tensor," in annotation or parameter.name.startswith("n_")
+    return (
+        re.fullmatch(r"[A-Z]\w+", annotation) is not None or "Tensor," in annotation or parameter.name.startswith("n_")
+    )
 
 
-@pytest.mark.xfail(strict=False, reason="the comments beside the arguments move into docstrings when all rooms have landed")
+@pytest.mark.xfail(
+    strict=False, reason="the comments beside the arguments move into docstrings when all rooms have landed"
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_help_says_what_each_parameter_is(name: str):
     missing = []

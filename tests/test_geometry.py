@@ -1,4 +1,5 @@
-"""The picture and the geometry agree: a dense ball is seen where `perspective_projection` says, whatever the grid, the camera and the flips."""
+"""The picture and the geometry agree: a dense ball is seen where `perspective_projection` says, whatever the grid, the
+camera and the flips."""
 
 from __future__ import annotations
 
@@ -9,7 +10,16 @@ import torchio
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from diffdrr.geometry import INTRINSICS, ORIENTATIONS, Camera, Detector, RigidTransform, convert, opencv_camera, orientation_matrix
+from diffdrr.geometry import (
+    INTRINSICS,
+    ORIENTATIONS,
+    Camera,
+    Detector,
+    RigidTransform,
+    convert,
+    opencv_camera,
+    orientation_matrix,
+)
 from diffdrr.rendering import DRR
 from diffdrr.volumes import read
 
@@ -30,7 +40,13 @@ def affines(draw) -> np.ndarray:
     order = draw(st.permutations([0, 1, 2]))
     signs = draw(st.tuples(*[st.sampled_from([-1, 1])] * 3))
     spacing = draw(st.tuples(*[st.floats(1.0, 2.5)] * 3))
-    tilt = convert(torch.tensor([draw(st.tuples(angles, angles, angles))]), torch.zeros(1, 3), parameterization="axis_angle").matrix[0].numpy()
+    tilt = (
+        convert(
+            torch.tensor([draw(st.tuples(angles, angles, angles))]), torch.zeros(1, 3), parameterization="axis_angle"
+        )
+        .matrix[0]
+        .numpy()
+    )
     affine = np.eye(4)
     affine[:3, :3] = tilt[:3, :3] @ (np.eye(3)[:, order] * signs) * np.array(spacing)
     affine[:3, 3] = draw(st.tuples(*[st.floats(-300, 300)] * 3))
@@ -38,13 +54,16 @@ def affines(draw) -> np.ndarray:
 
 
 def ball_subject(affine: np.ndarray, offset: list[float], orientation: str | None):
-    "A soft ball of density in air, displaced from the isocentre, within the volume; return it with its centre in the world."
+    """A soft ball of density in air, displaced from the isocentre, within the volume; return it with its centre in the
+    world."""
     shape = (34, 36, 38)
     index = np.moveaxis(np.indices(shape), 0, -1)
     isocentre = affine[:3, :3] @ ((np.array(shape) - 1) / 2)
     distance = np.linalg.norm(index @ affine[:3, :3].T - isocentre - offset, axis=-1)
     hu = torch.tensor(np.clip(300 - 300 * (distance - 4), -1000, 300), dtype=torch.float32)[None]
-    return read(torchio.ScalarImage(tensor=hu, affine=affine), orientation=orientation), torch.tensor(offset, dtype=torch.float32)
+    return read(torchio.ScalarImage(tensor=hu, affine=affine), orientation=orientation), torch.tensor(
+        offset, dtype=torch.float32
+    )
 
 
 def frontal(orientation: str | None, rotation) -> object:
@@ -61,28 +80,64 @@ def centroid(img: torch.Tensor) -> torch.Tensor:
 
 @EXAMPLES
 @given(
-    affine=affines(), offset=st.tuples(offsets, offsets, offsets), rotation=st.tuples(angles, angles, angles),
-    orientation=st.sampled_from(list(ORIENTATIONS)), reverse_x_axis=st.booleans(), beam=st.sampled_from(["cone", "parallel"]),
-    principal_point=st.tuples(st.floats(-12, 12), st.floats(-12, 12)), renderer=st.sampled_from(["siddon", "trilinear"]),
+    affine=affines(),
+    offset=st.tuples(offsets, offsets, offsets),
+    rotation=st.tuples(angles, angles, angles),
+    orientation=st.sampled_from(list(ORIENTATIONS)),
+    reverse_x_axis=st.booleans(),
+    beam=st.sampled_from(["cone", "parallel"]),
+    principal_point=st.tuples(st.floats(-12, 12), st.floats(-12, 12)),
+    renderer=st.sampled_from(["siddon", "trilinear"]),
 )
-def test_ball_is_seen_where_it_projects(affine, offset, rotation, orientation, reverse_x_axis, beam, principal_point, renderer):
+def test_ball_is_seen_where_it_projects(
+    affine, offset, rotation, orientation, reverse_x_axis, beam, principal_point, renderer
+):
     subject, centre = ball_subject(affine, list(offset), orientation)
     x0, y0 = principal_point
     magnified = 2.0 if beam == "cone" else 1.0
-    drr = DRR(subject, sdd=1000.0, height=96, width=120, delx=0.7 * magnified, dely=0.77 * magnified, x0=x0, y0=y0, reverse_x_axis=reverse_x_axis, renderer=renderer, beam=beam)
+    drr = DRR(
+        subject,
+        sdd=1000.0,
+        height=96,
+        width=120,
+        delx=0.7 * magnified,
+        dely=0.77 * magnified,
+        x0=x0,
+        y0=y0,
+        reverse_x_axis=reverse_x_axis,
+        renderer=renderer,
+        beam=beam,
+    )
     pose = frontal(orientation, rotation)
     img = drr(pose, **({"n_points": None} if renderer == "trilinear" else {}))[0, 0]
-    assert torch.allclose(centroid(img), drr.perspective_projection(pose, centre[None, None])[0, 0], atol=PIXELS[renderer])
+    assert torch.allclose(
+        centroid(img), drr.perspective_projection(pose, centre[None, None])[0, 0], atol=PIXELS[renderer]
+    )
 
 
 @EXAMPLES
 @given(
-    rotation=st.tuples(angles, angles, angles), orientation=st.sampled_from(list(ORIENTATIONS)), reverse_x_axis=st.booleans(),
-    beam=st.sampled_from(["cone", "parallel"]), principal_point=st.tuples(offsets, offsets), pixels=st.lists(st.tuples(st.floats(0, 80), st.floats(0, 64)), min_size=1, max_size=5),
+    rotation=st.tuples(angles, angles, angles),
+    orientation=st.sampled_from(list(ORIENTATIONS)),
+    reverse_x_axis=st.booleans(),
+    beam=st.sampled_from(["cone", "parallel"]),
+    principal_point=st.tuples(offsets, offsets),
+    pixels=st.lists(st.tuples(st.floats(0, 80), st.floats(0, 64)), min_size=1, max_size=5),
 )
 def test_projections_undo_each_other(rotation, orientation, reverse_x_axis, beam, principal_point, pixels):
     subject, _ = ball_subject(np.eye(4), [0.0, 0, 0], orientation)
-    drr = DRR(subject, sdd=1000.0, height=64, width=80, delx=2.0, dely=1.5, x0=principal_point[0], y0=principal_point[1], reverse_x_axis=reverse_x_axis, beam=beam)
+    drr = DRR(
+        subject,
+        sdd=1000.0,
+        height=64,
+        width=80,
+        delx=2.0,
+        dely=1.5,
+        x0=principal_point[0],
+        y0=principal_point[1],
+        reverse_x_axis=reverse_x_axis,
+        beam=beam,
+    )
     pose, pixels = frontal(orientation, rotation), torch.tensor([pixels])
     before = pixels.clone()
     again = drr.perspective_projection(pose, drr.inverse_projection(pose, pixels))
@@ -94,27 +149,39 @@ def test_projections_undo_each_other(rotation, orientation, reverse_x_axis, beam
 def test_opencv_draws_the_same_points(orientation, reverse_x_axis):
     "The matrices for OpenCV project as it documents: pixels = K [R | t] X, by hand."
     subject, _ = ball_subject(np.eye(4), [0.0, 0, 0], orientation)
-    drr = DRR(subject, sdd=1000.0, height=64, width=80, delx=2.0, dely=1.5, x0=9.0, y0=-3.0, reverse_x_axis=reverse_x_axis)
+    drr = DRR(
+        subject, sdd=1000.0, height=64, width=80, delx=2.0, dely=1.5, x0=9.0, y0=-3.0, reverse_x_axis=reverse_x_axis
+    )
     pose = frontal(orientation, (0.2, -0.1, 0.3))
     K, extrinsic = opencv_camera(drr.detector, pose)
     assert K[0, 0] > 0 and K[1, 1] > 0 and torch.linalg.det(extrinsic[0, :3, :3]) > 0
     points = torch.randn(10, 3) * 30
     camera = points @ extrinsic[0, :3, :3].T + extrinsic[0, :3, 3]
     assert (camera[:, 2] > 0).all()  # in front of the camera
-    pixels = camera[:, :2] / camera[:, 2:] * K.diagonal()[:2] + K[:2, 2] + 0.5  # OpenCV counts from the centre of the first pixel
+    pixels = (
+        camera[:, :2] / camera[:, 2:] * K.diagonal()[:2] + K[:2, 2] + 0.5
+    )  # OpenCV counts from the centre of the first pixel
     assert torch.allclose(pixels, drr.perspective_projection(pose, points[None])[0], atol=1e-2)
 
 
 @EXAMPLES
 @given(
-    cuts=st.tuples(*[st.integers(0, 5)] * 4), n=st.sampled_from([1, 2, 4]), size=st.tuples(st.integers(4, 90), st.integers(4, 90)), scale=st.sampled_from([0.25, 0.5, 2.0]),
-    reverse_x_axis=st.booleans(), beam=st.sampled_from(["cone", "parallel"]), principal_point=st.tuples(offsets, offsets),
+    cuts=st.tuples(*[st.integers(0, 5)] * 4),
+    n=st.sampled_from([1, 2, 4]),
+    size=st.tuples(st.integers(4, 90), st.integers(4, 90)),
+    scale=st.sampled_from([0.25, 0.5, 2.0]),
+    reverse_x_axis=st.booleans(),
+    beam=st.sampled_from(["cone", "parallel"]),
+    principal_point=st.tuples(offsets, offsets),
 )
 def test_cameras_move_with_their_pictures(cuts, n, size, scale, reverse_x_axis, beam, principal_point):
     "Cropping, binning and resizing move the image of a point as they move the pixels."
     top, bottom, left, right = (8 * cut for cut in cuts)
     camera = Camera(1000.0, 96, 128, 2.0, 1.5, *principal_point, reverse_x_axis, beam)
-    detector = lambda c: Detector.from_camera(c, torch.eye(4))
+
+    def detector(c):
+        return Detector.from_camera(c, torch.eye(4))
+
     points, pose = torch.tensor([0.0, 0, 500]) + 20 * torch.randn(1, 10, 3), RigidTransform(torch.eye(4))
     pixels = detector(camera).project(pose, points)
     cropped = camera.crop(top, bottom, left, right)
@@ -126,7 +193,9 @@ def test_cameras_move_with_their_pictures(cuts, n, size, scale, reverse_x_axis, 
         (cropped.rescale(scale), (pixels - torch.tensor([float(left), top])) * scale),
     ):
         assert torch.allclose(detector(other).project(pose, points), moved, atol=5e-3)
-        assert torch.allclose(detector(other).calibration.matrix, other.calibration) and torch.allclose(detector(other).intrinsic, other.intrinsic)
+        assert torch.allclose(detector(other).calibration.matrix, other.calibration) and torch.allclose(
+            detector(other).intrinsic, other.intrinsic
+        )
 
 
 def test_cameras_carry_gradients():
@@ -134,7 +203,13 @@ def test_cameras_carry_gradients():
     values = torch.tensor([1000.0, 2.0, 1.5, 3.0, -4.0], dtype=torch.float64, requires_grad=True)
 
     def matrices(values: torch.Tensor) -> torch.Tensor:
-        camera = Camera(**dict(zip(INTRINSICS, values)), height=96, width=128).crop(top=8, right=16).bin(2).resize(30, 40).rescale(0.5)
+        camera = (
+            Camera(**dict(zip(INTRINSICS, values)), height=96, width=128)
+            .crop(top=8, right=16)
+            .bin(2)
+            .resize(30, 40)
+            .rescale(0.5)
+        )
         again = Camera.from_opencv(camera.to_opencv(), camera.height, camera.width, camera.sdd)
         return torch.stack([camera.calibration, again.calibration])
 
@@ -152,6 +227,8 @@ def test_opencv_counts_pixels_from_the_centre_of_the_first():
         pose = frontal("AP" if reverse_x_axis else "PA", (0.2, -0.1, 0.3))
         points = 30 * torch.randn(10, 3)
         K, extrinsic = (x.double().numpy() for x in opencv_camera(detector, pose))
-        theirs = cv2.projectPoints(points.double().numpy(), cv2.Rodrigues(extrinsic[0, :3, :3])[0], extrinsic[0, :3, 3], K, None)[0][:, 0]
+        theirs = cv2.projectPoints(
+            points.double().numpy(), cv2.Rodrigues(extrinsic[0, :3, :3])[0], extrinsic[0, :3, 3], K, None
+        )[0][:, 0]
         ours = detector.project(pose, points[None])[0]
         assert np.allclose(theirs + 0.5, ours.numpy(), atol=1e-2)

@@ -1,4 +1,5 @@
-"""Compiled kernels against the reference on rays of all kinds: random geometry, and thousands of rays along faces, edges and corners."""
+"""Compiled kernels against the reference on rays of all kinds: random geometry, and thousands of rays along faces,
+edges and corners."""
 
 from __future__ import annotations
 
@@ -15,12 +16,19 @@ from diffdrr.kernels import Rays, Rule, backproject, kernel_threads, project, se
 # Of the largest value. In float64 the same sum in another order; in float32 positions of up to some ten voxels, rounded to 1e-6 of a voxel.
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
 # 32 samples between opposite faces of up to twelve voxels fall on no face between voxels, where the nearest voxel is a matter of rounding.
-RULES = {"siddon": Rule("siddon"), "exact": Rule("trilinear"), "sampled": Rule("trilinear", 32), "nearest": Rule("trilinear", 32, "nearest")}
+RULES = {
+    "siddon": Rule("siddon"),
+    "exact": Rule("trilinear"),
+    "sampled": Rule("trilinear", 32),
+    "nearest": Rule("trilinear", 32, "nearest"),
+}
 rules = pytest.mark.parametrize("rule", RULES)
 
 
 def close(ours: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
-    return torch.allclose(ours.double(), expected.double(), rtol=0, atol=tolerance * max(1e-3, expected.abs().max().item()))
+    return torch.allclose(
+        ours.double(), expected.double(), rtol=0, atol=tolerance * max(1e-3, expected.abs().max().item())
+    )
 
 
 def between(source: torch.Tensor, target: torch.Tensor) -> Rays:
@@ -32,7 +40,9 @@ def both(rule: str, volume, source, target, labels, n_labels: int, dtype: torch.
     "Yield values, and gradients of a weighted sum, of the compiled kernel and of the reference in float64."
     chosen = RULES[rule]._replace(labels=labels, n_labels=n_labels)
     for backend, precision in (("numba", dtype), ("torch", torch.float64)):
-        inputs = [x.detach().to(precision, copy=True).requires_grad_(gradients) for x in (volume, *between(source, target))]
+        inputs = [
+            x.detach().to(precision, copy=True).requires_grad_(gradients) for x in (volume, *between(source, target))
+        ]
         image = project(inputs[0], Rays(*inputs[1:]), chosen, backend=backend)
         if not gradients:
             yield (image,)
@@ -54,7 +64,10 @@ def scene(seed: int, shape: tuple[int, int, int], rays: int, volumes: int):
 @rules
 @settings(max_examples=25, deadline=None)
 @given(
-    seed=st.integers(0, 2**31), shape=st.tuples(*[st.integers(1, 12)] * 3), labelled=st.booleans(), volumes=st.sampled_from([1, 2]),
+    seed=st.integers(0, 2**31),
+    shape=st.tuples(*[st.integers(1, 12)] * 3),
+    labelled=st.booleans(),
+    volumes=st.sampled_from([1, 2]),
     dtype=st.sampled_from(list(TOLERANCE)),
 )
 def test_random_rays(rule, seed, shape, labelled, volumes, dtype):
@@ -63,10 +76,23 @@ def test_random_rays(rule, seed, shape, labelled, volumes, dtype):
     if rule == "sampled" and dtype == torch.float32:
         labelled = False  # and here to another label
     volume, labels, source, target = scene(seed, shape, 40, volumes)
-    volume, source, target = (x.to(dtype).double() for x in (volume, source, target))  # the reference gets the same numbers
-    ours, expected = both(rule, volume, source, target, labels if labelled else None, 4 if labelled else 1, dtype, gradients=dtype == torch.float64)
+    volume, source, target = (
+        x.to(dtype).double() for x in (volume, source, target)
+    )  # the reference gets the same numbers
+    ours, expected = both(
+        rule,
+        volume,
+        source,
+        target,
+        labels if labelled else None,
+        4 if labelled else 1,
+        dtype,
+        gradients=dtype == torch.float64,
+    )
     for a, b in zip(ours, expected):
-        assert close(a, b, TOLERANCE[dtype] if a is ours[0] else 100 * TOLERANCE[dtype])  # derivatives divide by small numbers
+        assert close(
+            a, b, TOLERANCE[dtype] if a is ours[0] else 100 * TOLERANCE[dtype]
+        )  # derivatives divide by small numbers
 
 
 @pytest.mark.parametrize("rule", ["siddon", "exact", "sampled"])
@@ -87,7 +113,8 @@ def test_rays_along_faces_edges_and_corners(rule):
 
 @pytest.mark.parametrize("rule", ["siddon", "exact", "sampled"])
 def test_sources_far_away(rule):
-    "A source so far away that float32 knows its place to some hundredths of a voxel: the ray through these numbers is still integrated to seven digits."
+    """A source so far away that float32 knows its place to some hundredths of a voxel: the ray through these numbers is
+    still integrated to seven digits."""
     volume, _, source, target = scene(5, (30, 25, 20), 2000, 1)
     source = source * 1e4
     volume, source, target = (x.float().double() for x in (volume, source, target))
@@ -97,9 +124,12 @@ def test_sources_far_away(rule):
 
 @rules
 @pytest.mark.parametrize("labelled", [False, True], ids=["sum", "labels"])
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.float64, 1e-12)], ids=["float32", "float64"])
+@pytest.mark.parametrize(
+    "dtype, tolerance", [(torch.float32, 1e-6), (torch.float64, 1e-12)], ids=["float32", "float64"]
+)
 def test_adjoint_identity(rule, labelled, dtype, tolerance):
-    "The backprojection is the transpose of the projection, and the gradient with respect to the volume is the backprojection."
+    """The backprojection is the transpose of the projection, and the gradient with respect to the volume is the
+    backprojection."""
     volume, labels, source, target = scene(0, (33, 21, 17), 4000, 1)
     chosen = RULES[rule]._replace(labels=labels if labelled else None, n_labels=4 if labelled else 1)
     rays, volume = between(source.to(dtype), target.to(dtype)), volume.to(dtype).requires_grad_()
@@ -115,7 +145,19 @@ def test_adjoint_identity(rule, labelled, dtype, tolerance):
 def test_every_number_is_written(rule, labelled, monkeypatch):
     "Memory that a kernel gets without zeros in it is full of NaN here."
     volume, labels, source, target = scene(3, (6, 5, 4), 50, 1)
-    compare = lambda: both(rule, volume, source, target, labels if labelled else None, 4 if labelled else 1, torch.float64, gradients=True)
+
+    def compare():
+        return both(
+            rule,
+            volume,
+            source,
+            target,
+            labels if labelled else None,
+            4 if labelled else 1,
+            torch.float64,
+            gradients=True,
+        )
+
     compare()  # what is compiled only now must still know NumPy
     empty = np.empty
     monkeypatch.setattr(np, "empty", lambda *args, **kwargs: empty(*args, **kwargs) * np.nan)
@@ -131,7 +173,7 @@ def test_half_precision_volumes_are_read_as_such(rule, dtype):
     rays, half = between(source, target), volume.to(dtype).requires_grad_()
     image = project(half, rays, RULES[rule], backend="numba")
     assert torch.allclose(image, project(half.double(), rays, RULES[rule], backend="numba"), rtol=0, atol=1e-12)
-    slope, = torch.autograd.grad(image.sum(), half)
+    (slope,) = torch.autograd.grad(image.sum(), half)
     assert slope.dtype == dtype and slope.abs().max() > 0
 
 
@@ -155,7 +197,10 @@ def test_voxels_that_are_not_numbers_stay_where_they_are(rule):
 def test_coordinates_that_are_not_numbers_give_such_pixels(rule, labelled, strange):
     "And leave the other pixels alone; an optimiser that has gone astray is noticed."
     volume, labels, _, _ = scene(5, (6, 5, 4), 1, 1)
-    source, target = torch.tensor([[[-5.0, 2.2, 1.7]] * 7], dtype=torch.float64), torch.tensor([[[12.0, 2.9, 2.1]] * 7], dtype=torch.float64)
+    source, target = (
+        torch.tensor([[[-5.0, 2.2, 1.7]] * 7], dtype=torch.float64),
+        torch.tensor([[[12.0, 2.9, 2.1]] * 7], dtype=torch.float64),
+    )
     for axis in range(3):
         source[0, axis, axis] = strange
         target[0, 3 + axis, axis] = strange
@@ -177,7 +222,8 @@ def test_rays_of_16_bits_are_refused(dtype, backend):
 
 
 def test_threads_that_render_at_once_leave_torch_its_threads():
-    "Each render makes torch serial for a moment; threads go in and out in any order, and the last one out puts things right."
+    """Each render makes torch serial for a moment; threads go in and out in any order, and the last one out puts things
+    right."""
     volume, _, source, target = scene(7, (9, 8, 7), 200, 1)
     rays = between(source, target)
     before = torch.get_num_threads()

@@ -3,7 +3,24 @@
 from __future__ import annotations
 
 import pytest
-from tools.rooms import BASE, CONTENTS, NAMES_OF_061, NOTEBOOKS, OWNERS, ROOMS, allowed, door_names, imported_names, modules, notebook_of, number_of, past_the_door, path_of, room_of
+
+from tools.rooms import (
+    BASE,
+    CONTENTS,
+    NAMES_OF_061,
+    NOTEBOOKS,
+    OWNERS,
+    ROOMS,
+    allowed,
+    door_names,
+    imported_names,
+    modules,
+    notebook_of,
+    number_of,
+    past_the_door,
+    path_of,
+    room_of,
+)
 
 
 def source_of(module: str) -> str:
@@ -36,23 +53,35 @@ import diffdrr.kernels.reference
 from ..checks import one_of
 from .renderers import Siddon
 """
-    assert past_the_door(source, "rendering.drr") == ["diffdrr.geometry.no_such_name", "diffdrr.geometry.pose.convert", "diffdrr.kernels.reference"]
+    assert past_the_door(source, "rendering.drr") == [
+        "diffdrr.geometry.no_such_name",
+        "diffdrr.geometry.pose.convert",
+        "diffdrr.kernels.reference",
+    ]
 
 
 def test_every_module_has_a_room():
     rooms = {*BASE, *ROOMS}
-    assert {room_of(module) for module in modules()} == rooms == set(CONTENTS), "a room is new or gone: tools/rooms.py says what each may import"
+    assert {room_of(module) for module in modules()} == rooms == set(CONTENTS), (
+        "a room is new or gone: tools/rooms.py says what each may import"
+    )
 
 
 def test_the_table_has_an_order():
     names = list(ROOMS)
-    assert all(names.index(other) < names.index(room) for room in ROOMS for other in ROOMS[room]), "a room may import only from those before it"
+    assert all(names.index(other) < names.index(room) for room in ROOMS for other in ROOMS[room]), (
+        "a room may import only from those before it"
+    )
 
 
 @pytest.mark.parametrize("module", modules())
 def test_arrows_between_rooms(module: str):
     names = imported_names(source_of(module), module)
-    inside = {room_of(name.removeprefix("diffdrr.")) for name in names if name.startswith("diffdrr.")} & {*BASE, *ROOMS, *NAMES_OF_061}
+    inside = {room_of(name.removeprefix("diffdrr.")) for name in names if name.startswith("diffdrr.")} & {
+        *BASE,
+        *ROOMS,
+        *NAMES_OF_061,
+    }
     wrong = sorted(inside - allowed(room_of(module)))
     assert not wrong, f"{module} must not import from {', '.join(wrong)}"
 
@@ -60,7 +89,10 @@ def test_arrows_between_rooms(module: str):
 @pytest.mark.parametrize("module", modules())
 def test_other_rooms_are_entered_by_their_doors(module: str):
     taken = past_the_door(source_of(module), module)
-    assert not taken, f"{module} takes {', '.join(taken)}, which no front door offers: import from the door, or put the name behind it"
+    assert not taken, (
+        f"{module} takes {', '.join(taken)}, which no front door offers: import from the door, or put the name behind "
+        "it"
+    )
 
 
 @pytest.mark.parametrize("module", modules())

@@ -1,4 +1,5 @@
-"""Metrics against their definitions, written as loops; masks, dtypes, constant pictures, equal poses; numbers of 0.6.1."""
+"""Metrics against their definitions, written as loops; masks, dtypes, constant pictures, equal poses; numbers of
+0.6.1."""
 
 from __future__ import annotations
 
@@ -141,7 +142,12 @@ def naive_information(x1: np.ndarray, x2: np.ndarray, w: np.ndarray, sigma: floa
 def by_channel(function, x1: torch.Tensor, x2: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     "Apply a function of one channel to all, and average over the channels."
     w = w.expand_as(x1[:, :1]).double().numpy()
-    return torch.tensor([np.mean([function(a, b, c[0]) for a, b in zip(p, q)]) for p, q, c in zip(x1.double().numpy(), x2.double().numpy(), w)])
+    return torch.tensor(
+        [
+            np.mean([function(a, b, c[0]) for a, b in zip(p, q)])
+            for p, q, c in zip(x1.double().numpy(), x2.double().numpy(), w)
+        ]
+    )
 
 
 ONES = torch.ones(1, 1, 18, 21)
@@ -164,8 +170,12 @@ def test_correlation(dtype, masked, eps):
 
 def test_eps_reaches_every_scale():
     x1, x2 = pictures()
-    wanted = 0.3 * NormalizedCrossCorrelation2d(eps=0.1)(x1, x2) + 2.0 * NormalizedCrossCorrelation2d(5, eps=0.1)(x1, x2)
-    torch.testing.assert_close(MultiscaleNormalizedCrossCorrelation2d([None, 5], [0.3, 2.0], eps=0.1)(x1, x2), wanted, rtol=0, atol=FLOAT64)
+    wanted = 0.3 * NormalizedCrossCorrelation2d(eps=0.1)(x1, x2) + 2.0 * NormalizedCrossCorrelation2d(5, eps=0.1)(
+        x1, x2
+    )
+    torch.testing.assert_close(
+        MultiscaleNormalizedCrossCorrelation2d([None, 5], [0.3, 2.0], eps=0.1)(x1, x2), wanted, rtol=0, atol=FLOAT64
+    )
 
 
 def test_correlation_coefficient_of_numpy():
@@ -177,7 +187,9 @@ def test_correlation_coefficient_of_numpy():
 @pytest.mark.parametrize("sigma", [0.0, 0.5, 1.0, 2.3])
 def test_gradients(sigma):
     x, _ = pictures()
-    wanted = np.stack([np.concatenate([naive_gradients(channel, sigma) for channel in picture.numpy()]) for picture in x])
+    wanted = np.stack(
+        [np.concatenate([naive_gradients(channel, sigma) for channel in picture.numpy()]) for picture in x]
+    )
     np.testing.assert_allclose(Sobel(sigma)(x), wanted, rtol=0, atol=FLOAT64)
     torch.testing.assert_close(Sobel(sigma)(x.float()), torch.tensor(wanted).float(), rtol=0, atol=FLOAT32)
 
@@ -226,7 +238,9 @@ def test_hidden_pixels_do_not_count(similarity):
     mask[..., 4:9, 6:15] = False
     wanted = similarity(x1, x2, mask)
     for value in (0.0, 1e3, torch.nan, torch.inf):
-        assert torch.equal(similarity(x1.masked_fill(~mask, value).requires_grad_(), x2.masked_fill(~mask, -value), mask), wanted)
+        assert torch.equal(
+            similarity(x1.masked_fill(~mask, value).requires_grad_(), x2.masked_fill(~mask, -value), mask), wanted
+        )
     hidden = x1.masked_fill(~mask, torch.nan).requires_grad_()
     similarity(hidden, x2, mask).sum().backward()
     assert hidden.grad.isfinite().all() and not hidden.grad[~mask.expand_as(hidden)].any() and hidden.grad.any()
@@ -245,7 +259,12 @@ def test_masking_is_cropping(name):
     x1, x2 = pictures()
     mask = torch.zeros(1, 1, 18, 21)
     mask[..., 3:15, 2:19] = 1
-    torch.testing.assert_close(SIMILARITIES[name](x1, x2, mask), SIMILARITIES[name](x1[..., 3:15, 2:19], x2[..., 3:15, 2:19]), rtol=0, atol=FLOAT64)
+    torch.testing.assert_close(
+        SIMILARITIES[name](x1, x2, mask),
+        SIMILARITIES[name](x1[..., 3:15, 2:19], x2[..., 3:15, 2:19]),
+        rtol=0,
+        atol=FLOAT64,
+    )
 
 
 def test_masked_gradients_are_those_inside():
@@ -255,7 +274,12 @@ def test_masked_gradients_are_those_inside():
     mask[..., 2:17, 3:20] = 1
     inside = [Sobel(0.7)(x)[..., 5:14, 6:17] for x in (x1, x2)]  # 3 pixels from the border of the crop
     assert Sobel(0.7).radius == 3
-    torch.testing.assert_close(GradientNormalizedCrossCorrelation2d(sigma=0.7)(x1, x2, mask), NormalizedCrossCorrelation2d()(*inside), rtol=0, atol=FLOAT64)
+    torch.testing.assert_close(
+        GradientNormalizedCrossCorrelation2d(sigma=0.7)(x1, x2, mask),
+        NormalizedCrossCorrelation2d()(*inside),
+        rtol=0,
+        atol=FLOAT64,
+    )
 
 
 @every_similarity
@@ -264,7 +288,9 @@ def test_one_mask_for_each_picture(similarity):
     mask = random_weights() + 0.1
     both = similarity(x1, x2, mask)
     for b in range(2):
-        torch.testing.assert_close(both[b : b + 1], similarity(x1[b : b + 1], x2[b : b + 1], mask[b : b + 1]), rtol=0, atol=FLOAT64)
+        torch.testing.assert_close(
+            both[b : b + 1], similarity(x1[b : b + 1], x2[b : b + 1], mask[b : b + 1]), rtol=0, atol=FLOAT64
+        )
     torch.testing.assert_close(similarity(x1, x2, 7 * mask), both, rtol=0, atol=FLOAT64)  # weights are relative
 
 
@@ -295,7 +321,9 @@ def test_gradient_in_float32(similarity):
         x1, x2 = (x.to(dtype).requires_grad_() for x in pictures())
         similarity(x1, x2).sum().backward()
         grads.append(x1.grad.double())
-    torch.testing.assert_close(grads[1], grads[0], rtol=0, atol=1e-4 * grads[0].abs().max().item())  # up to ten times the error of a score, relatively
+    torch.testing.assert_close(
+        grads[1], grads[0], rtol=0, atol=1e-4 * grads[0].abs().max().item()
+    )  # up to ten times the error of a score, relatively
 
 
 @every_similarity
@@ -323,7 +351,9 @@ def test_constant_pictures(similarity, value, dtype):
     x1, x2 = (torch.full_like(pictures()[0], value, dtype=dtype).requires_grad_() for _ in range(2))
     for a, b in ((x1, pictures()[1].to(dtype)), (x1, x2)):
         score = similarity(a, b)
-        torch.testing.assert_close(score, torch.zeros(2, dtype=dtype), rtol=0, atol=1e-4)  # float32: rounding, divided by the root of eps
+        torch.testing.assert_close(
+            score, torch.zeros(2, dtype=dtype), rtol=0, atol=1e-4
+        )  # float32: rounding, divided by the root of eps
         score.sum().backward()
         assert x1.grad.isfinite().all()
 
@@ -343,14 +373,18 @@ def test_scale_of_the_picture_without_eps():
     x1, x2 = pictures()
     for patch_size in (None, 5):
         measure = NormalizedCrossCorrelation2d(patch_size, eps=0.0)
-        torch.testing.assert_close(measure(1e-6 * x1, 1e6 * x2 - 3e6), measure(x1, x2), rtol=0, atol=1e-8)  # 1e6 costs some digits
+        torch.testing.assert_close(
+            measure(1e-6 * x1, 1e6 * x2 - 3e6), measure(x1, x2), rtol=0, atol=1e-8
+        )  # 1e6 costs some digits
 
 
 @every_similarity
 def test_batch_and_empty_batch(similarity):
     x1, x2 = pictures()
     for b in range(2):
-        torch.testing.assert_close(similarity(x1[b : b + 1], x2[b : b + 1]), similarity(x1, x2)[b : b + 1], rtol=0, atol=FLOAT64)
+        torch.testing.assert_close(
+            similarity(x1[b : b + 1], x2[b : b + 1]), similarity(x1, x2)[b : b + 1], rtol=0, atol=FLOAT64
+        )
     assert similarity(x1[:0], x2[:0]).shape == (0,)
 
 
@@ -405,15 +439,28 @@ def test_similarities_of_061(name):
         x1, x2 = (F.pad(x[:, :1], (8, 8, 8, 8)).float() for x in (x1, x2))
     if name == "bits":
         x1, x2 = x1[:, :1].float(), x2[:, :1].float()
-    torch.testing.assert_close(SIMILARITIES[name](x1, x2).double(), torch.tensor(NUMBERS[name], dtype=torch.float64), rtol=0, atol=FLOAT32)
+    torch.testing.assert_close(
+        SIMILARITIES[name](x1, x2).double(), torch.tensor(NUMBERS[name], dtype=torch.float64), rtol=0, atol=FLOAT32
+    )
 
 
 def test_poses_of_061():
     arc, translation, both = DoubleGeodesicSE3(1020.0)(*poses())
-    torch.testing.assert_close(arc, torch.tensor([183.658707, 80.356445, 233.711349]), rtol=0, atol=MILLIMETRES[torch.float32])
-    torch.testing.assert_close(translation, torch.tensor([12.124414, 12.124444, 12.124377]), rtol=0, atol=MILLIMETRES[torch.float32])
-    torch.testing.assert_close(both, torch.tensor([184.058472, 81.265984, 234.025635]), rtol=0, atol=MILLIMETRES[torch.float32])
-    torch.testing.assert_close(LogGeodesicSE3()(*poses()), torch.tensor([156.572296, 20.883743, 385.401093]), rtol=0, atol=MILLIMETRES[torch.float32])
+    torch.testing.assert_close(
+        arc, torch.tensor([183.658707, 80.356445, 233.711349]), rtol=0, atol=MILLIMETRES[torch.float32]
+    )
+    torch.testing.assert_close(
+        translation, torch.tensor([12.124414, 12.124444, 12.124377]), rtol=0, atol=MILLIMETRES[torch.float32]
+    )
+    torch.testing.assert_close(
+        both, torch.tensor([184.058472, 81.265984, 234.025635]), rtol=0, atol=MILLIMETRES[torch.float32]
+    )
+    torch.testing.assert_close(
+        LogGeodesicSE3()(*poses()),
+        torch.tensor([156.572296, 20.883743, 385.401093]),
+        rtol=0,
+        atol=MILLIMETRES[torch.float32],
+    )
 
 
 SIGNATURES = {
@@ -446,9 +493,17 @@ def turn(axis: int, angle: float, dtype: torch.dtype = torch.float64, translatio
     return convert(rotation, torch.tensor([translation], dtype=dtype), parameterization="axis_angle")
 
 
-def detector(dtype: torch.dtype = torch.float64, delx: float = 0.5, dely: float = 0.8, beam: str = "cone", reverse_x_axis: bool = True) -> Detector:
+def detector(
+    dtype: torch.dtype = torch.float64,
+    delx: float = 0.5,
+    dely: float = 0.8,
+    beam: str = "cone",
+    reverse_x_axis: bool = True,
+) -> Detector:
     "A detector 1000 mm from the source that looks along z at identity."
-    return Detector(1000.0, 300, 200, delx, dely, 7.0, -4.0, torch.eye(4), reverse_x_axis=reverse_x_axis, beam=beam).to(dtype)
+    return Detector(1000.0, 300, 200, delx, dely, 7.0, -4.0, torch.eye(4), reverse_x_axis=reverse_x_axis, beam=beam).to(
+        dtype
+    )
 
 
 @pytest.mark.parametrize("dtype", MILLIMETRES, ids=str)
@@ -458,7 +513,9 @@ def test_angle(dtype, angle, axis):
     pose_1, pose_2 = turn(axis, 0.0, dtype), turn(axis, angle, dtype)
     error = rotation_error(pose_1, pose_2)
     torch.testing.assert_close(error, torch.tensor([angle], dtype=dtype), rtol=0, atol=RADIANS[dtype])
-    torch.testing.assert_close(rotation_error(pose_1, pose_2, degrees=True), torch.rad2deg(error), rtol=RADIANS[dtype], atol=0)
+    torch.testing.assert_close(
+        rotation_error(pose_1, pose_2, degrees=True), torch.rad2deg(error), rtol=RADIANS[dtype], atol=0
+    )
     assert not translation_error(pose_1, pose_2)
     torch.testing.assert_close(DoubleGeodesicSE3(1000.0)(pose_1, pose_2)[0], 500 * error, rtol=RADIANS[dtype], atol=0)
 
@@ -466,13 +523,23 @@ def test_angle(dtype, angle, axis):
 def test_translation_is_that_of_the_origin():
     pose_1, pose_2 = (pose.double() for pose in poses())
     origin = torch.zeros(1, 1, 3, dtype=torch.float64)
-    torch.testing.assert_close(translation_error(pose_1, pose_2), target_registration_error(pose_1, pose_2, origin), rtol=0, atol=MILLIMETRES[torch.float64])
     torch.testing.assert_close(
-        translation_error(pose_1, pose_2), (pose_1.convert("matrix")[1] - pose_2.convert("matrix")[1]).norm(dim=-1), rtol=0, atol=MILLIMETRES[torch.float64]
+        translation_error(pose_1, pose_2),
+        target_registration_error(pose_1, pose_2, origin),
+        rtol=0,
+        atol=MILLIMETRES[torch.float64],
+    )
+    torch.testing.assert_close(
+        translation_error(pose_1, pose_2),
+        (pose_1.convert("matrix")[1] - pose_2.convert("matrix")[1]).norm(dim=-1),
+        rtol=0,
+        atol=MILLIMETRES[torch.float64],
     )
 
 
-def naive_errors(pose_1: RigidTransform, pose_2: RigidTransform, points: torch.Tensor, camera: Detector) -> tuple[float, float, float]:
+def naive_errors(
+    pose_1: RigidTransform, pose_2: RigidTransform, points: torch.Tensor, camera: Detector
+) -> tuple[float, float, float]:
     "mTRE, mPD and mRPD of single poses, point by point, in world coordinates and with the rays of the detector."
     tre, pd, rpd = [], [], []
     motion = pose_2.matrix[0] @ torch.linalg.inv(pose_1.matrix[0])
@@ -498,17 +565,30 @@ def test_errors_point_by_point(beam, reverse_x_axis):
     rotation = torch.tensor([[0.3, -0.2, 0.1], [0.0, 0.0, 0.0]], dtype=torch.float64)
     translation = torch.tensor([[5.0, -850.0, -3.0], [0.0, -700.0, 0.0]], dtype=torch.float64)
     pose_1 = convert(rotation, translation, parameterization="axis_angle")
-    pose_2 = convert(rotation + 0.05 * torch.randn(2, 3).double(), translation + 5 * torch.randn(2, 3).double(), parameterization="axis_angle")
+    pose_2 = convert(
+        rotation + 0.05 * torch.randn(2, 3).double(),
+        translation + 5 * torch.randn(2, 3).double(),
+        parameterization="axis_angle",
+    )
     points = 60 * torch.randn(2, 9, 3, dtype=torch.float64)
-    made = torch.stack([
-        target_registration_error(pose_1, pose_2, points),
-        projection_distance(pose_1, pose_2, points, camera),
-        reprojection_distance(pose_1, pose_2, points, camera),
-    ])
+    made = torch.stack(
+        [
+            target_registration_error(pose_1, pose_2, points),
+            projection_distance(pose_1, pose_2, points, camera),
+            reprojection_distance(pose_1, pose_2, points, camera),
+        ]
+    )
     wanted = [naive_errors(RigidTransform(pose_1[b]), RigidTransform(pose_2[b]), points[b], camera) for b in range(2)]
-    torch.testing.assert_close(made.mT, torch.tensor(wanted, dtype=torch.float64), rtol=0, atol=1e-6)  # the naive one inverts a matrix of pixels and mm
+    torch.testing.assert_close(
+        made.mT, torch.tensor(wanted, dtype=torch.float64), rtol=0, atol=1e-6
+    )  # the naive one inverts a matrix of pixels and mm
     for function in (lambda *args: target_registration_error(*args[:3]), projection_distance):
-        torch.testing.assert_close(function(pose_2, pose_1, points, camera), function(pose_1, pose_2, points, camera), rtol=0, atol=MILLIMETRES[torch.float64])
+        torch.testing.assert_close(
+            function(pose_2, pose_1, points, camera),
+            function(pose_1, pose_2, points, camera),
+            rtol=0,
+            atol=MILLIMETRES[torch.float64],
+        )
 
 
 @pytest.mark.parametrize("dtype", MILLIMETRES, ids=str)
@@ -524,8 +604,12 @@ def test_errors_are_millimetres(dtype, delx, dely):
     for direction in ((k, 0.0), (0.0, k), (0.6 * k, -0.8 * k)):
         estimate = turn(0, 0.0, dtype, (*direction, -800.0))
         torch.testing.assert_close(target_registration_error(true, estimate, grid), torch.tensor([k]), **tolerance)
-        torch.testing.assert_close(projection_distance(true, estimate, grid, camera), torch.tensor([k * 1000 / 800]), **tolerance)
-        torch.testing.assert_close(reprojection_distance(true, estimate, grid[:, :1], camera), torch.tensor([k]), **tolerance)
+        torch.testing.assert_close(
+            projection_distance(true, estimate, grid, camera), torch.tensor([k * 1000 / 800]), **tolerance
+        )
+        torch.testing.assert_close(
+            reprojection_distance(true, estimate, grid[:, :1], camera), torch.tensor([k]), **tolerance
+        )
     deeper, radius = turn(0, 0.0, dtype, (0.0, 0.0, -800.0 - k)), 50.0
     off_axis, on_axis = grid[:, 1:2], grid[:, :1]
     for made, wanted in (
@@ -552,7 +636,10 @@ every_pose_metric = pytest.mark.parametrize("metric", POSE_METRICS.values(), ids
 
 @every_pose_metric
 def test_gradient_of_pose_metrics(metric):
-    rotation, translation = torch.tensor([[0.3, -0.2, 0.1]]).double().requires_grad_(), torch.tensor([[5.0, -3, -850]]).double().requires_grad_()
+    rotation, translation = (
+        torch.tensor([[0.3, -0.2, 0.1]]).double().requires_grad_(),
+        torch.tensor([[5.0, -3, -850]]).double().requires_grad_(),
+    )
     other = convert(rotation.detach() + 0.07, translation.detach() - 4, parameterization="axis_angle")
     assert gradcheck(lambda r, t: metric(other, convert(r, t, parameterization="axis_angle")), (rotation, translation))
 
@@ -602,7 +689,9 @@ def test_points_that_do_not_fit():
         target_registration_error(pose_1, pose_2, torch.zeros(4, 3))
     with pytest.raises(ValueError, match="N at least 1"):
         projection_distance(pose_1, pose_2, torch.zeros(1, 0, 3), detector(torch.float32))
-    with pytest.raises(ValueError, match="points and pose must have the same dtype, not torch.float64 and torch.float32"):
+    with pytest.raises(
+        ValueError, match="points and pose must have the same dtype, not torch.float64 and torch.float32"
+    ):
         reprojection_distance(pose_1, pose_2, torch.zeros(1, 4, 3).double(), detector(torch.float32))
     with pytest.raises(ValueError, match="sdd must be a positive number, not -1.0"):
         DoubleGeodesicSE3(-1.0)
@@ -627,7 +716,9 @@ def test_correlation_in_patches_is_made_of_scipy_s_windows():
 
     a, b = (x[0, 0].numpy() for x in (x1, x2))
     expected = (mean(a * b) - mean(a) * mean(b)) / np.sqrt((mean(a * a) - mean(a) ** 2) * (mean(b * b) - mean(b) ** 2))
-    assert NormalizedCrossCorrelation2d(patch_size=size, eps=0.0)(x1, x2).item() == pytest.approx(expected.mean(), abs=1e-9)  # cancellation in the variances
+    assert NormalizedCrossCorrelation2d(patch_size=size, eps=0.0)(x1, x2).item() == pytest.approx(
+        expected.mean(), abs=1e-9
+    )  # cancellation in the variances
 
 
 def test_gradients_are_those_of_scikit_image():
@@ -635,10 +726,14 @@ def test_gradients_are_those_of_scikit_image():
     image = pictures()[0][:1, :1]
     found = Sobel(sigma=0)(image)[0].numpy()
     for gradient, axis in zip(found, (1, 0)):
-        np.testing.assert_allclose(-gradient, 4 * filters.sobel(image[0, 0].numpy(), axis=axis, mode="nearest"), atol=1e-12)  # scikit-image divides by 4
+        np.testing.assert_allclose(
+            -gradient, 4 * filters.sobel(image[0, 0].numpy(), axis=axis, mode="nearest"), atol=1e-12
+        )  # scikit-image divides by 4
 
 
 def test_rotation_errors_are_those_of_scipy():
     pose_1, pose_2 = poses()
-    expected = (Rotation.from_matrix(pose_1.rotation.numpy()).inv() * Rotation.from_matrix(pose_2.rotation.numpy())).magnitude()
+    expected = (
+        Rotation.from_matrix(pose_1.rotation.numpy()).inv() * Rotation.from_matrix(pose_2.rotation.numpy())
+    ).magnitude()
     np.testing.assert_allclose(rotation_error(pose_1, pose_2).numpy(), expected, atol=1e-6)

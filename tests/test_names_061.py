@@ -36,7 +36,8 @@ def find(module: str, name: str) -> object:
 
 
 def parameters_of(function: object) -> dict[str, str | None]:
-    "Return the parameters of a function with the text of their defaults, None without one; names of stars with their stars."
+    """Return the parameters of a function with the text of their defaults, None without one; names of stars with their
+    stars."""
     parameters = [p for p in inspect.signature(function).parameters.values() if p.name != "self"]
     return {STARS.get(p.kind, "") + p.name: None if p.default is p.empty else repr(p.default) for p in parameters}
 
@@ -55,8 +56,15 @@ def differences(theirs: list[list[str]], ours: dict[str, str | None], name: str)
             if "**kwargs" not in ours:
                 found.append(f"{name} has no parameter {parameter}")
         elif [ours[parameter]] != (default or [None]) and not (not default and ours[parameter] is not None):
-            found.append(f"{name} has {parameter}={ours[parameter]}, and had {parameter}={default[0] if default else '(required)'}")
-    new = [parameter for parameter, default in ours.items() if default is None and not parameter.startswith("*") and parameter not in [p for p, *_ in theirs]]
+            found.append(
+                f"{name} has {parameter}={ours[parameter]}, and had "
+                f"{parameter}={default[0] if default else '(required)'}"
+            )
+    new = [
+        parameter
+        for parameter, default in ours.items()
+        if default is None and not parameter.startswith("*") and parameter not in [p for p, *_ in theirs]
+    ]
     return found + [f"{name} asks for {parameter}, which 0.6.1 had not" for parameter in new]
 
 
@@ -65,7 +73,9 @@ def test_differences_are_found():
     assert differences(theirs, {"a": None, "b": "1", "c": "None", "d": "2"}, "f") == []
     assert differences(theirs, {"a": None, "c": "None", "b": "1"}, "f") == ["f takes a, c, b and not first a, b, c"]
     assert differences(theirs, {"a": None, "b": "2", "c": "None"}, "f") == ["f has b=2, and had b=1"]
-    assert differences(theirs, {"a": None, "b": "1", "c": "None", "d": None}, "f") == ["f asks for d, which 0.6.1 had not"]
+    assert differences(theirs, {"a": None, "b": "1", "c": "None", "d": None}, "f") == [
+        "f asks for d, which 0.6.1 had not"
+    ]
     assert "f has no parameter c" in differences(theirs, {"a": None, "b": "1"}, "f")
 
 
@@ -96,7 +106,11 @@ def test_calls_are_understood_as_they_were(module: str, name: str):
             wrong.append(f"{name} has no method {method}")
         else:
             wrong += differences(theirs, parameters_of(getattr(ours, method)), f"{name}.{method}")
-    wrong += [f"{name} has no attribute {attribute}" for attribute in facts.get("properties", []) if not hasattr(ours, attribute)]
+    wrong += [
+        f"{name} has no attribute {attribute}"
+        for attribute in facts.get("properties", [])
+        if not hasattr(ours, attribute)
+    ]
     assert not wrong, "\n".join(wrong)
 
 
@@ -106,7 +120,12 @@ def read_pickle(name: str) -> object:
 
 def test_a_pose_that_061_wrote():
     pose = read_pickle("pose_061.pkl")
-    expected = pose_module.convert(torch.tensor([[0.1, 0.2, -0.1]]), torch.tensor([[1.0, 60.0, -2.0]]), parameterization="euler_angles", convention="ZXY")
+    expected = pose_module.convert(
+        torch.tensor([[0.1, 0.2, -0.1]]),
+        torch.tensor([[1.0, 60.0, -2.0]]),
+        parameterization="euler_angles",
+        convention="ZXY",
+    )
     assert isinstance(pose, pose_module.RigidTransform)
     torch.testing.assert_close(pose.matrix, expected.matrix)
     torch.testing.assert_close(pose.compose(pose.inverse()).matrix, torch.eye(4)[None], atol=1e-4, rtol=0)

@@ -1,4 +1,5 @@
-"""The built package: what the archives hold, that the wheel works in an environment of its own, and what an import costs."""
+"""The built package: what the archives hold, that the wheel works in an environment of its own, and what an import
+costs."""
 
 from __future__ import annotations
 
@@ -18,9 +19,44 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "diffdrr"
-IMPORT_NAMES = {"imageio-ffmpeg": "imageio_ffmpeg", "opencv-python-headless": "cv2", "pillow": "PIL", "scikit-image": "skimage", "vtk": "vtkmodules"}
-HEAVY = ["torch", "torchio", "SimpleITK", "pandas", "scipy", "matplotlib", "pyvista", "timm", "xraydb", "h5py", "skimage", "cv2", "panel", "fastcore", "roma"]
-NOT_SOURCES = [".git", ".venv", ".venv-pose", ".cache", "_docs", "_proc", "build", "dist", "*.egg-info", "__pycache__", "nbs", "tests"]
+IMPORT_NAMES = {
+    "imageio-ffmpeg": "imageio_ffmpeg",
+    "opencv-python-headless": "cv2",
+    "pillow": "PIL",
+    "scikit-image": "skimage",
+    "vtk": "vtkmodules",
+}
+HEAVY = [
+    "torch",
+    "torchio",
+    "SimpleITK",
+    "pandas",
+    "scipy",
+    "matplotlib",
+    "pyvista",
+    "timm",
+    "xraydb",
+    "h5py",
+    "skimage",
+    "cv2",
+    "panel",
+    "fastcore",
+    "roma",
+]
+NOT_SOURCES = [
+    ".git",
+    ".venv",
+    ".venv-pose",
+    ".cache",
+    "_docs",
+    "_proc",
+    "build",
+    "dist",
+    "*.egg-info",
+    "__pycache__",
+    "nbs",
+    "tests",
+]
 
 
 def run(*command: str | Path, **kwargs) -> str:
@@ -55,20 +91,36 @@ def wheel(archives: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    "Install the wheel into a new environment, which borrows the dependencies from this one; return its scripts' folder."
+    """Install the wheel into a new environment, which borrows the dependencies from this one; return its scripts'
+    folder."""
     folder = tmp_path_factory.mktemp("environment")
     run(sys.executable, "-m", "venv", "--without-pip", folder)
     scheme = {"base": str(folder), "platbase": str(folder)}
     site_packages = Path(sysconfig.get_path("purelib", scheme="venv", vars=scheme))
     (site_packages / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
     scripts = Path(sysconfig.get_path("scripts", scheme="venv", vars=scheme))
-    run(sys.executable, "-m", "pip", "--python", scripts / "python", "install", "--quiet", "--no-deps", "--no-index", wheel)
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        scripts / "python",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        wheel,
+    )
     return scripts
 
 
 def test_wheel_holds_the_package(wheel: Path):
     names = set(zipfile.ZipFile(wheel).namelist())
-    sources = {path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    sources = {
+        path.relative_to(ROOT).as_posix()
+        for path in PACKAGE.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
     assert "diffdrr/py.typed" in sources
     assert {name for name in names if name.startswith("diffdrr/")} == sources
     assert {name.split("/")[0] for name in names - sources} == {f"{'-'.join(wheel.name.split('-')[:2])}.dist-info"}
@@ -88,7 +140,16 @@ def test_metadata(wheel: Path, settings: configparser.SectionProxy):
     lines = metadata.splitlines()
     assert f"Version: {settings['version']}" in lines
     assert f"Requires-Python: >={settings['min_python']}" in lines
-    assert {line.split(": ")[1] for line in lines if line.startswith("Provides-Extra")} == {"viz", "pose", "physics", "datasets", "xray", "view", "dev", "all"}
+    assert {line.split(": ")[1] for line in lines if line.startswith("Provides-Extra")} == {
+        "viz",
+        "pose",
+        "physics",
+        "datasets",
+        "xray",
+        "view",
+        "dev",
+        "all",
+    }
     plain = [line for line in lines if line.startswith("Requires-Dist") and "extra ==" not in line]
     assert len(plain) == len(settings["requirements"].split())
     assert not any("==" in line for line in plain), "the package pins what it needs"
@@ -126,13 +187,21 @@ def test_rendering_loads_only_what_it_needs(environment: Path, tmp_path: Path):
 
 
 def test_visualization_and_data_load_no_extras(environment: Path, tmp_path: Path):
-    loaded = loaded_by("import diffdrr.visualization, diffdrr.data, diffdrr.xrays.datasets, diffdrr.registration.pipeline, diffdrr.show.explorer, diffdrr.cli", environment, tmp_path)
+    loaded = loaded_by(
+        "import diffdrr.visualization, diffdrr.data, diffdrr.xrays.datasets, diffdrr.registration.pipeline, "
+        "diffdrr.show.explorer, diffdrr.cli",
+        environment,
+        tmp_path,
+    )
     assert not loaded & {"pyvista", "timm", "xraydb", "h5py", "skimage", "cv2"}
 
 
 def required_names(settings: configparser.SectionProxy) -> set[str]:
     "Return the names in all requirements, without versions, the extras' included but those of development not."
-    fields = ["requirements", *(name for name in settings if name.endswith("_requirements") and name != "dev_requirements")]
+    fields = [
+        "requirements",
+        *(name for name in settings if name.endswith("_requirements") and name != "dev_requirements"),
+    ]
     requirements = " ".join(settings[field] for field in fields).split()
     names = {requirement.translate(str.maketrans("<>=!~", "     ")).split()[0] for requirement in requirements}
     return {IMPORT_NAMES.get(name, name) for name in names}
@@ -146,7 +215,11 @@ def test_imports_are_required(settings: configparser.SectionProxy):
                 imported |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 imported.add(node.module.split(".")[0])
-            elif isinstance(node, ast.Call) and ast.unparse(node.func) == "need" and isinstance(node.args[0], ast.Constant):
+            elif (
+                isinstance(node, ast.Call)
+                and ast.unparse(node.func) == "need"
+                and isinstance(node.args[0], ast.Constant)
+            ):
                 imported.add(node.args[0].value.split(".")[0])
     third_party = imported - set(sys.stdlib_module_names) - {"diffdrr", "triton"}  # torch for CUDA brings triton
     assert third_party <= required_names(settings), "settings.ini does not name all that the package imports"

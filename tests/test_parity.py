@@ -25,7 +25,13 @@ SIDDON_BILINEAR = 2e-2
 # with an error. Against the exact integral 0.6.1 is off by 3e-4 (n = 500) and 7e-3 (n = 100) for an interpolated volume. A volume
 # of steps, as of nearest neighbours and labels, is off by up to one sample at each step: by 2e-2 and 4e-2. Between given alphas
 # that end inside the body the weights of 0.6.1 are 1 / (n - 1) = 2e-3 too large. The tolerance is about twice that.
-TRILINEAR = {("smooth", 500): 1e-3, ("smooth", 100): 1.5e-2, ("steps", 500): 4e-2, ("steps", 100): 8e-2, ("inside", 500): 4e-3}
+TRILINEAR = {
+    ("smooth", 500): 1e-3,
+    ("smooth", 100): 1.5e-2,
+    ("steps", 500): 4e-2,
+    ("steps", 100): 8e-2,
+    ("inside", 500): 4e-3,
+}
 # Sampling errors of different rays cancel in the mean of the picture (measured: 3e-5, 2.5e-3, 1.5e-3).
 TRILINEAR_MEAN = {"smooth": 1e-4, "steps": 5e-3, "inside": 3e-3}
 # Gradients of Siddon jump where a ray passes an edge between voxels; float32 decides some of these cases either way. Against
@@ -178,7 +184,11 @@ RIGHT: dict[str, tuple[dict, float]] = {
     "x0-sign": ({"x0": 7, "y0": -3}, NOTHING),
     "intrinsic-gradient": ({"delx": -1200 / 18**2, "sdd": 1 / 18}, FLOAT32),
     "inverse_projection-input": ({"pixels": [[[3, 4], [10, 12]]]}, NOTHING),
-    **{f"pinhole-{o}-{r}": ({"millimetres": NOTHING, "pixels": NOTHING}, MILLIMETRES) for o in ("AP", "PA", None) for r in (True, False)},
+    **{
+        f"pinhole-{o}-{r}": ({"millimetres": NOTHING, "pixels": NOTHING}, MILLIMETRES)
+        for o in ("AP", "PA", None)
+        for r in (True, False)
+    },
     "resample-focal-delx": EQUAL,
     "resample-focal-delx-x0": EQUAL,
     **{f"float64-{n}": ({"matrix": np.eye(4)[None]}, 1e-15) for n in ("rotation_10d", "quaternion_adjugate")},
@@ -212,7 +222,10 @@ def is_right(values: dict[str, np.ndarray], right: dict, tolerance: float) -> bo
     assert values.keys() == right.keys()
     wanted = {key: np.asarray(value, dtype=np.float64) for key, value in right.items()}
     found = {key: np.squeeze(value) if wanted[key].ndim == 0 else value for key, value in values.items()}
-    return all(found[k].shape == w.shape and np.allclose(found[k], w, rtol=tolerance, atol=tolerance) for k, w in wanted.items())
+    return all(
+        found[k].shape == w.shape and np.allclose(found[k], w, rtol=tolerance, atol=tolerance)
+        for k, w in wanted.items()
+    )
 
 
 def differs_on_purpose(name: str, right: dict, tolerance: float) -> None:

@@ -115,10 +115,18 @@ def test_gradient_of_true_counts_is_that_of_their_mean(intensities):
 def test_gradients_of_parameters(intensities):
     x = intensities.detach()
     assert gradcheck(lambda scale, air: Transmission(scale, air)(x), double(0.5, 2.0))
-    assert gradcheck(lambda amplitude, exponent, sigma: Scatter(40.0, amplitude=amplitude, exponent=exponent, sigma=sigma)(x), double(0.3, 1.3, 90.0))
+    assert gradcheck(
+        lambda amplitude, exponent, sigma: Scatter(40.0, amplitude=amplitude, exponent=exponent, sigma=sigma)(x),
+        double(0.3, 1.3, 90.0),
+    )
     assert gradcheck(lambda sigma: Blur(sigma, 1.0)(x), double(0.8))
-    assert gradcheck(lambda height, width, x0, y0: Collimator(SMALL.replace(x0=x0, y0=y0), height, width)(x), double(3.3, 4.1, 0.3, -0.6))
-    assert gradcheck(lambda sdd, delx, x0, y0: InverseSquare(Camera(sdd, 5, 6, delx, x0=x0, y0=y0))(x), double(50.0, 1.1, 0.3, -0.6))
+    assert gradcheck(
+        lambda height, width, x0, y0: Collimator(SMALL.replace(x0=x0, y0=y0), height, width)(x),
+        double(3.3, 4.1, 0.3, -0.6),
+    )
+    assert gradcheck(
+        lambda sdd, delx, x0, y0: InverseSquare(Camera(sdd, 5, 6, delx, x0=x0, y0=y0))(x), double(50.0, 1.1, 0.3, -0.6)
+    )
     assert gradcheck(lambda kvp, x0: HeelEffect(SMALL.replace(x0=x0), Tube(kvp, ALUMINIUM))(x), double(80.3, 0.3))
 
 
@@ -126,7 +134,10 @@ def test_gradients_of_a_beam(beam):
     channels = torch.rand(2, 3, 4, dtype=torch.float64, generator=seeded(), requires_grad=True)
     assert gradcheck(beam, channels)
     water = torch.full((1, 1, 1), 3.0, dtype=torch.float64)
-    assert gradcheck(lambda kvp, thickness: PolyenergeticBeam(tube_spectrum(Tube(kvp, {"aluminium": thickness})), ["water"])(water), double(80.3, 2.5))
+    assert gradcheck(
+        lambda kvp, thickness: PolyenergeticBeam(tube_spectrum(Tube(kvp, {"aluminium": thickness})), ["water"])(water),
+        double(80.3, 2.5),
+    )
 
 
 def test_gradients_are_finite_at_the_ends():
@@ -159,7 +170,9 @@ def test_a_beam_in_single_precision(beam):
 
 def test_pictures_of_a_batch_do_not_mix(intensities):
     for name in ("scatter", "blur"):
-        assert torch.allclose(MODULES[name](intensities)[1:], MODULES[name](intensities[1:]), rtol=TOLERANCE[torch.float64])
+        assert torch.allclose(
+            MODULES[name](intensities)[1:], MODULES[name](intensities[1:]), rtol=TOLERANCE[torch.float64]
+        )
 
 
 def test_blur_is_a_convolution(intensities):
@@ -260,18 +273,25 @@ def test_metal_of_a_ct_is_titanium(subject):
 
 
 def test_half_value_layers_grow_with_voltage_and_filter():
-    layers = [half_value_layer(tube_spectrum(Tube(kvp, {"aluminium": al}))) for kvp, al in ((60, 2.5), (80, 2.5), (120, 2.5), (120, 4.0))]
+    layers = [
+        half_value_layer(tube_spectrum(Tube(kvp, {"aluminium": al})))
+        for kvp, al in ((60, 2.5), (80, 2.5), (120, 2.5), (120, 4.0))
+    ]
     assert layers == sorted(layers)
     # SpekPy 2.5.4 (casim), 12 degrees: first and second half-value layers, mm
     for kvp, first, second in ((60, 2.082, 2.893), (80, 2.734, 4.084), (100, 3.458, 5.398), (120, 4.219, 6.672)):
         spectrum = tube_spectrum(Tube(kvp, ALUMINIUM))
         ours = half_value_layer(spectrum)
-        assert ours == pytest.approx(first, rel=0.04) and half_value_layer(spectrum, fraction=0.25) - ours == pytest.approx(second, rel=0.03)
+        assert ours == pytest.approx(first, rel=0.04) and half_value_layer(
+            spectrum, fraction=0.25
+        ) - ours == pytest.approx(second, rel=0.03)
 
 
 @pytest.mark.parametrize("step", [0.1, 0.3, 2.0])
 def test_half_value_layer_does_not_depend_on_the_bins(step):
-    assert half_value_layer(tube_spectrum(Tube(100, ALUMINIUM), step=step)) == pytest.approx(half_value_layer(tube_spectrum(Tube(100, ALUMINIUM))), rel=5e-3)
+    assert half_value_layer(tube_spectrum(Tube(100, ALUMINIUM), step=step)) == pytest.approx(
+        half_value_layer(tube_spectrum(Tube(100, ALUMINIUM))), rel=5e-3
+    )
 
 
 def test_half_value_layer_of_one_energy():
@@ -321,7 +341,22 @@ def test_a_cube_on_the_middles_of_voxels_is_filled_once():
 def test_a_turned_box():
     turn = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=seeded()))[0]
     corners = (CORNERS - 0.5) * torch.tensor([10.0, 6.0, 4.0]).double() @ turn.T + 9.3
-    faces = torch.tensor([[0, 2, 1], [1, 2, 3], [4, 5, 6], [5, 7, 6], [0, 1, 4], [1, 5, 4], [2, 6, 3], [3, 6, 7], [0, 4, 2], [2, 4, 6], [1, 3, 5], [3, 7, 5]])
+    faces = torch.tensor(
+        [
+            [0, 2, 1],
+            [1, 2, 3],
+            [4, 5, 6],
+            [5, 7, 6],
+            [0, 1, 4],
+            [1, 5, 4],
+            [2, 6, 3],
+            [3, 6, 7],
+            [0, 4, 2],
+            [2, 4, 6],
+            [1, 3, 5],
+            [3, 7, 5],
+        ]
+    )
     middles = torch.cartesian_prod(*[torch.arange(19.0, dtype=torch.float64)] * 3).view(19, 19, 19, 3)
     expected = (((middles - 9.3) @ turn).abs() < torch.tensor([5.0, 3.0, 2.0])).all(dim=-1)
     assert torch.equal(voxelize(corners, faces, (19, 19, 19)), expected)
@@ -345,7 +380,10 @@ def test_a_turned_box():
         (lambda: Scatter(0.0), "delx must be a positive number, not 0"),
         (lambda: Scatter(1.0, exponent=0.5), "exponent must be at least 1, not 0.5"),
         (lambda: Scatter(1.0, grid=(0.7, 1.1)), "grid must hold two proportions between 0 and 1"),
-        (lambda: Scatter(1.0)(torch.full((1, 1, 2, 2), -0.1)), "x must be at least 0, but holds -0.1; intensities come from Transmission"),
+        (
+            lambda: Scatter(1.0)(torch.full((1, 1, 2, 2), -0.1)),
+            "x must be at least 0, but holds -0.1; intensities come from Transmission",
+        ),
         (lambda: QuantumNoise(0), "photons must be a positive number, not 0"),
         (lambda: QuantumNoise(10)(torch.tensor([0.5, float("nan")])), "x must be at least 0"),
         (lambda: ElectronicNoise(-1.0), "sigma must be a positive number"),
@@ -356,11 +394,26 @@ def test_a_turned_box():
         (lambda: Collimator(SMALL, 1.0, 1.0, leakage=1.0), "leakage must be at least 0 and below 1, not 1.0"),
         (lambda: PolyenergeticBeam(tube_spectrum(Tube(80, {})), "water"), "materials must be a list"),
         (lambda: PolyenergeticBeam(tube_spectrum(Tube(80, {})), []), "materials must be a list"),
-        (lambda: PolyenergeticBeam(tube_spectrum(Tube(80, {})), ["wood"]), "not 'wood'; did you mean .*or add it: MATERIALS\\['wood'\\]"),
-        (lambda: PolyenergeticBeam(Spectrum(torch.ones(2), torch.zeros(2)), ["water"]), "a finite sum above 0, but they run from 0 to 0"),
-        (lambda: PolyenergeticBeam(Spectrum(torch.tensor([5e4]), torch.ones(1)), ["water"]), "not 50000; are they in eV?"),
-        (lambda: half_value_layer(tube_spectrum(Tube(80, {})), fraction=1.0), "fraction must be between 0 and 1, not 1.0"),
-        (lambda: half_value_layer(Spectrum(torch.tensor([200.0]), torch.ones(1))), "between 10 and 150 keV for an air kerma"),
+        (
+            lambda: PolyenergeticBeam(tube_spectrum(Tube(80, {})), ["wood"]),
+            "not 'wood'; did you mean .*or add it: MATERIALS\\['wood'\\]",
+        ),
+        (
+            lambda: PolyenergeticBeam(Spectrum(torch.ones(2), torch.zeros(2)), ["water"]),
+            "a finite sum above 0, but they run from 0 to 0",
+        ),
+        (
+            lambda: PolyenergeticBeam(Spectrum(torch.tensor([5e4]), torch.ones(1)), ["water"]),
+            "not 50000; are they in eV?",
+        ),
+        (
+            lambda: half_value_layer(tube_spectrum(Tube(80, {})), fraction=1.0),
+            "fraction must be between 0 and 1, not 1.0",
+        ),
+        (
+            lambda: half_value_layer(Spectrum(torch.tensor([200.0]), torch.ones(1))),
+            "between 10 and 150 keV for an air kerma",
+        ),
     ],
 )
 def test_errors(make, message):
@@ -368,7 +421,9 @@ def test_errors(make, message):
         make()
 
 
-@pytest.mark.parametrize("material", [Material({"H": 0.5}, 1.0), Material({"H": 1.5, "O": -0.5}, 1.0), Material({"H": 1.0}, 0.0)])
+@pytest.mark.parametrize(
+    "material", [Material({"H": 0.5}, 1.0), Material({"H": 1.5, "O": -0.5}, 1.0), Material({"H": 1.0}, 0.0)]
+)
 def test_materials_that_make_no_sense(material, monkeypatch):
     monkeypatch.setitem(MATERIALS, "nonsense", material)
     with pytest.raises(ValueError, match="'nonsense'"):
@@ -376,9 +431,14 @@ def test_materials_that_make_no_sense(material, monkeypatch):
 
 
 def test_warnings_name_the_remedy():
-    with pytest.warns(UserWarning, match="line integrals with a mean of 60 are no optical depths; read the volume with energy=70"):
+    with pytest.warns(
+        UserWarning, match="line integrals with a mean of 60 are no optical depths; read the volume with energy=70"
+    ):
         look("radiograph")(torch.full((1, 1, 4, 4), 60.0))
-    with pytest.warns(UserWarning, match="volume holds nothing but soft tissue, with values from 0 to 1; label_materials takes Hounsfield units"):
+    with pytest.warns(
+        UserWarning,
+        match="volume holds nothing but soft tissue, with values from 0 to 1; label_materials takes Hounsfield units",
+    ):
         label_materials(read(torch.linspace(0, 1, 27).view(3, 3, 3), affine=torch.eye(4), energy=70.0))
 
 

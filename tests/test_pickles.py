@@ -1,4 +1,5 @@
-"""A DRR, a pose and a state dict that were written before the package had rooms are read, and render the same picture."""
+"""A DRR, a pose and a state dict that were written before the package had rooms are read, and render the same
+picture."""
 
 from __future__ import annotations
 
@@ -57,7 +58,9 @@ def test_what_is_written_now_is_read_again(before: dict):
 
 def test_masks_are_sampled_as_by_programs_of_061(before: dict):
     drr = before["drr"]
-    found = torch.nn.functional.grid_sample(drr.mask[None, None], torch.zeros(1, 1, 1, 1, 3), mode="nearest", align_corners=False)
+    found = torch.nn.functional.grid_sample(
+        drr.mask[None, None], torch.zeros(1, 1, 1, 1, 3), mode="nearest", align_corners=False
+    )
     assert found.dtype == torch.float32
     drr.mask = drr.mask.to(torch.uint8)
     assert drr.mask.dtype == torch.float32

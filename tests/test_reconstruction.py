@@ -44,7 +44,12 @@ def make_drr(shape=(12, 10, 9), spacing=(8.0, 9.0, 10.0), orientation="AP", **ca
 def oblique(n: int, dtype=torch.float32, orientation="AP") -> RigidTransform:
     generator = torch.Generator().manual_seed(1)
     rotation, shift = torch.randn(2, n, 3, generator=generator, dtype=dtype)
-    return convert(rotation, torch.tensor([0.0, 450.0 if orientation == "AP" else -450.0, 0.0], dtype=dtype) + 10 * shift, parameterization="euler_angles", convention="ZXY")
+    return convert(
+        rotation,
+        torch.tensor([0.0, 450.0 if orientation == "AP" else -450.0, 0.0], dtype=dtype) + 10 * shift,
+        parameterization="euler_angles",
+        convention="ZXY",
+    )
 
 
 def mismatch(projector: Projector) -> float:
@@ -76,7 +81,9 @@ def test_a_camera_and_a_grid_are_enough(renderer: str):
     camera = Camera(sdd=700.0, height=14, width=11, delx=15.0, dely=13.0)
     grid = Grid.around((12, 10, 9), (8.0, 9.0, 10.0))
     expected = drr(oblique(3), **drr.renderer.exact)
-    torch.testing.assert_close(Projector(camera, grid, oblique(3), renderer=renderer)(drr.density), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        Projector(camera, grid, oblique(3), renderer=renderer)(drr.density), expected, rtol=1e-5, atol=1e-5
+    )
     double = Projector(camera, grid, oblique(3).to(torch.float64), renderer=renderer)
     torch.testing.assert_close(double(drr.density.double()).float(), expected, rtol=1e-4, atol=1e-4)
     volume, pictures = torch.rand(double.volume_shape).double(), torch.rand(double.picture_shape).double()
@@ -85,7 +92,14 @@ def test_a_camera_and_a_grid_are_enough(renderer: str):
     torch.testing.assert_close(back, double.T(pictures - seen), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize(("options", "message"), [(dict(reducefn="max"), "renderer must integrate.*not 'max'"), (dict(reducefn=torch.amax), "renderer must integrate"), (dict(stop_gradients_through_grid_sample=True), "renderer must be differentiable in the volume")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(reducefn="max"), "renderer must integrate.*not 'max'"),
+        (dict(reducefn=torch.amax), "renderer must integrate"),
+        (dict(stop_gradients_through_grid_sample=True), "renderer must be differentiable in the volume"),
+    ],
+)
 def test_renderers_that_are_not_linear_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Projector.from_drr(make_drr(**options), oblique(2))
@@ -116,7 +130,9 @@ def test_a_compiled_renderer_integrates_exactly():
 
 
 def test_gradients_pass_through_both():
-    projector = Projector.from_drr(make_drr(shape=(4, 3, 5), height=3, width=4).double(), oblique(2, torch.float64), views_at_once=1)
+    projector = Projector.from_drr(
+        make_drr(shape=(4, 3, 5), height=3, width=4).double(), oblique(2, torch.float64), views_at_once=1
+    )
     volume = torch.rand(projector.volume_shape, dtype=torch.float64, requires_grad=True)
     pictures = torch.rand(projector.picture_shape, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(projector, volume)
@@ -138,8 +154,14 @@ Ball = tuple[Projector, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def make_ball(n_views: int = 72, orientation: str = "AP", **camera) -> Ball:
-    "Exact line integrals of a ball of water, of radius 50 mm, seen from a circle; where its inside and its outside are."
-    drr = make_drr(shape=(33, 35, 21), spacing=(4.0, 4.0, 5.0), orientation=orientation, **dict(sdd=1000.0, height=50, width=70, delx=4.0, dely=4.0) | camera)
+    """Exact line integrals of a ball of water, of radius 50 mm, seen from a circle; where its inside and its outside
+    are."""
+    drr = make_drr(
+        shape=(33, 35, 21),
+        spacing=(4.0, 4.0, 5.0),
+        orientation=orientation,
+        **dict(sdd=1000.0, height=50, width=70, delx=4.0, dely=4.0) | camera,
+    )
     projector = Projector.from_drr(drr, circular_orbit(n_views, 600.0, orientation=orientation))
     solid = Ellipsoid(np.array([3.0, -5.0, 2.0]), np.diag([50.0, 50.0, 50.0]))
     source, target = (x.double().numpy() for x in projector.views.rays())
@@ -169,7 +191,9 @@ def test_fdk_finds_the_attenuation_of_water(ball):
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 @pytest.mark.parametrize("reverse_x_axis", [True, False])
 def test_fdk_takes_displaced_detectors(x0, width, orientation, reverse_x_axis):
-    projector, pictures, inside, outside = make_ball(orientation=orientation, x0=x0, width=width, reverse_x_axis=reverse_x_axis)
+    projector, pictures, inside, outside = make_ball(
+        orientation=orientation, x0=x0, width=width, reverse_x_axis=reverse_x_axis
+    )
     volume = fdk(projector, pictures, verbose=False)
     assert volume[inside].mean().item() == pytest.approx(WATER, rel=0.02)
     assert volume[inside].std() < 0.05 * WATER
@@ -216,7 +240,15 @@ def test_fdk_goes_through_voxels_some_at_a_time(monkeypatch: pytest.MonkeyPatch)
     assert largest.numbers <= expected.numel()
 
 
-@pytest.mark.parametrize(("method", "options", "steps"), [(SIRT, dict(subsets=6), 10), (CGLS, {}, 8), (TotalVariation, dict(weight=0.01), 80), (Descent, dict(optimizer=torch.optim.Adam, rate=1e-3), 150)])
+@pytest.mark.parametrize(
+    ("method", "options", "steps"),
+    [
+        (SIRT, dict(subsets=6), 10),
+        (CGLS, {}, 8),
+        (TotalVariation, dict(weight=0.01), 80),
+        (Descent, dict(optimizer=torch.optim.Adam, rate=1e-3), 150),
+    ],
+)
 def test_methods_find_the_attenuation_of_water(ball, method, options, steps):
     projector, pictures, inside, outside = ball
     solver = method(projector[::4], pictures[::4], **options)
@@ -236,7 +268,10 @@ def test_total_variation_minimises_its_objective_and_helps_against_few_views(bal
     assert objectives[-1] < objectives[20] < smooth.objective(smooth.projector.zeros())
     assert objectives[-1] == pytest.approx(min(objectives), rel=1e-2)
     other = SIRT(few, noisy, subsets=4).run(20, verbose=False)
-    error = lambda volume: (volume[inside] - WATER).square().mean().sqrt()
+
+    def error(volume):
+        return (volume[inside] - WATER).square().mean().sqrt()
+
     assert error(smooth.volume) < 0.3 * error(other)
     assert smooth.volume.min() >= 0
 
@@ -247,8 +282,14 @@ def lbfgs(parameters, lr):
 
 def test_lbfgs_works_too(ball):
     projector, pictures = (x[::4] for x in ball[:2])
-    penalty = lambda volume: 1e4 * volume.clamp(max=0).square().mean()
-    plain, penalised = (Descent(projector, pictures, lbfgs, rate=1.0, nonnegative=False, regularizer=regularizer) for regularizer in (None, penalty))
+
+    def penalty(volume):
+        return 1e4 * volume.clamp(max=0).square().mean()
+
+    plain, penalised = (
+        Descent(projector, pictures, lbfgs, rate=1.0, nonnegative=False, regularizer=regularizer)
+        for regularizer in (None, penalty)
+    )
     for solver in (plain, penalised):
         solver.run(8, verbose=False)
         assert solver.residuals[-1] < 0.05
@@ -262,7 +303,9 @@ def solvers(projector, pictures):
         "SIRT": lambda: SIRT(projector, pictures, subsets=2),
         "CGLS": lambda: CGLS(projector, pictures),
         "TotalVariation": lambda: TotalVariation(projector, pictures, weight=0.1),
-        "Descent": lambda: Descent(FreeGeometry(projector, ["x0"]), pictures, torch.optim.Adam, rate=1e-3, batch=Batch(views=3)),
+        "Descent": lambda: Descent(
+            FreeGeometry(projector, ["x0"]), pictures, torch.optim.Adam, rate=1e-3, batch=Batch(views=3)
+        ),
     }
 
 
@@ -301,7 +344,17 @@ def test_a_step_that_is_interrupted_leaves_nothing_behind(ball, optimizer, refin
             raise KeyboardInterrupt
         return 1e-3 * volume.square().mean()
 
-    make = lambda: Descent(FreeGeometry(projector) if refine else projector, pictures, optimizer, rate=1e-3, regularizer=regularizer, batch=Batch(views=4), nonnegative=False)
+    def make():
+        return Descent(
+            FreeGeometry(projector) if refine else projector,
+            pictures,
+            optimizer,
+            rate=1e-3,
+            regularizer=regularizer,
+            batch=Batch(views=4),
+            nonnegative=False,
+        )
+
     whole = make()
     whole.run(2, verbose=False)
     interrupted = make()
@@ -333,7 +386,11 @@ def test_files_of_other_runs_are_refused(ball, tmp_path: Path):
         (CGLS(projector[::2], pictures[::2]), "cgls", r"with shape of pictures \(8, 1, 50, 70\), not \(4, 1, 50, 70\)"),
         (CGLS(projector, 2 * pictures), "cgls", "with norm of pictures"),
         (Descent(projector, pictures, lbfgs, rate=1.0, nonnegative=False), "adam", "with optimiser Adam, not LBFGS"),
-        (Descent(FreeGeometry(projector), pictures, torch.optim.Adam, rate=1e-3), "adam", "with geometry False, not True"),
+        (
+            Descent(FreeGeometry(projector), pictures, torch.optim.Adam, rate=1e-3),
+            "adam",
+            "with geometry False, not True",
+        ),
         (CGLS(projector, pictures), "text", "text.pt' does not hold the state of a solver"),
         (CGLS(projector, pictures), "foreign", "foreign.pt' does not hold the state of a solver"),
     ):
@@ -391,7 +448,9 @@ def test_successive_subsets_are_far_apart(ball):
 def test_some_rays_are_those_of_whole_pictures(beam):
     drr = make_drr(beam=beam)
     projector, pixels = Projector.from_drr(drr, oblique(3), views_at_once=2), torch.tensor([5, 70, 71, 130])
-    torch.testing.assert_close(projector(drr.density, pixels), projector(drr.density).flatten(2)[..., pixels], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        projector(drr.density, pixels), projector(drr.density).flatten(2)[..., pixels], rtol=1e-6, atol=1e-6
+    )
 
 
 def test_descent_draws_rays(ball):
@@ -410,7 +469,9 @@ def test_total_variation_knows_how_far_voxels_are_apart():
     for axis, expected in ((0, 8 * 10), (1, 6 * 10), (2, 6 * 8 / 5)):
         step = projector.zeros()
         step.narrow(axis, 3, step.shape[axis] - 3).fill_(1.0)
-        assert solver.objective(step) - float(projector(step).square().sum()) / 2 == pytest.approx(3.0 * expected, rel=1e-3)
+        assert solver.objective(step) - float(projector(step).square().sum()) / 2 == pytest.approx(
+            3.0 * expected, rel=1e-3
+        )
 
 
 def test_one_shift_for_all_views(ball):
@@ -463,7 +524,10 @@ def test_wrong_input_is_refused(ball):
             Descent(projector, pictures, torch.optim.Adam, rate=1e-3, batch=Batch(views=views))
     with pytest.raises(ValueError, match="rays must be a whole number from 1 to 3500, not 4000"):
         Descent(projector, pictures, torch.optim.Adam, rate=1e-3, batch=Batch(rays=4000))
-    with pytest.raises(ValueError, match="optimizer must take parameters, in groups for volume and geometry, as torch.optim.Adam does: LBFGS"):
+    with pytest.raises(
+        ValueError,
+        match="optimizer must take parameters, in groups for volume and geometry, as torch.optim.Adam does: LBFGS",
+    ):
         Descent(FreeGeometry(projector), pictures, lbfgs, rate=1.0, nonnegative=False)
     with pytest.raises(ValueError, match="intrinsics must be some of 'sdd'"):
         FreeGeometry(projector, ["focal"])
@@ -486,7 +550,9 @@ def test_wrong_views_are_refused(ball):
         Projector(drr, grid, pose)
     with pytest.raises(TypeError, match=r"grid must be a Grid, not tuple; Grid\(shape, affine\) makes one"):
         Projector(camera, grid.shape, pose)
-    with pytest.raises(ValueError, match="pose and the DRR must have the same dtype, not torch.float32 and torch.float64"):
+    with pytest.raises(
+        ValueError, match="pose and the DRR must have the same dtype, not torch.float32 and torch.float64"
+    ):
         Projector.from_drr(drr.double(), circular_orbit(3, 450.0))
     with pytest.raises(ValueError, match="pose and the DRR must have the same device, not meta and cpu"):
         Projector.from_drr(make_drr(), circular_orbit(3, 450.0).to("meta"))
@@ -505,7 +571,13 @@ def test_wrong_guesses_are_refused(ball):
     with pytest.raises(ValueError, match=r"X = 33, Y = 35, Z = 21, not \(3, 3, 3\)"):
         CGLS(projector, pictures, volume=torch.zeros(3, 3, 3))
     with pytest.raises(ValueError, match="volume must be finite, but 33 of 24255 voxels are NaN or infinite"):
-        CGLS(projector, pictures, volume=torch.full(projector.volume_shape, torch.inf).where(torch.arange(21) == torch.arange(35)[:, None] + 20, 0))
+        CGLS(
+            projector,
+            pictures,
+            volume=torch.full(projector.volume_shape, torch.inf).where(
+                torch.arange(21) == torch.arange(35)[:, None] + 20, 0
+            ),
+        )
     guess = np.ones(projector.volume_shape)
     solver = CGLS(projector, pictures, volume=guess)
     assert solver.volume.dtype == torch.float32
@@ -554,4 +626,6 @@ def test_sums_of_columns_need_not_be_kept(ball, monkeypatch: pytest.MonkeyPatch)
     projector, pictures, *_ = ball
     kept = SIRT(projector[::9], pictures[::9], subsets=2).run(2, verbose=False)
     monkeypatch.setattr(iterative, "CACHED_BYTES", 0)
-    torch.testing.assert_close(SIRT(projector[::9], pictures[::9], subsets=2).run(2, verbose=False), kept, rtol=0, atol=0)
+    torch.testing.assert_close(
+        SIRT(projector[::9], pictures[::9], subsets=2).run(2, verbose=False), kept, rtol=0, atol=0
+    )

@@ -24,8 +24,13 @@ def head():
 
 def test_pictures_of_the_head_are_those_of_its_voxels(head):
     coarse = benchmark.head((24,) * 3, 240.0, PIXELS, DELX, views=6)
-    error = lambda case: ((case.projector(torch.from_numpy(case.true)) - case.pictures).norm() / case.pictures.norm()).item()
-    assert error(head) < 0.13 and error(head) < 0.75 * error(coarse)  # thin bone in voxels of 5 and 10 mm: the square root of their size
+
+    def error(case):
+        return ((case.projector(torch.from_numpy(case.true)) - case.pictures).norm() / case.pictures.norm()).item()
+
+    assert error(head) < 0.13 and error(head) < 0.75 * error(
+        coarse
+    )  # thin bone in voxels of 5 and 10 mm: the square root of their size
     assert head.true[head.inside].min() >= 0 and head.true.max() == pytest.approx(benchmark.WATER, rel=1e-3)
     assert head.true[24, 24, 24] == pytest.approx(0.2 * benchmark.WATER, rel=0.05)  # the brain
 
@@ -54,7 +59,10 @@ def test_quality(head):
 
 def test_the_whole_benchmark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(benchmark, "CONTESTANTS", {"ours": "ours"})
-    small = "--views 6 --block 16 16 8 --head 16 --pixels 20 24 --delx 26 --head-pixels 20 24 --head-delx 16 --iterations 2 --tv-iterations 3 --name test".split()
+    small = (
+        "--views 6 --block 16 16 8 --head 16 --pixels 20 24 --delx 26 --head-pixels 20 24 --head-delx 16 --iterations "
+        "2 --tv-iterations 3 --name test"
+    ).split()
     monkeypatch.setattr(benchmark, "CT", tmp_path / "none")
     outcomes = benchmark.main([*small, "--results", str(tmp_path)])
     stored = json.loads((tmp_path / "test-reconstruction.json").read_text())
@@ -65,11 +73,16 @@ def test_the_whole_benchmark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 
 def test_large_benchmark(tmp_path: Path):
-    rows = large.main(["--voxels", "32", "--pixels", "48", "--views", "48", "--name", "test", "--results", str(tmp_path)])
+    rows = large.main(
+        ["--voxels", "32", "--pixels", "48", "--views", "48", "--name", "test", "--results", str(tmp_path)]
+    )
     assert [row["what"] for row in rows] == ["preparation", "iteration 1", "iteration 2"]
     nothing, first, second = (row["error, % of water"] for row in rows)
     assert second < first < 0.75 * nothing
-    assert json.loads((tmp_path / "test-large.json").read_text())["rows"] == rows and "48 views" in (tmp_path / "test-large.md").read_text()
+    assert (
+        json.loads((tmp_path / "test-large.json").read_text())["rows"] == rows
+        and "48 views" in (tmp_path / "test-large.md").read_text()
+    )
 
 
 def test_a_contestant_that_breaks_says_why(head):

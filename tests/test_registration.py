@@ -9,14 +9,13 @@ import pytest
 import torch
 from torchio import Subject
 
-from diffdrr.registration import pipeline as registration
-from diffdrr.volumes import load_example_ct
-from diffdrr.rendering import DRR
 from diffdrr.compare import target_registration_error
-from diffdrr.geometry import RigidTransform, convert
+from diffdrr.geometry import RigidTransform, convert, pose_from_view
 from diffdrr.registration import RegistrationResult, Stage, make_views, register
-from diffdrr.geometry import pose_from_view
+from diffdrr.registration import pipeline as registration
 from diffdrr.registration.pyramid import make_pyramid
+from diffdrr.rendering import DRR
+from diffdrr.volumes import load_example_ct
 from diffdrr.xrays import XRay, invert, xray_of_rendering
 
 QUICK = (Stage(32, 0.15, 3, float("inf")), Stage(64, 0.05, 1, 2.0))
@@ -46,7 +45,14 @@ def xray(drr: DRR, true: RigidTransform) -> XRay:
 
 def near(true: RigidTransform) -> RigidTransform:
     "Move a pose by a few degrees and millimetres."
-    return true.compose(convert(torch.tensor([[0.05, 0.05, -0.05]]), torch.tensor([[10.0, 5.0, -5.0]]), parameterization="euler_angles", convention="ZXY").to(true.matrix))
+    return true.compose(
+        convert(
+            torch.tensor([[0.05, 0.05, -0.05]]),
+            torch.tensor([[10.0, 5.0, -5.0]]),
+            parameterization="euler_angles",
+            convention="ZXY",
+        ).to(true.matrix)
+    )
 
 
 def error(result: RegistrationResult, true: RigidTransform) -> float:  # mm
@@ -65,13 +71,17 @@ def test_an_xray_brings_its_geometry_its_mask_and_its_pose(subject: Subject, xra
 def test_a_volume_that_is_optimised_can_be_registered(subject: Subject, drr: DRR, xray: XRay):
     learned = DRR(subject, sdd=1020.0, height=64, delx=6.0, renderer="trilinear")
     learned.density = torch.nn.Parameter(learned.density)
-    plain, found = (register(each, xray, schedule=QUICK, n_starts=1, verbose=False).pose.matrix for each in (drr, learned))
+    plain, found = (
+        register(each, xray, schedule=QUICK, n_starts=1, verbose=False).pose.matrix for each in (drr, learned)
+    )
     assert torch.equal(found, plain) and not found.requires_grad
 
 
 def test_a_drr_with_another_geometry_is_refused(subject: Subject, xray: XRay, true: RigidTransform):
     other = DRR(subject, sdd=1060.0, height=64, delx=6.6)
-    with pytest.raises(ValueError, match="but has sdd=1060 instead of 1020, delx=6.6 instead of 6, dely=6.6 instead of 6"):
+    with pytest.raises(
+        ValueError, match="but has sdd=1060 instead of 1020, delx=6.6 instead of 6, dely=6.6 instead of 6"
+    ):
         register(other, xray, true, verbose=False)
     with pytest.raises(ValueError, match="reverse_x_axis=False instead of True"):
         register(DRR(subject, sdd=1020.0, height=64, delx=6.0, reverse_x_axis=False), xray, true, verbose=False)
@@ -94,15 +104,21 @@ def test_the_trusted_attempt_is_kept(monkeypatch: pytest.MonkeyPatch, drr: DRR, 
     assert not register(drr, xray.image, near(true), schedule=QUICK, n_starts=10, verbose=False).failed
 
 
-def test_a_random_start_that_fits_the_negative_is_no_reason_to_doubt(monkeypatch: pytest.MonkeyPatch, drr: DRR, xray: XRay, true: RigidTransform):
+def test_a_random_start_that_fits_the_negative_is_no_reason_to_doubt(
+    monkeypatch: pytest.MonkeyPatch, drr: DRR, xray: XRay, true: RigidTransform
+):
     best_starts = registration.best_starts
-    monkeypatch.setattr(registration, "best_starts", lambda *args: (best_starts(*args)[0], 0.7))  # better than the starts, worse than the pose that is found
+    monkeypatch.setattr(
+        registration, "best_starts", lambda *args: (best_starts(*args)[0], 0.7)
+    )  # better than the starts, worse than the pose that is found
     assert not register(drr, xray.image, near(true), schedule=QUICK, n_starts=10, verbose=False).failed
 
 
 def test_a_subject_made_by_hand(subject: Subject, xray: XRay, true: RigidTransform):
     plain = Subject(volume=subject.volume, density=subject.density, mask=None, reorient=subject.reorient)
-    result = register(DRR(plain, sdd=1020.0, height=64, delx=6.0), xray.image, near(true), schedule=QUICK, n_starts=1, verbose=False)
+    result = register(
+        DRR(plain, sdd=1020.0, height=64, delx=6.0), xray.image, near(true), schedule=QUICK, n_starts=1, verbose=False
+    )
     assert torch.equal(result.pose_in_scanner.matrix, result.pose.matrix)
 
 
@@ -110,11 +126,16 @@ def test_digits_survive_in_a_file(subject: Subject, xray: XRay, true: RigidTrans
     drr = DRR(subject, sdd=1020.0, height=64, delx=6.0).double()
     result = register(drr, xray.image, near(true), schedule=QUICK, n_starts=1, verbose=False)
     result.save(tmp_path / "result.json")
-    assert torch.equal(RegistrationResult.load(tmp_path / "result.json").pose.matrix, result.pose.matrix) and result.pose.matrix.dtype == torch.float64
+    assert (
+        torch.equal(RegistrationResult.load(tmp_path / "result.json").pose.matrix, result.pose.matrix)
+        and result.pose.matrix.dtype == torch.float64
+    )
 
 
 def test_iterations_are_counted_from_where_a_stage_begins(drr: DRR, xray: XRay, true: RigidTransform):
-    still = lambda objective, start, robustness: registration.levenberg_marquardt(objective, start, robustness, iterations=0)
+    def still(objective, start, robustness):
+        return registration.levenberg_marquardt(objective, start, robustness, iterations=0)
+
     result = register(drr, xray.image, true, schedule=QUICK, n_starts=1, solver=still, verbose=False)
     assert result.iterations == 0 and list(result.trace.pixels) == [32, 64]
 

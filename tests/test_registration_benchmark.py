@@ -17,10 +17,9 @@ from benchmarks.recipe import Recipe, Start, climb
 from benchmarks.registration import Check, Outcome
 from benchmarks.worker import Failure
 from benchmarks.xrays import Exposure, Patient
+from diffdrr.geometry import RigidTransform, twist_to_matrix
 from diffdrr.registration import Objective, make_views
 from diffdrr.volumes import load_example_ct, read
-from diffdrr.geometry import RigidTransform
-from diffdrr.geometry import twist_to_matrix
 
 SMALL = Exposure(height=48, delx=400 / 48, oversampling=2)
 CLEAN = replace(SMALL, photons=1e9, scatter=0.0, gain=0.0, steel=0.0)
@@ -52,18 +51,24 @@ def slab(thickness: int) -> Patient:
 
 def test_water_attenuates_as_it_should():
     primary = xrays.transmit(slab(10), FRONTAL, replace(CLEAN, height=7, delx=4.0, oversampling=1))
-    assert primary[0, 0, 3, 3].log().item() == pytest.approx(-CLEAN.water * 40.0, rel=1e-3)  # the interpolation ends with the voxels, half a voxel beyond their centres
+    assert primary[0, 0, 3, 3].log().item() == pytest.approx(
+        -CLEAN.water * 40.0, rel=1e-3
+    )  # the interpolation ends with the voxels, half a voxel beyond their centres
 
 
 def test_a_pixel_averages_intensities(patient):
     fine = xrays.transmit(patient, FRONTAL, replace(SMALL, height=96, delx=400 / 96, oversampling=1))
-    torch.testing.assert_close(xrays.transmit(patient, FRONTAL, SMALL), torch.nn.functional.avg_pool2d(fine, 2), rtol=ROUNDING, atol=0)
+    torch.testing.assert_close(
+        xrays.transmit(patient, FRONTAL, SMALL), torch.nn.functional.avg_pool2d(fine, 2), rtol=ROUNDING, atol=0
+    )
 
 
 def test_without_disturbances_only_the_patient_is_seen(patient):
     xray, field = xrays.take_xray(patient, FRONTAL, CLEAN, 0), xrays.collimated_field(CLEAN) == 1
     primary = xrays.transmit(patient, FRONTAL, CLEAN)
-    torch.testing.assert_close(xray[field], -primary[field].log(), rtol=0, atol=2e-2)  # 1e9 photons on a square millimetre, of which down to 1e-5 arrive in a pixel
+    torch.testing.assert_close(
+        xray[field], -primary[field].log(), rtol=0, atol=2e-2
+    )  # 1e9 photons on a square millimetre, of which down to 1e-5 arrive in a pixel
     assert (xray[~field] == np.float32(np.log(CLEAN.photons_per_pixel))).all()
 
 
@@ -73,7 +78,11 @@ def test_disturbed_xrays_fit_best_at_the_true_pose(subject, patient, seed):
     xray, field = xrays.take_xray(patient, true, SMALL, seed), xrays.collimated_field(SMALL)
     objective = Objective(make_views(SMALL.camera(subject), xray, true, field), window=0.1)
     still, pixel = torch.eye(4)[None], SMALL.delx * 850 / 1020
-    aside = [moved(RigidTransform(still), *(pixel * np.eye(6)[axis] * sign).tolist()).matrix for axis in (0, 2) for sign in (1, -1)]
+    aside = [
+        moved(RigidTransform(still), *(pixel * np.eye(6)[axis] * sign).tolist()).matrix
+        for axis in (0, 2)
+        for sign in (1, -1)
+    ]
     here, *there = objective.score(objective.start(torch.cat([still, *aside]))).tolist()
     assert here > 0.6
     assert max(there) < here - 0.02
@@ -83,7 +92,9 @@ def test_noise_is_that_of_counting():
     intensity, photons = torch.full((1, 1, 200, 200), 0.05), SMALL.photons_per_pixel
     noisy = xrays.count_photons(intensity, photons, torch.Generator().manual_seed(0))
     assert noisy.mean().item() == pytest.approx(0.05, rel=1e-3)
-    assert noisy.std().item() == pytest.approx((0.05 / photons) ** 0.5, rel=0.02)  # 40 000 samples know a standard deviation to 0.35 %
+    assert noisy.std().item() == pytest.approx(
+        (0.05 / photons) ** 0.5, rel=0.02
+    )  # 40 000 samples know a standard deviation to 0.35 %
     torch.testing.assert_close(noisy * photons, (noisy * photons).round(), rtol=0, atol=0.05)
 
 
@@ -91,7 +102,10 @@ def test_haze_has_the_stated_ratio_and_no_detail(patient):
     primary = xrays.transmit(patient, FRONTAL, SMALL)
     haze, behind = xrays.haze(primary, SMALL), primary < 0.5
     assert (haze[behind].sum() / primary[behind].sum()).item() == pytest.approx(SMALL.scatter, rel=ROUNDING)
-    steepest = lambda x: (x[..., 1:] - x[..., :-1]).abs().max() / x.max()
+
+    def steepest(x):
+        return (x[..., 1:] - x[..., :-1]).abs().max() / x.max()
+
     assert steepest(haze) < 0.2 * steepest(primary)
 
 
@@ -113,7 +127,11 @@ def test_the_gain_changes_slowly():
 
 def test_a_second_xray_is_read_and_every_parameter_counts(patient, tmp_path, monkeypatch):
     first = xrays.cached_xray(patient, FRONTAL, SMALL, 0, tmp_path)
-    for pose, exposure, seed in ((FRONTAL, SMALL, 1), (moved(FRONTAL, 1, 0, 0, 0, 0, 0), SMALL, 0), (FRONTAL, replace(SMALL, gain=0.1), 0)):
+    for pose, exposure, seed in (
+        (FRONTAL, SMALL, 1),
+        (moved(FRONTAL, 1, 0, 0, 0, 0, 0), SMALL, 0),
+        (FRONTAL, replace(SMALL, gain=0.1), 0),
+    ):
         assert not torch.equal(xrays.cached_xray(patient, pose, exposure, seed, tmp_path), first)
     assert len(list(tmp_path.iterdir())) == 4
     monkeypatch.setattr(xrays, "take_xray", None)  # which would raise
@@ -124,7 +142,11 @@ def test_a_second_xray_is_read_and_every_parameter_counts(patient, tmp_path, mon
 
 def test_starts_are_as_far_off_as_stated(subject):
     spread, true = (10.0, 30.0), benchmark.true_pose(0)
-    moves = true.inverse().compose(RigidTransform(torch.cat([benchmark.starting_pose(true, spread, seed).matrix for seed in range(100)]))).get_se3_log()
+    moves = (
+        true.inverse()
+        .compose(RigidTransform(torch.cat([benchmark.starting_pose(true, spread, seed).matrix for seed in range(100)])))
+        .get_se3_log()
+    )
     deviation = moves.square().mean(dim=0).sqrt()
     assert deviation[:3].numpy() == pytest.approx(30.0, rel=0.3)  # 100 samples know a standard deviation to 7 %
     assert deviation[3:].rad2deg().numpy() == pytest.approx(10.0, rel=0.3)
@@ -136,25 +158,45 @@ def test_starts_are_as_far_off_as_stated(subject):
     assert grid[0].max(dim=0).values.tolist() == pytest.approx([64 * 5.6 / 4, 64 * 5.6 / 4, 33 * 10 / 4], rel=1e-5)
 
 
-def outcome(error: float, flagged: bool | None = False, who: str = "register", seed: int = 0, seconds: float = 1.0) -> Outcome:
+def outcome(
+    error: float, flagged: bool | None = False, who: str = "register", seed: int = 0, seconds: float = 1.0
+) -> Outcome:
     return Outcome("P10", who, seed, 50.0, error, seconds, 40, flagged)
 
 
 def test_the_table_counts_verdicts():
-    made_up = [outcome(0.5), outcome(0.7, True), outcome(1.5), outcome(2.0), outcome(30.0), outcome(40.0, True, seconds=9.0)] + [outcome(3.0, None, "recipe, ours")]
+    made_up = [
+        outcome(0.5),
+        outcome(0.7, True),
+        outcome(1.5),
+        outcome(2.0),
+        outcome(30.0),
+        outcome(40.0, True, seconds=9.0),
+    ] + [outcome(3.0, None, "recipe, ours")]
     register, recipe = benchmark.summarize(made_up).to_dict("records")
     assert (register["runs"], recipe["runs"]) == (6, 1)
     assert register["mTRE < 1 mm, %"] == pytest.approx(100 * 2 / 6)
     assert register["mTRE < 2 mm, %"] == pytest.approx(100 * 3 / 6)
-    assert [register[x] for x in ("wrong and reported", "wrong, not reported", "right, but reported")] == ["1", "2", "1"]
+    assert [register[x] for x in ("wrong and reported", "wrong, not reported", "right, but reported")] == [
+        "1",
+        "2",
+        "1",
+    ]
     assert [recipe[x] for x in ("wrong and reported", "wrong, not reported", "right, but reported")] == ["-", "-", "-"]
     assert register["mTRE, mm"] == pytest.approx(1.75)
     assert register["seconds, 90th percentile"] == pytest.approx(5.0)
 
 
 def test_verdicts_compare_starts_that_all_reached():
-    made = lambda who, start, reached, iterations, seconds: Check(who, start, reached, iterations, seconds, 0.5, 1.0)
-    checks = [made("ours", "a", True, 50, 1.0), made("ours", "b", True, 70, 1.0), made("0.6.1", "a", True, 60, 30.0), made("0.6.1", "b", False, 250, 99.0)]
+    def made(who, start, reached, iterations, seconds):
+        return Check(who, start, reached, iterations, seconds, 0.5, 1.0)
+
+    checks = [
+        made("ours", "a", True, 50, 1.0),
+        made("ours", "b", True, 70, 1.0),
+        made("0.6.1", "a", True, 60, 30.0),
+        made("0.6.1", "b", False, 250, 99.0),
+    ]
     rows = benchmark.verdicts([outcome(0.5)] * 18 + [outcome(5.0)] * 2, checks).set_index("measure")
     assert rows["value"].tolist() == pytest.approx([90.0, 1.0, 50 / 60, 1 / 30])
     assert rows["verdict"].tolist() == ["**not reached**", "reached", "reached", "reached"]
@@ -197,17 +239,40 @@ def test_the_whole_benchmark(subject, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "Exposure", lambda: replace(SMALL, height=64, delx=400 / 64))
     monkeypatch.setattr(benchmark, "Recipe", partial(Recipe, iterations=60))
     monkeypatch.setattr(benchmark, "PACKAGES", {"ours": "ours"})
-    monkeypatch.setattr(benchmark, "far_starts", lambda: {"slightly": Start(moved(FRONTAL, 0, 0, 0, 0, 0, 0.1), FRONTAL)})
+    monkeypatch.setattr(
+        benchmark, "far_starts", lambda: {"slightly": Start(moved(FRONTAL, 0, 0, 0, 0, 0, 0.1), FRONTAL)}
+    )
     poses = [benchmark.true_pose(seed) for seed in range(2)]
     found = iter([poses[0], *poses, poses[0], moved(poses[1], 10.0, 0, 0, 0, 0, 0)])
-    method = lambda drr, xray, init, mask: SimpleNamespace(pose=next(found), reason=None, iterations=5)
+
+    def method(drr, xray, init, mask):
+        return SimpleNamespace(pose=next(found), reason=None, iterations=5)
+
     monkeypatch.setattr(benchmark, "register", lambda *given, verbose: method(*given))
-    results = benchmark.main(["--seeds", "2", "--recipe-seeds", "1", "--threads", "1", "--cache", str(tmp_path / "xrays"), "--results", str(tmp_path), "--name", "here"])
+    results = benchmark.main(
+        [
+            "--seeds",
+            "2",
+            "--recipe-seeds",
+            "1",
+            "--threads",
+            "1",
+            "--cache",
+            str(tmp_path / "xrays"),
+            "--results",
+            str(tmp_path),
+            "--name",
+            "here",
+        ]
+    )
     errors = [o.error for o in results.outcomes if o.who == "register"]
     assert errors == pytest.approx([0.0, 0.0, 0.0, 10.0], abs=1e-2)
     assert [(o.set, o.seed) for o in results.outcomes if o.who != "register"] == [("P10", 0), ("hard", 0)]
     assert results.checks[0].reached and 0 < results.checks[0].iterations < 60 and results.checks[0].degrees < 2
-    text, data = (tmp_path / "here-registration.md").read_text(), json.loads((tmp_path / "here-registration.json").read_text())
+    text, data = (
+        (tmp_path / "here-registration.md").read_text(),
+        json.loads((tmp_path / "here-registration.json").read_text()),
+    )
     assert "| hard | register | 2 |" in text and "recipe, ours" in text
     assert len(data["outcomes"]) == 6 and len(data["checks"]) == 1
     assert not list(tmp_path.glob("*.new"))

@@ -25,7 +25,9 @@ class Grid:
         return torch.zeros(2)
 
     @staticmethod
-    def both(a: Float[Tensor, "*batch 3"], b: Float[Tensor, "*#batch 3"]) -> tuple[Float[Tensor, "*batch 3"], Float[Tensor, ""]]:
+    def both(
+        a: Float[Tensor, "*batch 3"], b: Float[Tensor, "*#batch 3"]
+    ) -> tuple[Float[Tensor, "*batch 3"], Float[Tensor, ""]]:
         return a + b, (a + b).sum()
 
 

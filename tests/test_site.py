@@ -1,4 +1,5 @@
-"""The tools that build the website and the README, on small inputs; and that every notebook has its place on the website."""
+"""The tools that build the website and the README, on small inputs; and that every notebook has its place on the
+website."""
 
 from __future__ import annotations
 
@@ -248,7 +249,9 @@ def test_documented_class():
     assert '| <a id="holder.width"></a>`width` | Tell the width. |' in shown
     assert '| <a id="holder.turn"></a>`turn(angle, *, degrees=False, **options)` | Turn it. |' in shown
     assert shown.endswith(
-        "\n\n**`Holder.turn`**\n\nTwice.\n\n::: {.parameters}\n| Parameter | Type | Default | Details |\n| --- | --- | --- | --- |\n| `angle` | `float` |  | how far |\n| `degrees` | `bool` | `False` | instead of radians |\n| `options` |  |  | of the motor |\n:::"
+        "\n\n**`Holder.turn`**\n\nTwice.\n\n::: {.parameters}\n| Parameter | Type | Default | Details |\n| --- | --- "
+        "| --- | --- |\n| `angle` | `float` |  | how far |\n| `degrees` | `bool` | `False` | instead of radians |\n| "
+        "`options` |  |  | of the motor |\n:::"
     )
     assert "hidden" not in shown
 

@@ -1,4 +1,5 @@
-"""The website in a browser, built from a copy of the project: every page, light and dark, wide and narrow; search, menus, formulas."""
+"""The website in a browser, built from a copy of the project: every page, light and dark, wide and narrow; search,
+menus, formulas."""
 
 from __future__ import annotations
 

@@ -16,11 +16,11 @@ if not CUDA:
     os.environ["TRITON_INTERPRET"] = "1"  # before the first import of triton
 pytest.importorskip("triton", reason="triton is not installed")
 
-from diffdrr.volumes import load_example_ct
-from diffdrr.rendering import DRR
 from diffdrr.kernels import reference
 from diffdrr.kernels.gpu import siddon, trilinear
 from diffdrr.kernels.request import Rays, Rule
+from diffdrr.rendering import DRR
+from diffdrr.volumes import load_example_ct
 
 ROOT = Path(__file__).parents[1]
 DEVICE = "cuda" if CUDA else "cpu"
@@ -363,14 +363,16 @@ whole, half = dict(PER_UNIT=1, UNROLL=2), dict(PER_UNIT=2, UNROLL=2)
 """
 
 
-@pytest.mark.parametrize("jobs", [
-    """
+@pytest.mark.parametrize(
+    "jobs",
+    [
+        """
 compile(siddon.integrate_kernel, "fp32", "bf16", slopes_ptr=None, **none, **small)
 compile(siddon.integrate_kernel, "fp64", "fp64", **large)
 compile(siddon.channels_kernel, "fp32", "fp16", **large)
 compile(siddon.adjoint_kernel, "fp64", "fp64", **large)
 """,
-    """
+        """
 compile(exact.integrate_kernel, "fp32", "bf16", slopes_ptr=None, **none, **small, **whole)
 compile(exact.integrate_kernel, "fp64", "fp32", **large, **half)
 compile(exact.channels_kernel, "fp32", "fp32", **small, **half)
@@ -380,7 +382,9 @@ compile(sampled.integrate_kernel, "fp64", "fp64", alphas_ptr=None, **large, NEAR
 compile(sampled.channels_kernel, "fp32", "bf16", alphas_ptr=None, **large, NEAREST=False)
 compile(sampled.adjoint_kernel, "fp32", "fp32", alphas_ptr=None, **large, NEAREST=False)
 """,
-], ids=["siddon", "trilinear"])
+    ],
+    ids=["siddon", "trilinear"],
+)
 def test_kernels_compile_for_cuda(jobs, tmp_path):
     "The whole compiler, up to machine code, runs without a GPU."
     settings = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

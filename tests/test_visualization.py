@@ -497,7 +497,8 @@ def test_scenes_name_the_extra(call, monkeypatch: pytest.MonkeyPatch):
     "options", [{}, {"reverse_x_axis": False}, {"x0": 30.0, "y0": -20.0, "dely": 5.0}, {"beam": "parallel"}]
 )
 def test_the_shadow_of_a_ball_lies_behind_it(orientation: str | None, options: dict):
-    "From the source, through the centre of the ball, the ray meets the detector where the texture is brightest: mirrored or turned it would not."
+    """From the source, through the centre of the ball, the ray meets the detector where the texture is brightest:
+    mirrored or turned it would not."""
     needs_pyvista()
     centre = (40.0, 10.0, 60.0)
     subject = ball(centre, orientation=orientation)
@@ -586,7 +587,10 @@ def test_empty_subjects_raise():
 @functools.cache
 def can_draw() -> bool:
     "Draw in another process, since VTK crashes where it cannot."
-    code = "import pyvista; p = pyvista.Plotter(off_screen=True); p.add_mesh(pyvista.Sphere()); p.screenshot(return_img=True)"
+    code = (
+        "import pyvista; p = pyvista.Plotter(off_screen=True); p.add_mesh(pyvista.Sphere()); "
+        "p.screenshot(return_img=True)"
+    )
     return subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120).returncode == 0
 
 
@@ -600,7 +604,10 @@ def pyvista():
 
 def test_triton_can_be_imported_after_drawing(pyvista):
     pytest.importorskip("triton")
-    code = "from diffdrr.show.page import import_pyvista; pv = import_pyvista(); p = pv.Plotter(off_screen=True); p.add_mesh(pv.Sphere()); p.screenshot(return_img=True); import triton"
+    code = (
+        "from diffdrr.show.page import import_pyvista; pv = import_pyvista(); p = pv.Plotter(off_screen=True); "
+        "p.add_mesh(pv.Sphere()); p.screenshot(return_img=True); import triton"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 

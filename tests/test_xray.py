@@ -102,8 +102,16 @@ def test_files_are_as_the_standard_wants_them(xray: XRay, tmp_path: Path):
     dataset = pydicom.dcmread(tmp_path / "x.dcm")  # without force: it has the preamble and the meta information
     assert dataset.SOPClassUID == "1.2.840.10008.5.1.4.1.1.12.1"
     # PS3.3 A.14 with modules C.7.1.1, C.7.2.1, C.7.3.1, C.7.6.3, C.8.7.1, C.8.7.2, C.8.7.5, C.12.1: types 1 (with a value) and 2 (may be empty)
-    with_value = "SOPInstanceUID StudyInstanceUID SeriesInstanceUID Modality ImageType PixelIntensityRelationship RadiationSetting Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation SamplesPerPixel PhotometricInterpretation PixelData"
-    perhaps_empty = "PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime StudyID AccessionNumber ReferringPhysicianName SeriesNumber InstanceNumber Manufacturer KVP PositionerPrimaryAngle PositionerSecondaryAngle"
+    with_value = (
+        "SOPInstanceUID StudyInstanceUID SeriesInstanceUID Modality ImageType PixelIntensityRelationship "
+        "RadiationSetting Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation SamplesPerPixel "
+        "PhotometricInterpretation PixelData"
+    )
+    perhaps_empty = (
+        "PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime StudyID AccessionNumber "
+        "ReferringPhysicianName SeriesNumber InstanceNumber Manufacturer KVP PositionerPrimaryAngle "
+        "PositionerSecondaryAngle"
+    )
     assert all(dataset.get(name) not in (None, "") for name in with_value.split())
     assert all(name in dataset for name in perhaps_empty.split())
     assert (dataset.PatientName, dataset.HighBit, len(dataset.PixelData)) == (
@@ -141,7 +149,10 @@ def test_one_increment_is_that_from_frame_to_frame(xray: XRay, tmp_path: Path):
     ]
     with pytest.raises(
         ValueError,
-        match="PositionerPrimaryAngleIncrement must have one value or 3, one for each frame, not 2; correct it, or remove it",
+        match=(
+            "PositionerPrimaryAngleIncrement must have one value or 3, one for each frame, not 2; correct it, or "
+            "remove it"
+        ),
     ):
         read_xray(frames(xray, tmp_path, values, PositionerPrimaryAngleIncrement=[0, 1.5]), frame=1)
 
@@ -405,7 +416,8 @@ def test_prepared_xrays_keep_their_edges(xray: XRay):
 
 @pytest.mark.parametrize("orientation", ["AP", "PA"])
 def test_the_initial_pose_has_the_orientation_of_the_subject(orientation: str):
-    "Whatever the subject was read with, its X-ray leads back to the pose, and a wrong orientation does not pass for the right one."
+    """Whatever the subject was read with, its X-ray leads back to the pose, and a wrong orientation does not pass for
+    the right one."""
     subject = load_example_ct(orientation=orientation, shape=(16, 16, 16), spacing=(20.0, 20, 20))
     drr = DRR(subject, sdd=900.0, height=12, delx=20.0)
     pose = pose_from_positioner_angles(20, -10, 600, orientation)

@@ -12,7 +12,9 @@ from pathlib import Path
 
 def run(*command: str) -> str:
     "Run a command and return what it prints; stop with that if it fails."
-    result = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    result = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     if result.returncode:
         sys.exit(f"FAILED: {' '.join(command)}\n{result.stdout}")
     return result.stdout.strip()

@@ -136,7 +136,9 @@ def content_problems(page: Page) -> list[str]:
 def style_problems(root: Path) -> list[str]:
     "List what style sheets load from other websites."
     sheets = sorted(root.rglob("*.css"))
-    found = ((sheet, address) for sheet in sheets for address in LOADED_BY_STYLE.findall(sheet.read_text(encoding="utf-8")))
+    found = (
+        (sheet, address) for sheet in sheets for address in LOADED_BY_STYLE.findall(sheet.read_text(encoding="utf-8"))
+    )
     return [f"{sheet.relative_to(root)}: needs the network: {address}" for sheet, address in found]
 
 
@@ -156,8 +158,14 @@ def tex_of(formula: Formula) -> str:
 def formula_problems(formulas: list[Formula], katex: Path) -> list[str]:
     "List the formulas that KaTeX can not show; Node.js runs it."
     request = json.dumps([[tex_of(formula), formula.display] for formula in formulas])
-    answer = subprocess.run(["node", "-e", KATEX_CHECK, str(katex)], input=request, capture_output=True, text=True, check=True)
-    return [f"{message} in the formula {formula.tex!r}" for formula, message in zip(formulas, json.loads(answer.stdout)) if message]
+    answer = subprocess.run(
+        ["node", "-e", KATEX_CHECK, str(katex)], input=request, capture_output=True, text=True, check=True
+    )
+    return [
+        f"{message} in the formula {formula.tex!r}"
+        for formula, message in zip(formulas, json.loads(answer.stdout))
+        if message
+    ]
 
 
 def katex_of(root: Path) -> Path | None:
@@ -189,8 +197,15 @@ def main() -> None:
     problems = problems_of(folder)
     if problems:
         sys.exit("\n".join([*problems, f"{len(problems)} problems in the website"]))
-    formulas = "no formula that KaTeX cannot show" if katex_of(folder.resolve()) else "formulas not checked (that needs Node.js and KaTeX)"
-    print(f"{len(list(folder.rglob('*.html')))} pages: no dead link or anchor, no missing picture, nothing left unrendered, {formulas}")
+    formulas = (
+        "no formula that KaTeX cannot show"
+        if katex_of(folder.resolve())
+        else "formulas not checked (that needs Node.js and KaTeX)"
+    )
+    print(
+        f"{len(list(folder.rglob('*.html')))} pages: no dead link or anchor, no missing picture, nothing left "
+        f"unrendered, {formulas}"
+    )
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ KATEX_UNUSED = ("*.mjs", "*.woff", "*.ttf", "*.md", "katex.css", "katex.js", "ka
 
 
 class NbdevSite(Site):
-    "A website of nbdev: pages have the names that nbdev gives them, and nbdev's absolute links to them become relative."
+    """A website of nbdev: pages have the names that nbdev gives them, and nbdev's absolute links to them become
+    relative."""
 
     def __init__(
         self,
@@ -114,7 +115,8 @@ def katex(cache: Path) -> Path | None:
             download_katex(folder)
     except (FileNotFoundError, subprocess.CalledProcessError) as error:
         print(
-            f"Warning: formulas will show as TeX source, for want of KaTeX ({error}). Install Node.js, whose npm fetches it, or\n"
+            f"Warning: formulas will show as TeX source, for want of KaTeX ({error}). Install Node.js, whose npm "
+            "fetches it, or\n"
             f"unpack the folder dist of the npm package katex@{KATEX_VERSION} as {folder}",
             file=sys.stderr,
         )
@@ -135,7 +137,9 @@ def bundle_katex(
             up = "../" * (len(page.relative_to(site).parts) - 1)
             html = html.replace(KATEX_PLACEHOLDER, f"{up}site_libs/katex")
         else:
-            html = re.sub(rf'<link[^>]*{KATEX_PLACEHOLDER}[^>]*>|<script[^>]*{KATEX_PLACEHOLDER}[^>]*></script>', "", html)
+            html = re.sub(
+                rf"<link[^>]*{KATEX_PLACEHOLDER}[^>]*>|<script[^>]*{KATEX_PLACEHOLDER}[^>]*></script>", "", html
+            )
         page.write_text(html, encoding="utf-8")
 
 
@@ -149,7 +153,10 @@ def build() -> list[str]:
     "Build the website of the project in the current folder; return what is wrong with it."
     config = get_config()
     if config.lib_name not in NbdevLookup().entries:
-        sys.exit(f"{config.lib_name} is not installed here, so that names would not link to their documentation: run `make docs`")
+        sys.exit(
+            f"{config.lib_name} is not installed here, so that names would not link to their documentation: run `make "
+            "docs`"
+        )
     output = Path(config.doc_path)
     shutil.rmtree(output, ignore_errors=True)
     smalldocs.layout.KATEX = KATEX_PLACEHOLDER

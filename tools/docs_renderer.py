@@ -81,7 +81,9 @@ SECTION = re.compile(r"^(Args|Returns):\n((?:(?:[ ]{4}.*)?(?:\n|$))+)", re.MULTI
 ITEM = re.compile(r"^(\*{0,2}\w+): (.*(?:\n {4,}.*)*)", re.MULTILINE)
 
 
-def split_docstring(symbol: object) -> tuple[str, dict[str, str]]:  # prose; what its sections say, the result as `return`
+def split_docstring(
+    symbol: object,
+) -> tuple[str, dict[str, str]]:  # prose; what its sections say, the result as `return`
     "Separate the prose of a docstring from its sections `Args:` and `Returns:`."
     text = inspect.cleandoc(getattr(symbol, "__doc__", None) or "")
     meanings: dict[str, str] = {}
@@ -89,12 +91,15 @@ def split_docstring(symbol: object) -> tuple[str, dict[str, str]]:  # prose; wha
         if title == "Returns":
             meanings["return"] = " ".join(body.split())
         else:
-            meanings |= {name.lstrip("*"): " ".join(words.split()) for name, words in ITEM.findall(inspect.cleandoc(body))}
+            meanings |= {
+                name.lstrip("*"): " ".join(words.split()) for name, words in ITEM.findall(inspect.cleandoc(body))
+            }
     return SECTION.sub("", text).strip(), meanings
 
 
 def comments_of(symbol: object) -> dict[str, str | None]:
-    "Read what the parameters of a function or class mean, from its docstring or the comments beside them; fastcore's docments overlooks the one beside `**kwargs`, or takes it for that of the result."
+    """Read what the parameters of a function or class mean, from its docstring or the comments beside them; fastcore's
+    docments overlooks the one beside `**kwargs`, or takes it for that of the result."""
     comments = docments(symbol)
     try:
         keywords = re.search(r"^\s*\*\*(\w+)[^#\n]*#\s*(.+)$", inspect.getsource(symbol), re.MULTILINE)
@@ -116,7 +121,12 @@ def parameter_rows(
     if signature is None or not any(comments.values()):
         return []
     rows = [
-        [code(name), code(annotation_text(parameter.annotation)), code(default_text(parameter.default)), cell(comments.get(name) or "")]
+        [
+            code(name),
+            code(annotation_text(parameter.annotation)),
+            code(default_text(parameter.default)),
+            cell(comments.get(name) or ""),
+        ]
         for name, parameter in signature.parameters.items()
         if name not in ("self", "cls")
     ]
@@ -187,7 +197,8 @@ def method_tables(symbol: object) -> list[str]:
 
 
 def source_link(name: str) -> str:
-    "Return a link to the source of a symbol; nothing where no module of the package, or more than one, has a symbol of that name."
+    """Return a link to the source of a symbol; nothing where no module of the package, or more than one, has a symbol
+    of that name."""
     lookup = NbdevLookup()
     entry = lookup.entries.get(get_config().lib_name, {"syms": {}})
     homes = [module for module, symbols in entry["syms"].items() if f"{module}.{name}" in symbols]

@@ -27,12 +27,17 @@ INTERFACE_OF_061 = ROOT / "tests" / "fixtures" / "interface_061.json"
 GPU_KERNEL = "the launcher of a GPU kernel passes pointers, strides and sizes one by one"
 AUTOGRAD = "torch passes the inputs of an autograd function one by one"
 TOO_MANY_PARAMETERS: dict[str, str] = {
-    **{f"{module}.{kernel}_kernel": GPU_KERNEL for module in ("exact", "sampled", "siddon") for kernel in ("integrate", "channels", "adjoint")},
+    **{
+        f"{module}.{kernel}_kernel": GPU_KERNEL
+        for module in ("exact", "sampled", "siddon")
+        for kernel in ("integrate", "channels", "adjoint")
+    },
     "autograd.IntegralGradient.forward": AUTOGRAD,
     "autograd.IntegralGradient.vmap": AUTOGRAD,
     "autograd.Integral.vmap": AUTOGRAD,
     "autograd.rebuild": AUTOGRAD,
     "setup.Setup.set_intrinsics_": "a method of `DRR` with the signature of 0.6.1",
+    "pipeline.register": "the one call that most users make: each of its choices has a name and a default",
 }
 TOO_LONG: dict[str, str] = {}
 TOO_LONG_CLASSES: dict[str, str] = {}
@@ -79,7 +84,10 @@ class Function:
     @property
     def is_compiled(self) -> bool:
         "A kernel of Numba or Triton: a decorator says so."
-        return any(re.search(r"\b(jit|njit|overload|compile|inline|intrinsic|device|kernel)", ast.unparse(d)) for d in self.node.decorator_list)
+        return any(
+            re.search(r"\b(jit|njit|overload|compile|inline|intrinsic|device|kernel)", ast.unparse(d))
+            for d in self.node.decorator_list
+        )
 
 
 @dataclass
@@ -93,7 +101,13 @@ class House:
 
     def __post_init__(self) -> None:
         skip = ("checkpoint", "__pycache__", "/.", "/_proc", "/_docs")
-        for folder, suffix in (("diffdrr", "py"), ("nbs", "ipynb"), ("tests", "py"), ("tools", "py"), ("benchmarks", "py")):
+        for folder, suffix in (
+            ("diffdrr", "py"),
+            ("nbs", "ipynb"),
+            ("tests", "py"),
+            ("tools", "py"),
+            ("benchmarks", "py"),
+        ):
             for path in sorted((self.root / folder).rglob(f"*.{suffix}")):
                 name = path.relative_to(self.root).as_posix()
                 if any(part in f"/{name}" for part in skip) or path.name == "_modidx.py":
@@ -108,7 +122,9 @@ class House:
         for file, source in self.modules.items():
             for function, parents in walk(ast.parse(source)):
                 cls = parents[-1] if parents and isinstance(parents[-1], ast.ClassDef) else None
-                yield Function(file, ".".join([Path(file).stem, *(p.name for p in parents), function.name]), function, cls)
+                yield Function(
+                    file, ".".join([Path(file).stem, *(p.name for p in parents), function.name]), function, cls
+                )
 
     def classes(self) -> Iterator[tuple[str, ast.ClassDef]]:
         for file, source in self.modules.items():
@@ -117,7 +133,8 @@ class House:
                     yield f"{Path(file).stem}.{node.name}", node
 
     def python_lines(self) -> Iterator[tuple[str, str]]:
-        "Yield lines of code without those within strings of several lines, which hold docstrings, HTML or other programs."
+        """Yield lines of code without those within strings of several lines, which hold docstrings, HTML or other
+        programs."""
         for name, source in self.sources():
             within = {line for start, end in long_strings(source) for line in range(start, end + 1)}
             yield from ((name, line) for number, line in enumerate(source.splitlines(), 1) if number not in within)
@@ -143,7 +160,12 @@ class House:
         return found
 
     def top_level_names(self) -> set[tuple[str, str]]:
-        return {(file, node.name) for file, source in self.modules.items() for node in ast.parse(source).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+        return {
+            (file, node.name)
+            for file, source in self.modules.items()
+            for node in ast.parse(source).body
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+        }
 
     def door_names(self) -> set[str]:
         "List what the front doors of the rooms offer."
@@ -171,7 +193,12 @@ class House:
         return [(name, line) for name, line in self.code_lines() if len(line) > LONGEST_LINE]
 
     def checks_by_hand(self) -> list[str]:
-        return [f"{file}: {line.strip()}" for file, source in self.modules.items() for line in source.splitlines() if BY_HAND.search(line) and "raise" in line and not file.endswith("checks.py")]
+        return [
+            f"{file}: {line.strip()}"
+            for file, source in self.modules.items()
+            for line in source.splitlines()
+            if BY_HAND.search(line) and "raise" in line and not file.endswith("checks.py")
+        ]
 
 
 def walk(node: ast.AST, parents: tuple = ()) -> Iterator[tuple[ast.FunctionDef, tuple]]:
@@ -191,15 +218,21 @@ def long_strings(source: str) -> list[tuple[int, int]]:
         nodes = list(ast.walk(ast.parse(source)))
     except SyntaxError:  # a cell with a magic
         return []
-    strings = [node for node in nodes if isinstance(node, (ast.Constant, ast.JoinedStr)) and node.end_lineno != node.lineno]
+    strings = [
+        node for node in nodes if isinstance(node, (ast.Constant, ast.JoinedStr)) and node.end_lineno != node.lineno
+    ]
     lines = source.splitlines()
     return [(node.lineno, node.end_lineno) for node in strings if re.search(r"\"{3}|'{3}", lines[node.lineno - 1])]
 
 
 def length_of(cls: ast.ClassDef) -> int:
     "Count the lines of a class without those of docstrings."
-    functions = [node for node in ast.walk(cls) if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node)]
-    return cls.end_lineno - cls.lineno + 1 - sum(node.body[0].end_lineno - node.body[0].lineno + 1 for node in functions)
+    functions = [
+        node for node in ast.walk(cls) if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node)
+    ]
+    return (
+        cls.end_lineno - cls.lineno + 1 - sum(node.body[0].end_lineno - node.body[0].lineno + 1 for node in functions)
+    )
 
 
 def is_prose(cell: dict) -> bool:
@@ -222,7 +255,9 @@ def bound_by_061() -> set[str]:
     "Name the functions, constructors and methods that 0.6.1 had."
     modules = json.loads(INTERFACE_OF_061.read_text(encoding="utf-8"))
     names = {name: facts for module in modules.values() for name, facts in module.items() if "parameters" in facts}
-    methods = {f"{name}.{method}" for name, facts in names.items() for method in ("__init__", *facts.get("methods", ()))}
+    methods = {
+        f"{name}.{method}" for name, facts in names.items() for method in ("__init__", *facts.get("methods", ()))
+    }
     return {*names, *methods}
 
 
@@ -241,7 +276,9 @@ def broken_rules(house: House) -> dict[str, list[str]]:
         if len(f.parameters) > MOST_PARAMETERS and f.name.partition(".")[2] not in bound
     }
     long = {f.name: f"{f.file}: {f.name} has {f.lines} lines" for f in functions if f.lines > LONGEST_FUNCTION}
-    large = {name: f"{name} has {length_of(node)} lines" for name, node in house.classes() if length_of(node) > LONGEST_CLASS}
+    large = {
+        name: f"{name} has {length_of(node)} lines" for name, node in house.classes() if length_of(node) > LONGEST_CLASS
+    }
     numbers = [match[1] for name in house.notebooks if (match := NUMBER.match(Path(name).name))]
     return {
         f"more than {MOST_PARAMETERS} parameters": excused(wide, TOO_MANY_PARAMETERS),
@@ -250,7 +287,9 @@ def broken_rules(house: House) -> dict[str, list[str]]:
         "two notebooks with one number": sorted({number for number in numbers if numbers.count(number) > 1}),
         "an assigned lambda": house.assigned_lambdas(),
         "a heading without prose": house.bare_headings(),
-        f"a line over {LONGEST_LINE} columns": [f"{name}: {line.strip()[:80]}..." for name, line in house.python_lines() if too_long_a_line(line)],
+        f"a line over {LONGEST_LINE} columns": [
+            f"{name}: {line.strip()[:80]}..." for name, line in house.python_lines() if too_long_a_line(line)
+        ],
         "a choice checked by hand, which `checks.one_of` does": house.checks_by_hand(),
     }
 
@@ -259,9 +298,15 @@ def stale_excuses(house: House) -> list[str]:
     "List reasons for what there is no more."
     functions = {f.name: f for f in house.functions()}
     classes = dict(house.classes())
-    stale = [name for name in TOO_MANY_PARAMETERS if name not in functions or len(functions[name].parameters) <= MOST_PARAMETERS]
+    stale = [
+        name
+        for name in TOO_MANY_PARAMETERS
+        if name not in functions or len(functions[name].parameters) <= MOST_PARAMETERS
+    ]
     stale += [name for name in TOO_LONG if name not in functions or functions[name].lines <= LONGEST_FUNCTION]
-    return stale + [name for name in TOO_LONG_CLASSES if name not in classes or length_of(classes[name]) <= LONGEST_CLASS]
+    return stale + [
+        name for name in TOO_LONG_CLASSES if name not in classes or length_of(classes[name]) <= LONGEST_CLASS
+    ]
 
 
 def measures(house: House) -> dict[str, object]:
@@ -272,15 +317,26 @@ def measures(house: House) -> dict[str, object]:
     public, doors = house.public_names(), house.door_names()
     tensors = [f for f in functions if f.is_public and not f.is_compiled and any("Tensor" in a for a in f.annotations)]
     typed = [f for f in tensors if any(re.search(r"\[(torch\.)?Tensor,", a) for a in f.annotations)]
-    imports_by_hand = [line for source in house.modules.values() for line in source.splitlines() if re.search(r"pip install '?diffdrr\[", line)]
+    imports_by_hand = [
+        line
+        for source in house.modules.values()
+        for line in source.splitlines()
+        if re.search(r"pip install '?diffdrr\[", line)
+    ]
     return {
-        f"functions with more than {MOST_PARAMETERS} parameters": sum(len(f.parameters) > MOST_PARAMETERS for f in functions),
+        f"functions with more than {MOST_PARAMETERS} parameters": sum(
+            len(f.parameters) > MOST_PARAMETERS for f in functions
+        ),
         "most parameters of a function": max(len(f.parameters) for f in functions),
         f"functions of more than {LONGEST_FUNCTION} lines": sum(f.lines > LONGEST_FUNCTION for f in functions),
-        f"classes of more than {LONGEST_CLASS} lines": sum(length_of(node) > LONGEST_CLASS for _, node in house.classes()),
+        f"classes of more than {LONGEST_CLASS} lines": sum(
+            length_of(node) > LONGEST_CLASS for _, node in house.classes()
+        ),
         "public names": len(doors) if doors else len(public),
         "names in __all__ of modules": len(public),
-        "private functions and classes": len({(f, n) for f, n in house.top_level_names() if "AUTOGENERATED" in house.modules[f]} - public),
+        "private functions and classes": len(
+            {(f, n) for f, n in house.top_level_names() if "AUTOGENERATED" in house.modules[f]} - public
+        ),
         "modules": len(lengths),
         f"modules of more than {LONGEST_MODULE} lines": sum(n > LONGEST_MODULE for n in lengths.values()),
         "lines of the longest module": max(lengths.values()),
@@ -300,7 +356,9 @@ def measures(house: House) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Check the rules of the house.")
-    parser.add_argument("--measure", nargs="?", const=str(ROOT), metavar="FOLDER", help="print the measures of a checkout instead")
+    parser.add_argument(
+        "--measure", nargs="?", const=str(ROOT), metavar="FOLDER", help="print the measures of a checkout instead"
+    )
     folder = parser.parse_args().measure
     if folder is not None:
         for name, value in measures(House(Path(folder))).items():

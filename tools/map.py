@@ -1,4 +1,5 @@
-"""Draw the map of the house from the table in tools/rooms.py: a block of text in CONTRIBUTING.md, and nbs/images/rooms.svg.
+"""Draw the map of the house from the table in tools/rooms.py: a block of text in CONTRIBUTING.md, and
+nbs/images/rooms.svg.
 
 Usage: python -m tools.map [--check]"""
 
@@ -29,7 +30,8 @@ STYLE = """
 
 
 def levels() -> dict[str, int]:
-    "Number the rows of the map: a room stands below all that it imports from, and as close as it can above those that import it."
+    """Number the rows of the map: a room stands below all that it imports from, and as close as it can above those that
+    import it."""
     found: dict[str, int] = {}
     for room, others in ROOMS.items():
         found[room] = 1 + max((found[other] for other in others), default=-1)
@@ -64,7 +66,10 @@ def drawn_arrows(room: str) -> list[str]:
 def text_map() -> str:
     "Write the table as a block of text."
     width = max(map(len, CONTENTS))
-    lines = [f"{room:{width}}  {CONTENTS[room]:36}  {'imported by every room' if room in BASE else ''}".rstrip() for room in BASE]
+    lines = [
+        f"{room:{width}}  {CONTENTS[room]:36}  {'imported by every room' if room in BASE else ''}".rstrip()
+        for room in BASE
+    ]
     for room, others in ROOMS.items():
         names = ", ".join(other for other in ROOMS if other in others) or "no other room"
         lines.append(f"{room:{width}}  {CONTENTS[room]:36}  imports {names}")
@@ -88,10 +93,12 @@ def places() -> dict[str, tuple[float, float]]:
 
 
 def arrow(upper: tuple[float, float], lower: tuple[float, float]) -> str:
-    "Draw a curve from the lower edge of a box through the gap below it, then straight down to the upper edge of another."
+    """Draw a curve from the lower edge of a box through the gap below it, then straight down to the upper edge of
+    another."""
     (x1, y1), (x2, y2) = upper, lower
     x1, y1, x2, bend, y = x1 + BOX[0] / 2, y1 + BOX[1], x2 + BOX[0] / 2, GAP[1] * 0.6, y1 + BOX[1] + GAP[1] - 10
-    return f'<path d="M{x1:g} {y1:g} C{x1:g} {y1 + bend:g} {x2:g} {y - bend:g} {x2:g} {y:g} L{x2:g} {y2:g}" marker-end="url(#head)"/>'
+    curve = f"M{x1:g} {y1:g} C{x1:g} {y1 + bend:g} {x2:g} {y - bend:g} {x2:g} {y:g} L{x2:g} {y2:g}"
+    return f'<path d="{curve}" marker-end="url(#head)"/>'
 
 
 def picture() -> str:
@@ -101,17 +108,20 @@ def picture() -> str:
     height = max(y for _, y in corners.values()) + BOX[1] + MARGIN
     title = "The rooms of the package: each imports from those above it that arrows come from"
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" role="img">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" '
+        f'width="{width:g}" height="{height:g}" role="img">',
         f"<title>{title}</title>",
         f"<style>{STYLE}</style>",
-        '<defs><marker id="head" markerWidth="9" markerHeight="8" refX="8" refY="4" orient="auto"><path d="M1 1 L8 4 L1 7"/></marker></defs>',
+        '<defs><marker id="head" markerWidth="9" markerHeight="8" refX="8" refY="4" orient="auto">'
+        '<path d="M1 1 L8 4 L1 7"/></marker></defs>',
         f'<rect width="{width:g}" height="{height:g}" rx="10" fill="#ffffff"/>',
         *(arrow(corners[other], corners[room]) for room in ROOMS for other in drawn_arrows(room)),
     ]
     for room, (x, y) in corners.items():
         name = room if room in ROOMS else f"{room} (for all)"
         parts += [
-            f'<rect class="{"room" if room in ROOMS else "base"}" x="{x:g}" y="{y:g}" width="{BOX[0]}" height="{BOX[1]}" rx="8"/>',
+            f'<rect class="{"room" if room in ROOMS else "base"}" x="{x:g}" y="{y:g}" '
+            f'width="{BOX[0]}" height="{BOX[1]}" rx="8"/>',
             f'<text class="name" x="{x + BOX[0] / 2:g}" y="{y + 23:g}">{name}</text>',
             f'<text class="what" x="{x + BOX[0] / 2:g}" y="{y + 42:g}">{escape(CONTENTS[room])}</text>',
         ]

@@ -71,7 +71,9 @@ def convert_prose(source: str, website: str) -> str:
     "Turn a text cell into Markdown that GitHub shows."
     converted = callouts(source)
     if re.search(r"^:::", converted, re.MULTILINE):
-        raise ValueError(f"GitHub can not show this cell of the index notebook, which has a block other than a callout:\n{source}")
+        raise ValueError(
+            f"GitHub can not show this cell of the index notebook, which has a block other than a callout:\n{source}"
+        )
     return relink(converted, website).strip()
 
 
@@ -142,13 +144,19 @@ def files_of(readme: Readme) -> dict[str, bytes]:
 
 def stale_images(root: Path, files: dict[str, bytes]) -> list[Path]:
     "List pictures of earlier versions of the index notebook."
-    return [path for path in sorted((root / "nbs" / IMAGES).glob("index-*.png")) if path.relative_to(root).as_posix() not in files]
+    return [
+        path
+        for path in sorted((root / "nbs" / IMAGES).glob("index-*.png"))
+        if path.relative_to(root).as_posix() not in files
+    ]
 
 
 def differences(root: Path, readme: Readme) -> list[str]:
     "List the files in the repository that differ from what the index notebook makes."
     files = files_of(readme)
-    changed = [name for name, content in files.items() if not (root / name).is_file() or (root / name).read_bytes() != content]
+    changed = [
+        name for name, content in files.items() if not (root / name).is_file() or (root / name).read_bytes() != content
+    ]
     return changed + [path.relative_to(root).as_posix() for path in stale_images(root, files)]
 
 

@@ -1,4 +1,5 @@
-"""The rooms of the package, and which of them each may import from: the one table that tests, CONTRIBUTING.md and the website's map read.
+"""The rooms of the package, and which of them each may import from: the one table that tests, CONTRIBUTING.md and the
+website's map read.
 
 The rest of this module reads from the sources what they import."""
 
@@ -131,7 +132,8 @@ def origin_of(node: ast.ImportFrom, module: str) -> str:
 
 
 def absolute_names(node: ast.Import | ast.ImportFrom, module: str) -> list[str]:
-    "List what an import statement may import, by absolute names: `from a import b` may import `a.b`, and surely imports `a`."
+    """List what an import statement may import, by absolute names: `from a import b` may import `a.b`, and surely
+    imports `a`."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     origin = origin_of(node, module)
@@ -140,7 +142,11 @@ def absolute_names(node: ast.Import | ast.ImportFrom, module: str) -> list[str]:
 
 def needed_libraries(tree: ast.AST) -> set[str]:
     "List the optional libraries that code imports through `checks.need`."
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "need"]
+    calls = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "need"
+    ]
     return {node.args[0].value for node in calls if node.args and isinstance(node.args[0], ast.Constant)}
 
 
@@ -151,10 +157,15 @@ def imported_names(source: str, module: str) -> set[str]:
 
 
 def past_the_door(source: str, module: str) -> list[str]:
-    "List what the source of a module takes from inside other rooms, past their front doors, or without its being offered there."
+    """List what the source of a module takes from inside other rooms, past their front doors, or without its being
+    offered there."""
     found = []
     for node in import_statements(ast.parse(source)):
-        taken = [(alias.name, "") for alias in node.names] if isinstance(node, ast.Import) else [(origin_of(node, module), alias.name) for alias in node.names]
+        taken = (
+            [(alias.name, "") for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [(origin_of(node, module), alias.name) for alias in node.names]
+        )
         for origin, name in taken:
             _, _, inside = origin.partition("diffdrr.")
             if not origin.startswith("diffdrr.") or room_of(inside) in (room_of(module), *BASE):

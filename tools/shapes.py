@@ -67,12 +67,18 @@ def compare(name: str, values: dict[str, object], hints: dict[str, object]) -> N
     with jaxtyped("context"):
         for place, hint in hints.items():
             if place in values and not is_bearable(values[place], hint, conf=CONF):
-                others = ", ".join(f"{other}: {describe(values[other])}" for other in hints if other in values and other != place)
-                raise WrongShape(f"{name}: {place} is {describe(values[place])} and not {hint}" + (f", with {others}" if others else ""))
+                others = ", ".join(
+                    f"{other}: {describe(values[other])}" for other in hints if other in values and other != place
+                )
+                raise WrongShape(
+                    f"{name}: {place} is {describe(values[place])} and not {hint}"
+                    + (f", with {others}" if others else "")
+                )
 
 
 def verified(function: FunctionType) -> FunctionType:
-    "Wrap a function so that its annotations are verified when it returns; return it as it is if it has none about arrays."
+    """Wrap a function so that its annotations are verified when it returns; return it as it is if it has none about
+    arrays."""
     name = f"{function.__module__}.{function.__qualname__}"
     plain = hasattr(function, "__wrapped__") or inspect.isgeneratorfunction(function)
     if plain or name in NOT_VERIFIED or not any("Tensor" in str(a) for a in function.__annotations__.values()):

@@ -16,7 +16,9 @@ def camera(scene: Scene, renderer: str) -> DRR:
     "Make a renderer of the density as it is."
     image = ScalarImage(tensor=torch.from_numpy(scene.density)[None], affine=scene.affine)
     subject = Subject(volume=image, density=image, mask=None, reorient=torch.tensor(AP))
-    return DRR(subject, sdd=scene.sdd, height=scene.height, width=scene.width, delx=scene.delx, renderer=renderer).to(scene.device)
+    return DRR(subject, sdd=scene.sdd, height=scene.height, width=scene.width, delx=scene.delx, renderer=renderer).to(
+        scene.device
+    )
 
 
 def load(scene: Scene) -> Contestant:

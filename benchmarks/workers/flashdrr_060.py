@@ -17,7 +17,10 @@ def load(scene: Scene) -> Contestant:
     torch.set_num_threads(scene.threads)
     half = (scene.height - 1) / 2 * scene.delx  # its first and last rays go through the edges of the field of view
     drr = VolumeRaycaster(
-        ray_samples=500, resolution=(scene.width, scene.height), fov=float(np.rad2deg(2 * np.arctan(half / scene.sdd))), return_tau=True
+        ray_samples=500,
+        resolution=(scene.width, scene.height),
+        fov=float(np.rad2deg(2 * np.arctan(half / scene.sdd))),
+        return_tau=True,
     ).to(scene.device)
     axes = np.diag([-1.0, 1, 1, 1])  # its x axis points to the right of the picture
     view = torch.tensor(scene.world_from_camera @ axes, dtype=torch.float32, device=scene.device)
@@ -42,7 +45,9 @@ def load(scene: Scene) -> Contestant:
         tasks={
             "trilinear, 500 samples": {
                 "forward": Task(forward, arrays=lambda image: {"image": image[:, 0].float().cpu().numpy()}),
-                "pose_gradient": Task(pose_gradient, arrays=lambda result: {"image": result[0][:, 0].detach().float().cpu().numpy()}),
+                "pose_gradient": Task(
+                    pose_gradient, arrays=lambda result: {"image": result[0][:, 0].detach().float().cpu().numpy()}
+                ),
             }
         },
         versions={name: version(name) for name in ("flashdrr", "torch", "triton")},

@@ -20,7 +20,11 @@ def load(scene: Scene) -> Contestant:
     drr = DRR.from_carm_intrinsics(
         scene.sdd, scene.delx, scene.delx, 0.0, 0.0, scene.height, scene.width, dtype=torch.float32, device=scene.device
     )
-    methods = {"trilinear, 500 samples": lambda rotation, translation: drr(subject, make_rt_inv(rotation, translation), n_samples=500)}
+    methods = {
+        "trilinear, 500 samples": lambda rotation, translation: drr(
+            subject, make_rt_inv(rotation, translation), n_samples=500
+        )
+    }
     return Contestant(
         tasks={name: Pictures(scene, render, degrees=True).tasks() for name, render in methods.items()},
         versions={name: version(name) for name in ("nanodrr", "torch")},

@@ -11,9 +11,8 @@ from torch_tasks import Pictures, bandwidth_of_card, peak_on, synchronize_on
 from torchio import ScalarImage, Subject
 
 import diffdrr
-from diffdrr.geometry import orientation_matrix
+from diffdrr.geometry import RigidTransform, convert, orientation_matrix
 from diffdrr.rendering import DRR
-from diffdrr.geometry import RigidTransform, convert
 
 EULER = dict(parameterization="euler_angles", convention="ZXY")
 METHODS = {  # renderer, arguments of its forward, what it integrates
@@ -28,7 +27,15 @@ class Method(Pictures):
 
     def __init__(self, scene: Scene, subject: Subject, renderer: str, options: dict):
         backend = "triton" if scene.device == "cuda" else "auto"
-        self.drr = DRR(subject, sdd=scene.sdd, height=scene.height, width=scene.width, delx=scene.delx, renderer=renderer, backend=backend).to(scene.device)
+        self.drr = DRR(
+            subject,
+            sdd=scene.sdd,
+            height=scene.height,
+            width=scene.width,
+            delx=scene.delx,
+            renderer=renderer,
+            backend=backend,
+        ).to(scene.device)
         self.options = options
         super().__init__(scene, lambda rotation, translation: self.drr(rotation, translation, **EULER, **options))
 
@@ -48,23 +55,35 @@ class Method(Pictures):
         return torch.autograd.grad(image, density, self.weights.flatten(1)[:, None])[0]
 
     def adjoint_identity(self) -> dict[str, np.ndarray]:
-        "Compare <Ax, y> with <x, A'y> for a random volume x and pixels y; the products are summed in float64. Count the voxels that rays meet, too."
+        """Compare <Ax, y> with <x, A'y> for a random volume x and pixels y; the products are summed in float64.
+
+        Count the voxels that rays meet, too."""
         volume = torch.rand(self.drr.density.shape, generator=torch.Generator().manual_seed(0)).to(self.drr.density)
         x, y = volume.requires_grad_(), self.weights.flatten(1)[:, None] + 2
         image = self.line_integrals(x)
         adjoint = torch.autograd.grad(image, x, y)[0]
         left, right = (image.detach().double() * y).sum(), (x.detach().double() * adjoint).sum()
-        return {"error": ((left - right).abs() / left.abs()).cpu().numpy(), "touched": (adjoint != 0).sum().cpu().numpy()}
+        return {
+            "error": ((left - right).abs() / left.abs()).cpu().numpy(),
+            "touched": (adjoint != 0).sum().cpu().numpy(),
+        }
 
     def one_by_one(self) -> list[torch.Tensor]:
         "Render the poses of the batch in a call each."
         with torch.no_grad():
-            return [self.render(rotation[None], translation[None]) for rotation, translation in zip(self.rotation, self.translation)]
+            return [
+                self.render(rotation[None], translation[None])
+                for rotation, translation in zip(self.rotation, self.translation)
+            ]
 
     def tasks(self) -> dict[str, Task]:
-        jacobian = lambda: self.drr.jacobian(self.pose(), **self.options)
+        def jacobian():
+            return self.drr.jacobian(self.pose(), **self.options)
+
         return super().tasks() | {
-            "jacobian": Task(jacobian, arrays=lambda result: dict(zip(("image", "jacobian"), (x.cpu().numpy() for x in result)))),
+            "jacobian": Task(
+                jacobian, arrays=lambda result: dict(zip(("image", "jacobian"), (x.cpu().numpy() for x in result)))
+            ),
             "volume_gradient": Task(self.volume_gradient, self.ready_for_volume_gradient, lambda gradient: {}),
             "adjoint_identity": Task(self.adjoint_identity, arrays=lambda result: result),
             "one_by_one": Task(self.one_by_one),
@@ -76,7 +95,9 @@ def load(scene: Scene) -> Contestant:
     image = ScalarImage(tensor=torch.from_numpy(scene.density)[None], affine=scene.affine)
     subject = Subject(volume=image, density=image, mask=None, reorient=orientation_matrix("AP"))
     return Contestant(
-        tasks={name: Method(scene, subject, renderer, options).tasks() for name, (renderer, options, _) in METHODS.items()},
+        tasks={
+            name: Method(scene, subject, renderer, options).tasks() for name, (renderer, options, _) in METHODS.items()
+        },
         versions={"diffdrr": diffdrr.__version__, "torch": torch.__version__, "python": platform.python_version()},
         models={name: model for name, (_, _, model) in METHODS.items()},
         synchronize=synchronize_on(scene.device),

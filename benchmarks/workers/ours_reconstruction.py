@@ -1,4 +1,6 @@
-"Reconstructions by this repository. Reads a folder with `job.json` and arrays; writes a volume, and one line of JSON, for each method."
+"""Reconstructions by this repository.
+
+Reads a folder with `job.json` and arrays; writes a volume, and one line of JSON, for each method."""
 
 from __future__ import annotations
 
@@ -38,12 +40,17 @@ def main() -> None:
     for one in (projector, smooth):
         one[:1].T(one[:1](one.zeros()))  # compiles and loads code
     subsets = -(-len(projector) // job["views_per_subset"])
-    sart = lambda projector: SIRT(projector, pictures, subsets=subsets).run(job["iterations"], verbose=False)
+
+    def sart(projector):
+        return SIRT(projector, pictures, subsets=subsets).run(job["iterations"], verbose=False)
+
     methods = {
         "FDK": lambda: fdk(projector, pictures, hann=job["hann"], verbose=False),
         "SART": lambda: sart(projector),
         "SART, trilinear": lambda: sart(smooth),
-        "total variation": lambda: TotalVariation(projector, pictures, weight=job["weight"], volume=sart(projector)).run(job["tv_iterations"], verbose=False),
+        "total variation": lambda: TotalVariation(
+            projector, pictures, weight=job["weight"], volume=sart(projector)
+        ).run(job["tv_iterations"], verbose=False),
     }
     for name, method in methods.items():
         begin = time.perf_counter()

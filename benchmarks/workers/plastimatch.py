@@ -22,7 +22,10 @@ MILLIMETRES = 10.0  # it integrates over centimetres
 def write_mha(path: Path, scene: Scene) -> None:
     "Write the volume in the MetaImage format."
     volume, spacing, origin = lps_grid(scene)
-    text = lambda values: " ".join(f"{value:.9g}" for value in values)
+
+    def text(values):
+        return " ".join(f"{value:.9g}" for value in values)
+
     header = f"""ObjectType = Image
 NDims = 3
 BinaryData = True
@@ -56,10 +59,26 @@ class Program:
         write_mha(self.volume, scene)
         left, top, forward, source = (LPS * scene.world_from_camera[0][:3, i] for i in range(4))
         distance = float(np.linalg.norm(source))
-        text = lambda values: " ".join(f"{value:.9g}" for value in values)
+
+        def text(values):
+            return " ".join(f"{value:.9g}" for value in values)
+
         size = scene.height * scene.delx, scene.width * scene.delx
-        options = {"-i": algorithm, "-P": "none", "-t": "pfm", "-A": "cpu", "--sad": f"{distance:.9g}", "--sid": f"{scene.sdd:.9g}"}
-        options |= {"-n": text(-forward), "--vup": text(top), "-o": text(source + distance * forward), "-z": text(size), "-r": f"{scene.height} {scene.width}"}
+        options = {
+            "-i": algorithm,
+            "-P": "none",
+            "-t": "pfm",
+            "-A": "cpu",
+            "--sad": f"{distance:.9g}",
+            "--sid": f"{scene.sdd:.9g}",
+        }
+        options |= {
+            "-n": text(-forward),
+            "--vup": text(top),
+            "-o": text(source + distance * forward),
+            "-z": text(size),
+            "-r": f"{scene.height} {scene.width}",
+        }
         self.options, self.environment = options, {**os.environ, "OMP_NUM_THREADS": str(scene.threads)}
 
     def run(self, **changes: str) -> tuple[float, np.ndarray]:

@@ -31,7 +31,9 @@ class Scene:
     affine: np.ndarray  # (4, 4) world from voxel; whole numbers are centres
     rotation: np.ndarray  # (B, 3) Euler angles ZXY, radians
     translation: np.ndarray  # (B, 3) mm
-    world_from_camera: np.ndarray  # (B, 4, 4) the camera looks along its z axis; its x and y axes point to the left and the top of the picture
+    world_from_camera: (
+        np.ndarray
+    )  # (B, 4, 4) the camera looks along its z axis; its x and y axes point to the left and the top of the picture
     sdd: float  # mm
     height: int  # rows, pixels
     width: int  # columns, pixels
@@ -45,7 +47,9 @@ class Scene:
         "Read what `scene.Scenery.save` wrote."
         description = json.loads((Path(folder) / "scene.json").read_text())
         arrays = {name: np.load(Path(folder) / f"{name}.npy") for name in ("density", "weights")}
-        matrices = {name: np.array(description.pop(name)) for name in ("affine", "rotation", "translation", "world_from_camera")}
+        matrices = {
+            name: np.array(description.pop(name)) for name in ("affine", "rotation", "translation", "world_from_camera")
+        }
         return cls(**arrays, **matrices, **description, **changes)
 
 

@@ -1,4 +1,6 @@
-"""The registration that users of 0.6.1 write: render, compare by normalised cross-correlation, step with Adam. Runs in 0.6.1 and in this repository.
+"""The registration that users of 0.6.1 write: render, compare by normalised cross-correlation, step with Adam.
+
+Runs in 0.6.1 and in this repository.
 
 Reads a folder with `job.json` and arrays, and writes one line of JSON for each registration.
 """
@@ -19,7 +21,8 @@ from torchio import ScalarImage, Subject
 
 
 def do_without(*packages: str) -> None:
-    "Let 0.6.1 import what is not installed, because nothing here uses it: it imports a library of networks along with its registration, and one of blurs along with its metrics."
+    """Let 0.6.1 import what is not installed, because nothing here uses it: it imports a library of networks along with
+    its registration, and one of blurs along with its metrics."""
     for package in packages:
         if importlib.util.find_spec(package.partition(".")[0]) is None:
             sys.modules[package] = MagicMock()
@@ -42,7 +45,9 @@ def camera(folder: Path, job: dict) -> DRR:
     return DRR(subject, sdd=job["sdd"], height=job["height"], delx=job["delx"])
 
 
-def target(drr: DRR, job: dict, start: dict, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:  # picture and mask, (1, 1, H, W)
+def target(
+    drr: DRR, job: dict, start: dict, folder: Path
+) -> tuple[torch.Tensor, torch.Tensor]:  # picture and mask, (1, 1, H, W)
     "Read an X-ray, or render the picture from a given pose, all of which counts."
     if "xray" in start:
         return tuple(torch.from_numpy(np.load(folder / start[name])) for name in ("xray", "mask"))
@@ -52,13 +57,22 @@ def target(drr: DRR, job: dict, start: dict, folder: Path) -> tuple[torch.Tensor
 
 
 def register(drr: DRR, job: dict, start: dict, folder: Path) -> dict:
-    "Climb from a start until the correlation is high enough, or the iterations or the time are used up. The best pose counts, not the last."
+    """Climb from a start until the correlation is high enough, or the iterations or the time are used up.
+
+    The best pose counts, not the last."""
     picture, mask = target(drr, job, start, folder)
     registration = Registration(drr, torch.tensor([start["rotation"]]), torch.tensor([start["translation"]]), **EULER)
-    rates = [{"params": [registration.rotation], "lr": job["lr_rotation"]}, {"params": [registration.translation], "lr": job["lr_translation"]}]
+    rates = [
+        {"params": [registration.rotation], "lr": job["lr_rotation"]},
+        {"params": [registration.translation], "lr": job["lr_translation"]},
+    ]
     optimizer = torch.optim.Adam(rates, maximize=True)
     similarity = NormalizedCrossCorrelation2d()
-    best, iterations, begin = {"similarity": -np.inf, "pose": registration.pose.matrix.detach()[0].tolist()}, 0, time.perf_counter()
+    best, iterations, begin = (
+        {"similarity": -np.inf, "pose": registration.pose.matrix.detach()[0].tolist()},
+        0,
+        time.perf_counter(),
+    )
     while True:
         optimizer.zero_grad()
         value = similarity(picture * mask, registration() * mask).sum()

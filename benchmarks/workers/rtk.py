@@ -35,8 +35,13 @@ def geometry(scene: Scene) -> RTK.ThreeDCircularProjectionGeometry:
     result = RTK.ThreeDCircularProjectionGeometry.New()
     for matrix in scene.world_from_camera:
         left, top, forward, source = (LPS * matrix[:3, i] for i in range(4))
-        point = lambda x: itk.Point[itk.D, 3](x.tolist())
-        vector = lambda x: itk.Vector[itk.D, 3](x.tolist())
+
+        def point(x):
+            return itk.Point[itk.D, 3](x.tolist())
+
+        def vector(x):
+            return itk.Vector[itk.D, 3](x.tolist())
+
         if not result.AddProjection(point(source), point(source + scene.sdd * forward), vector(-left), vector(-top)):
             raise RuntimeError("RTK does not accept the geometry")
     return result

@@ -1,4 +1,6 @@
-"""Reconstructions by ITK-RTK. Reads a folder with `job.json` and arrays; writes a volume, and one line of JSON, for each method.
+"""Reconstructions by ITK-RTK.
+
+Reads a folder with `job.json` and arrays; writes a volume, and one line of JSON, for each method.
 
 RTK turns around its y axis, so coordinates are permuted: its (x, y, z) are (x, z, -y) of the world.
 """
@@ -23,8 +25,13 @@ RTK_FROM_WORLD = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
 def geometry(job: dict) -> RTK.ThreeDCircularProjectionGeometry:
     "Place each source and detector."
     result = RTK.ThreeDCircularProjectionGeometry.New()
-    point = lambda x: itk.Point[itk.D, 3](x.tolist())
-    vector = lambda x: itk.Vector[itk.D, 3](x.tolist())
+
+    def point(x):
+        return itk.Point[itk.D, 3](x.tolist())
+
+    def vector(x):
+        return itk.Vector[itk.D, 3](x.tolist())
+
     for matrix in np.array(job["world_from_camera"]):
         left, top, forward, source = (RTK_FROM_WORLD @ matrix[:3, i] for i in range(4))
         if not result.AddProjection(point(source), point(source + job["sdd"] * forward), vector(-left), vector(top)):
@@ -34,7 +41,9 @@ def geometry(job: dict) -> RTK.ThreeDCircularProjectionGeometry:
 
 def projections(job: dict, folder: Path) -> Image:
     pictures = np.load(folder / "pictures.npy")
-    image = itk.image_from_array(np.ascontiguousarray(pictures[:, ::-1]))  # rows from the bottom, so that rows x columns points to the source
+    image = itk.image_from_array(
+        np.ascontiguousarray(pictures[:, ::-1])
+    )  # rows from the bottom, so that rows x columns points to the source
     image.SetSpacing([job["delx"], job["delx"], 1.0])
     image.SetOrigin([(1 - n) / 2 * job["delx"] for n in pictures.shape[:0:-1]] + [0.0])
     return image

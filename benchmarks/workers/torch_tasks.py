@@ -10,12 +10,17 @@ from protocol import Scene, Task, peak_of_process
 
 
 class Pictures:
-    "A differentiable camera: a function of rotations and translations, (B, 3) each, that returns pictures (B, 1, H, W)."
+    """A differentiable camera: a function of rotations and translations, (B, 3) each, that returns pictures (B, 1, H,
+    W)."""
 
-    def __init__(self, scene: Scene, render: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], degrees: bool = False):
+    def __init__(
+        self, scene: Scene, render: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], degrees: bool = False
+    ):
         rotation = np.rad2deg(scene.rotation) if degrees else scene.rotation
         self.render, self.unit = render, 180 / np.pi if degrees else 1.0
-        self.rotation, self.translation = (torch.tensor(x, dtype=torch.float32, device=scene.device) for x in (rotation, scene.translation))
+        self.rotation, self.translation = (
+            torch.tensor(x, dtype=torch.float32, device=scene.device) for x in (rotation, scene.translation)
+        )
         self.weights = torch.from_numpy(scene.weights).to(scene.device)
 
     def forward(self) -> torch.Tensor:
@@ -34,7 +39,9 @@ class Pictures:
             "forward": Task(self.forward, arrays=lambda image: {"image": image[:, 0].float().cpu().numpy()}),
             "pose_gradient": Task(
                 self.pose_gradient,
-                arrays=lambda result: dict(zip(("image", "rotation", "translation"), (x.detach().float().cpu().numpy() for x in result))),
+                arrays=lambda result: dict(
+                    zip(("image", "rotation", "translation"), (x.detach().float().cpu().numpy() for x in result))
+                ),
             ),
         }
 

@@ -100,15 +100,17 @@ def coco_annotations(
         area = mask.sum().item()
         if area:
             left, top, right, bottom = box
-            annotations.append({
-                "id": first_id + len(annotations),
-                "image_id": image_id,
-                "category_id": category,
-                "iscrowd": 0,
-                "area": area,
-                "bbox": [left, top, right - left, bottom - top],
-                "segmentation": {"size": list(mask.shape), "counts": run_lengths(mask)},
-            })
+            annotations.append(
+                {
+                    "id": first_id + len(annotations),
+                    "image_id": image_id,
+                    "category_id": category,
+                    "iscrowd": 0,
+                    "area": area,
+                    "bbox": [left, top, right - left, bottom - top],
+                    "segmentation": {"size": list(mask.shape), "counts": run_lengths(mask)},
+                }
+            )
     return annotations
 
 # %% ../../nbs/api/anatomy/905_files.ipynb #ce51939e
@@ -144,7 +146,12 @@ def save_coco(
             check_batch(pictures, masks, names)
             for picture, mask in zip((pictures[:, 0].detach() * 255).round().byte(), masks, strict=True):
                 number = len(images) + 1
-                image = {"id": number, "file_name": f"{number:06d}.png", "height": mask.shape[1], "width": mask.shape[2]}
+                image = {
+                    "id": number,
+                    "file_name": f"{number:06d}.png",
+                    "height": mask.shape[1],
+                    "width": mask.shape[2],
+                }
                 images.append(image)
                 annotations += coco_annotations(mask, number, len(annotations) + 1)
                 save_png(folder / "images" / image["file_name"], picture)

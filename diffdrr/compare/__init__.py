@@ -13,6 +13,14 @@ NAMES = {
     "correlation": ["MultiscaleNormalizedCrossCorrelation2d", "NormalizedCrossCorrelation2d", "to_patches"],
     "edges": ["GradientNormalizedCrossCorrelation2d", "Sobel", "gaussian_kernel"],
     "information": ["MutualInformation"],
-    "poses": ["DoubleGeodesicSE3", "LogGeodesicSE3", "projection_distance", "reprojection_distance", "rotation_error", "target_registration_error", "translation_error"],
+    "poses": [
+        "DoubleGeodesicSE3",
+        "LogGeodesicSE3",
+        "projection_distance",
+        "reprojection_distance",
+        "rotation_error",
+        "target_registration_error",
+        "translation_error",
+    ],
 }
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=NAMES)

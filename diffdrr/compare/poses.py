@@ -84,7 +84,9 @@ class DoubleGeodesicSE3(nn.Module):
         self,
         pose_1: RigidTransform,  # (B or 1) poses
         pose_2: RigidTransform,  # (B or 1) poses
-    ) -> tuple[Float[Tensor, "B"], Float[Tensor, "B"], Float[Tensor, "B"]]:  # arc, translation, root of their squares; mm
+    ) -> tuple[
+        Float[Tensor, "B"], Float[Tensor, "B"], Float[Tensor, "B"]
+    ]:  # arc, translation, root of their squares; mm
         "Measure the distances from one pose to the other."
         arc, translation = self.sdr * rotation_error(pose_1, pose_2), translation_error(pose_1, pose_2)
         return arc, translation, (arc.square() + translation.square() + self.eps).sqrt()

@@ -30,7 +30,9 @@ ORIENTATIONS = {
 def orientation_matrix(
     orientation: str | None,  # a key of `ORIENTATIONS`
 ) -> Float[Tensor, "4 4"]:
-    "Look up the matrix that is applied to the camera before its pose. Raises a `ValueError` for an unknown orientation."
+    """Look up the matrix that is applied to the camera before its pose.
+
+    Raises a `ValueError` for an unknown orientation."""
     one_of("orientation", orientation, ORIENTATIONS)
     return torch.tensor(ORIENTATIONS[orientation], dtype=torch.float32)
 

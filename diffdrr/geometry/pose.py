@@ -13,26 +13,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .precision import matmul
-from .se3 import homogeneous, matrix_to_twist, se3_exp_map, se3_log_map, twist_to_matrix
+from .se3 import homogeneous, matrix_to_twist, twist_to_matrix
 from diffdrr.geometry.so3 import (
-    acos_linear_extrapolation,
     axis_angle_to_matrix,
-    axis_angle_to_quaternion,
     check_euler_convention,
     euler_angles_to_matrix,
-    hat,
-    hat_inv,
     matrix_to_axis_angle,
     matrix_to_euler_angles,
     matrix_to_quaternion,
     matrix_to_rotation_6d,
     matrix_to_rotation_9d,
     quaternion_adjugate_to_quaternion,
-    quaternion_apply,
-    quaternion_invert,
-    quaternion_multiply,
-    quaternion_raw_multiply,
-    quaternion_to_axis_angle,
     quaternion_to_matrix,
     quaternion_to_quaternion_adjugate,
     quaternion_to_rotation_10d,
@@ -40,11 +31,7 @@ from diffdrr.geometry.so3 import (
     rotation_9d_to_matrix,
     rotation_10d_to_quaternion,
     so3_exp_map,
-    so3_exponential_map,
     so3_log_map,
-    so3_relative_angle,
-    so3_rotation_angle,
-    standardize_quaternion,
 )
 
 # %% auto #0
@@ -55,8 +42,12 @@ __all__ = ['PARAMETERIZATIONS', 'make_matrix', 'AffineTransform', 'RigidTransfor
 
 # %% ../../nbs/api/geometry/104_pose.ipynb #b78237dc
 _all_ = [  # code written for 0.6.1 imports these from diffdrr.pose
-    "rotation_9d_to_matrix", "matrix_to_rotation_9d", "rotation_10d_to_quaternion", "quaternion_to_rotation_10d",
-    "quaternion_adjugate_to_quaternion", "quaternion_to_quaternion_adjugate",
+    "rotation_9d_to_matrix",
+    "matrix_to_rotation_9d",
+    "rotation_10d_to_quaternion",
+    "quaternion_to_rotation_10d",
+    "quaternion_adjugate_to_quaternion",
+    "quaternion_to_quaternion_adjugate",
 ]
 
 # %% ../../nbs/api/geometry/104_pose.ipynb #4d4275c1
@@ -71,7 +62,9 @@ def make_matrix(
 
 # %% ../../nbs/api/geometry/104_pose.ipynb #f2045a29
 class AffineTransform(nn.Module):
-    "A batch of affine transforms of 3D points. Its matrix is a buffer: it follows `.to(device, dtype)` and carries gradients."
+    """A batch of affine transforms of 3D points.
+
+    Its matrix is a buffer: it follows `.to(device, dtype)` and carries gradients."""
 
     def __init__(
         self,
@@ -106,10 +99,15 @@ class AffineTransform(nn.Module):
         self,
         x: Float[Tensor, "#B N 3"],  # points
     ) -> Float[Tensor, "B N 3"]:
-        "Transform points. A batch of one broadcasts against the other batch. In memory, all x come before all y and all z: so torch and the kernels are fastest. Raises a `ValueError` for anything but points in space."
+        """Transform points.
+
+        A batch of one broadcasts against the other batch. In memory, all x come before all y and all z: so torch and
+        the kernels are fastest. Raises a `ValueError` for anything but points in space."""
         if x.shape[-1] != 3:
             raise ValueError(f"x must have shape (B, N, 3), not {tuple(x.shape)}")
-        R = self.rotation.contiguous()  # an inverse is stored by columns, and its product with rows takes eight times as long
+        R = (
+            self.rotation.contiguous()
+        )  # an inverse is stored by columns, and its product with rows takes eight times as long
         return (matmul(R, x.mT) + self.translation[..., None]).mT
 
     def compose(
@@ -122,7 +120,9 @@ class AffineTransform(nn.Module):
 
     def inverse(self) -> AffineTransform:
         "Return the inverse transform."
-        return AffineTransform(torch.linalg.inv(self.matrix.cpu().double()).to(self.matrix))  # some devices have no float64
+        return AffineTransform(
+            torch.linalg.inv(self.matrix.cpu().double()).to(self.matrix)
+        )  # some devices have no float64
 
 # %% ../../nbs/api/geometry/104_pose.ipynb #33d37b98
 class RigidTransform(AffineTransform):
@@ -140,7 +140,9 @@ class RigidTransform(AffineTransform):
         parameterization: str,  # a key of `PARAMETERIZATIONS`
         convention: str | None = None,  # for Euler angles, such as "ZXY"
         degrees: bool = False,  # Euler angles in degrees
-    ) -> tuple[Float[Tensor, "B ..."], Float[Tensor, "B 3"]]:  # rotation (B, width), or (B, 3, 3) for "matrix"; translation, mm
+    ) -> tuple[
+        Float[Tensor, "B ..."], Float[Tensor, "B 3"]
+    ]:  # rotation (B, width), or (B, 3, 3) for "matrix"; translation, mm
         "Return the rotation and the translation that the function `convert` turns back into this transform."
         parameters = parameterization_of(parameterization, convention, degrees)
         if parameterization == "se3_log_map":
@@ -157,6 +159,7 @@ class RigidTransform(AffineTransform):
 # %% ../../nbs/api/geometry/104_pose.ipynb #49af4c3d
 class Parameterization(NamedTuple):
     "How a rotation is written down."
+
     width: int  # numbers that describe the rotation
     to_matrix: Callable[[Tensor], Tensor]  # (B, width) -> (B, 3, 3)
     from_matrix: Callable[[Tensor], Tensor]  # (B, 3, 3) -> (B, width)
@@ -164,7 +167,9 @@ class Parameterization(NamedTuple):
 # %% ../../nbs/api/geometry/104_pose.ipynb #3bafda34
 PARAMETERIZATIONS = {
     "axis_angle": Parameterization(3, axis_angle_to_matrix, matrix_to_axis_angle),
-    "euler_angles": Parameterization(3, euler_angles_to_matrix, matrix_to_euler_angles),  # these two also take a convention
+    "euler_angles": Parameterization(
+        3, euler_angles_to_matrix, matrix_to_euler_angles
+    ),  # these two also take a convention
     "matrix": Parameterization(9, lambda R: R, lambda R: R),
     "quaternion": Parameterization(4, quaternion_to_matrix, matrix_to_quaternion),
     "quaternion_adjugate": Parameterization(
@@ -188,7 +193,9 @@ def parameterization_of(
     convention: str | None = None,  # for Euler angles
     degrees: bool = False,  # for Euler angles
 ) -> Parameterization:
-    "Look up a parameterisation, with the convention of its Euler angles filled in. Raises a `ValueError` for an unknown one."
+    """Look up a parameterisation, with the convention of its Euler angles filled in.
+
+    Raises a `ValueError` for an unknown one."""
     if name not in PARAMETERIZATIONS:
         raise ValueError(f"parameterization must be one of {', '.join(PARAMETERIZATIONS)}, not {name!r}")
     found = PARAMETERIZATIONS[name]
@@ -209,25 +216,39 @@ def check_parameters(
     name: str,  # a key of `PARAMETERIZATIONS`
     width: int,  # numbers that describe the rotation
 ) -> None:
-    "Raise a `TypeError` or `ValueError` when the parameters of a pose are no floating-point tensors, have the wrong shape, or disagree in batch size, dtype or device."
+    """Raise a `TypeError` or `ValueError` when the parameters of a pose are no floating-point tensors, have the wrong
+    shape, or disagree in batch size, dtype or device."""
     for what, value in (("rotation", rotation), ("translation", translation)):
         if not isinstance(value, Tensor) or not value.is_floating_point():
             found = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"{what} must be a tensor of floating-point numbers, not {found}; use torch.as_tensor(..., dtype=torch.float32)")
+            raise TypeError(
+                f"{what} must be a tensor of floating-point numbers, not {found}; use torch.as_tensor(..., "
+                "dtype=torch.float32)"
+            )
     shape = (3, 3) if name == "matrix" else (width,)
     if rotation.shape[1:] != shape:
-        raise ValueError(f"rotation must have shape {('B', *shape)} for {name}, not {tuple(rotation.shape)}".replace("'B'", "B"))
+        raise ValueError(
+            f"rotation must have shape {('B', *shape)} for {name}, not {tuple(rotation.shape)}".replace("'B'", "B")
+        )
     if translation.dim() != 2 or translation.shape[1] != 3:
         raise ValueError(f"translation must have shape (B, 3), not {tuple(translation.shape)}")
     if len(rotation) != len(translation) and 1 not in (len(rotation), len(translation)):
-        raise ValueError(f"rotation and translation must have the same batch size, or one of them 1, not {len(rotation)} and {len(translation)}")
+        raise ValueError(
+            f"rotation and translation must have the same batch size, or one of them 1, not {len(rotation)} and "
+            f"{len(translation)}"
+        )
     for what in ("dtype", "device"):
         if getattr(rotation, what) != getattr(translation, what):
-            raise ValueError(f"rotation and translation must have the same {what}, not {getattr(rotation, what)} and {getattr(translation, what)}")
+            raise ValueError(
+                f"rotation and translation must have the same {what}, not {getattr(rotation, what)} and "
+                f"{getattr(translation, what)}"
+            )
 
 # %% ../../nbs/api/geometry/104_pose.ipynb #060be3f6
 def convert(
-    *args: Float[Tensor, "B ..."],  # rotation (B, width) and translation (B, 3) in mm; "matrix" also takes a single (B, 4, 4)
+    *args: Float[
+        Tensor, "B ..."
+    ],  # rotation (B, width) and translation (B, 3) in mm; "matrix" also takes a single (B, 4, 4)
     parameterization: str,  # a key of `PARAMETERIZATIONS`
     convention: str | None = None,  # for Euler angles, such as "ZXY"
     degrees: bool = False,  # Euler angles in degrees
@@ -237,7 +258,9 @@ def convert(
     if parameterization == "matrix" and len(args) == 1:
         return RigidTransform(args[0])
     if len(args) != 2:
-        raise ValueError(f"convert takes a rotation and a translation for {parameterization}, not {len(args)} arguments")
+        raise ValueError(
+            f"convert takes a rotation and a translation for {parameterization}, not {len(args)} arguments"
+        )
     rotation, translation = args
     check_parameters(rotation, translation, parameterization, parameters.width)
     batch = len(rotation) if len(translation) == 1 else len(translation)

@@ -16,7 +16,9 @@ __all__ = ['is_full', 'matmul']
 def is_full(
     device_type: str,  # such as "cuda"
 ) -> bool:
-    "Tell whether torch surely multiplies matrices of float32 in full precision. A program that is being compiled cannot ask."
+    """Tell whether torch surely multiplies matrices of float32 in full precision.
+
+    A program that is being compiled cannot ask."""
     if torch.compiler.is_compiling():
         return False
     try:
@@ -29,7 +31,8 @@ def matmul(
     a: Float[Tensor, "*#B N K"],  # where K is small
     b: Float[Tensor, "*#B K M"],
 ) -> Float[Tensor, "*B N M"]:
-    "Multiply matrices in full precision: as a sum over products of columns and rows, unless torch's own product will do."
+    """Multiply matrices in full precision: as a sum over products of columns and rows, unless torch's own product will
+    do."""
     if is_full(a.device.type):
         return a @ b
     (column, row), *others = zip(a.split(1, dim=-1), b.split(1, dim=-2), strict=True)

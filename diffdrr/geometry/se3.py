@@ -19,7 +19,8 @@ __all__ = ['left_jacobian', 'homogeneous', 'twist_to_matrix', 'matrix_to_twist',
 def left_jacobian(
     w: Float[Tensor, "*B 3"],  # axis times angle, rad
 ) -> Float[Tensor, "*B 3 3"]:
-    "Compute $V$, the left Jacobian of SO(3): the matrix that turns the translational part of a twist into a translation."
+    """Compute $V$, the left Jacobian of SO(3): the matrix that turns the translational part of a twist into a
+    translation."""
     _, b, c = exp_coefficients(w.square().sum(dim=-1)[..., None, None])
     w = hat(w)
     return torch.eye(3, dtype=w.dtype, device=w.device) + b * w + c * matmul(w, w)
@@ -31,7 +32,9 @@ def homogeneous(
 ) -> Float[Tensor, "*B 4 4"]:  # acting on column vectors
     "Assemble homogeneous matrices."
     top = torch.cat([R, t], dim=-1)
-    bottom = torch.eye(4, dtype=top.dtype, device=top.device)[3:]  # made where it is needed: numbers from the host would have a GPU wait
+    bottom = torch.eye(4, dtype=top.dtype, device=top.device)[
+        3:
+    ]  # made where it is needed: numbers from the host would have a GPU wait
     return torch.cat([top, bottom.expand(*top.shape[:-2], 1, 4)], dim=-2)
 
 # %% ../../nbs/api/geometry/103_se3.ipynb #d890c3d1

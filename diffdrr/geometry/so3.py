@@ -8,9 +8,9 @@ from __future__ import annotations
 from math import factorial
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-import torch.nn.functional as F
 
 from .precision import matmul
 
@@ -59,10 +59,14 @@ def taylor(
 # %% ../../nbs/api/geometry/102_so3.ipynb #3132cb98
 def exp_coefficients(
     x: Float[Tensor, "*B"],  # squared angle, rad^2
-) -> tuple[Float[Tensor, "*B"], Float[Tensor, "*B"], Float[Tensor, "*B"]]:  # sin(t)/t, (1 - cos(t))/t^2 and (t - sin(t))/t^3
+) -> tuple[
+    Float[Tensor, "*B"], Float[Tensor, "*B"], Float[Tensor, "*B"]
+]:  # sin(t)/t, (1 - cos(t))/t^2 and (t - sin(t))/t^3
     "Evaluate the coefficients of the exponential maps of SO(3) and SE(3) as smooth functions of the squared angle."
     small = x < 0.5
-    safe = torch.where(small, torch.ones_like(x), x)  # keeps the square root away from zero in the branch that is not taken
+    safe = torch.where(
+        small, torch.ones_like(x), x
+    )  # keeps the square root away from zero in the branch that is not taken
     near = torch.where(small, x, torch.zeros_like(x))
     theta = safe.sqrt()
     a = torch.where(small, taylor(near, 1), theta.sin() / theta)
@@ -246,7 +250,9 @@ def check_euler_convention(
 ) -> None:
     "Raise a `ValueError` unless `convention` names one of the twelve Euler conventions."
     if convention not in EULER_CONVENTIONS:
-        raise ValueError(f"convention must be one of {', '.join(EULER_CONVENTIONS)} for Euler angles, not {convention!r}")
+        raise ValueError(
+            f"convention must be one of {', '.join(EULER_CONVENTIONS)} for Euler angles, not {convention!r}"
+        )
 
 # %% ../../nbs/api/geometry/102_so3.ipynb #a9af6d40
 def euler_angles_to_matrix(

@@ -30,7 +30,10 @@ def world_from_positioner(
     secondary: float,  # degrees, positive towards the head
 ) -> Float[Tensor, "1 3 3"]:
     "Rotate a C-arm whose detector was in front of the patient."
-    angles, still = torch.tensor([[primary, secondary, 0.0]], dtype=torch.float64), torch.zeros(1, 3, dtype=torch.float64)
+    angles, still = (
+        torch.tensor([[primary, secondary, 0.0]], dtype=torch.float64),
+        torch.zeros(1, 3, dtype=torch.float64),
+    )
     return convert(angles, still, parameterization="euler_angles", convention="ZXY", degrees=True).rotation
 
 # %% ../../nbs/api/geometry/108_views.ipynb #dea3098e
@@ -59,7 +62,9 @@ def pose_from_positioner_angles(
     world_from_camera = torch.eye(4, dtype=torch.float64)
     world_from_camera[:3, :3] = rotation @ camera_at_rest(orientation)
     world_from_camera[:3, 3] = torch.tensor(isocentre, dtype=torch.float64) - sod * rotation[:, 1]
-    return RigidTransform((world_from_camera @ torch.linalg.inv(orientation_matrix(orientation).double()))[None].float())
+    return RigidTransform(
+        (world_from_camera @ torch.linalg.inv(orientation_matrix(orientation).double()))[None].float()
+    )
 
 # %% ../../nbs/api/geometry/108_views.ipynb #c3f8460c
 def positioner_angles(
@@ -72,8 +77,19 @@ def positioner_angles(
     return torch.atan2(-x, y).rad2deg(), torch.atan2(z, torch.hypot(x, y)).rad2deg()
 
 # %% ../../nbs/api/geometry/108_views.ipynb #d88bb81c
-BASE_VIEWS = {"AP": 180.0, "PA": 0.0, "LATERAL": 90.0, "LEFT LATERAL": 90.0, "RIGHT LATERAL": -90.0}  # primary angles, degrees
-OBLIQUE_VIEWS = {"LAO": (0.0, 1.0), "RAO": (0.0, -1.0), "LPO": (180.0, -1.0), "RPO": (180.0, 1.0)}  # primary angle = first + second * degrees
+BASE_VIEWS = {
+    "AP": 180.0,
+    "PA": 0.0,
+    "LATERAL": 90.0,
+    "LEFT LATERAL": 90.0,
+    "RIGHT LATERAL": -90.0,
+}  # primary angles, degrees
+OBLIQUE_VIEWS = {
+    "LAO": (0.0, 1.0),
+    "RAO": (0.0, -1.0),
+    "LPO": (180.0, -1.0),
+    "RPO": (180.0, 1.0),
+}  # primary angle = first + second * degrees
 TILTS = {"CRA": 1.0, "CRAN": 1.0, "CRANIAL": 1.0, "CAU": -1.0, "CAUD": -1.0, "CAUDAL": -1.0}
 
 # %% ../../nbs/api/geometry/108_views.ipynb #a34c7edb
@@ -83,9 +99,14 @@ def angles_of_view(
     "Read the name of a view. Raises a `ValueError` for a name that is none."
     amount = r"(\d+(?:\.\d+)?)"
     names = rf"(?P<base>{'|'.join(BASE_VIEWS)})|(?P<oblique>{'|'.join(OBLIQUE_VIEWS)})\s*{amount}"
-    found = re.fullmatch(rf"(?:{names})(?:\s+(?P<tilt>{'|'.join(TILTS)})\s*{amount})?", re.sub(r"\s+", " ", view.strip().upper()))
+    found = re.fullmatch(
+        rf"(?:{names})(?:\s+(?P<tilt>{'|'.join(TILTS)})\s*{amount})?", re.sub(r"\s+", " ", view.strip().upper())
+    )
     if not found:
-        raise ValueError(f"view must be one of {', '.join(BASE_VIEWS)}, or one of {', '.join(OBLIQUE_VIEWS)} with degrees, and may end in CRA or CAU with degrees, such as 'LAO 30 CRA 20', not {view!r}")
+        raise ValueError(
+            f"view must be one of {', '.join(BASE_VIEWS)}, or one of {', '.join(OBLIQUE_VIEWS)} with degrees, and may "
+            f"end in CRA or CAU with degrees, such as 'LAO 30 CRA 20', not {view!r}"
+        )
     base, oblique, degrees, tilt, tilted = found.groups()
     start, sense = OBLIQUE_VIEWS[oblique] if oblique else (BASE_VIEWS[base], 0.0)
     return start + sense * float(degrees or 0), TILTS[tilt] * float(tilted) if tilt else 0.0
@@ -97,7 +118,9 @@ def pose_from_view(
     orientation: str | None = "AP",  # of the subject that is rendered, see `read`
     isocentre: tuple[float, float, float] = (0.0, 0.0, 0.0),  # world coordinates, mm
 ) -> RigidTransform:  # (1)
-    "Aim a C-arm at the isocentre from the name of a view. Raises the errors of `angles_of_view` and `pose_from_positioner_angles`."
+    """Aim a C-arm at the isocentre from the name of a view.
+
+    Raises the errors of `angles_of_view` and `pose_from_positioner_angles`."""
     return pose_from_positioner_angles(*angles_of_view(view), sod, orientation, isocentre)
 
 # %% ../../nbs/api/geometry/108_views.ipynb #39321ca2
@@ -106,11 +129,16 @@ def solve_pnp(
     pixels: Float[np.ndarray, "N 2"],  # pixels as OpenCV counts them: the centre of the first is (0, 0)
     K: Float[np.ndarray, "3 3"],  # intrinsic matrix, OpenCV's convention
 ) -> Float[np.ndarray, "4 4"]:  # camera from world
-    "Solve the perspective-n-point problem. Raises an `ImportError` without OpenCV, and a `ValueError` if there is no solution."
+    """Solve the perspective-n-point problem.
+
+    Raises an `ImportError` without OpenCV, and a `ValueError` if there is no solution."""
     cv2 = need("cv2", "xray", "pose_from_landmarks")
     found, rotation, translation = cv2.solvePnP(points, pixels, K, None, flags=cv2.SOLVEPNP_SQPNP)
     if not found:
-        raise ValueError("landmarks determine no pose; check that points and pixels are in the same order, and that they do not lie on a line")
+        raise ValueError(
+            "landmarks determine no pose; check that points and pixels are in the same order, and that they do not "
+            "lie on a line"
+        )
     rotation, translation = cv2.solvePnPRefineLM(points, pixels, K, None, rotation, translation)
     extrinsic = np.eye(4)
     extrinsic[:3, :3], extrinsic[:3, 3] = cv2.Rodrigues(rotation)[0], translation[:, 0]
@@ -132,9 +160,13 @@ def check_miss(
     extent = rms(pixels - pixels.mean(dim=0))
     if rms(missed) > LARGEST_MISS * extent:
         worst = int(missed.norm(dim=1).argmax())
-        found = f"misses by {rms(missed):.1f} mm on the detector (landmark {worst} by {missed[worst].norm().item():.1f} mm)"
+        found = (
+            f"misses by {rms(missed):.1f} mm on the detector (landmark {worst} by {missed[worst].norm().item():.1f} mm)"
+        )
         remedy = "check that both are in the same order, as x and y, and in mm and pixels"
-        raise ValueError(f"points and pixels fit no pose: the best one {found}, of an extent of {extent:.1f} mm; {remedy}")
+        raise ValueError(
+            f"points and pixels fit no pose: the best one {found}, of an extent of {extent:.1f} mm; {remedy}"
+        )
 
 # %% ../../nbs/api/geometry/108_views.ipynb #070e37ed
 def pose_from_landmarks(
@@ -150,17 +182,25 @@ def pose_from_landmarks(
     points, pixels = (torch.as_tensor(x).detach().cpu().double() for x in (points, pixels))
     n = len(points)
     if n < 4 or points.shape != (n, 3) or pixels.shape != (n, 2):
-        raise ValueError(f"points must have shape (N, 3) and pixels (N, 2), for N of at least 4, not {tuple(points.shape)} and {tuple(pixels.shape)}")
+        raise ValueError(
+            f"points must have shape (N, 3) and pixels (N, 2), for N of at least 4, not {tuple(points.shape)} and "
+            f"{tuple(pixels.shape)}"
+        )
     if not (points.isfinite().all() and pixels.isfinite().all()):
         raise ValueError("points and pixels must be finite; leave out the landmarks that are not seen")
     spread = torch.linalg.svdvals(points - points.mean(dim=0))
     if spread[1] < 1e-3 * spread[0]:
         raise ValueError("points must not lie on a line; add a landmark beside it")
-    K, extrinsic = (x.detach().cpu().double() for x in opencv_camera(detector, RigidTransform(torch.eye(4, device=detector.source.device))))
+    K, extrinsic = (
+        x.detach().cpu().double()
+        for x in opencv_camera(detector, RigidTransform(torch.eye(4, device=detector.source.device)))
+    )
     mirror = torch.diag(torch.tensor([torch.linalg.det(extrinsic[0]).sign(), 1.0, 1.0, 1.0], dtype=torch.float64))
     solution = solve_pnp((points @ mirror[:3, :3]).numpy(), (pixels - 0.5).numpy(), K.numpy())
     camera_from_world = torch.tensor(solution) @ mirror
     projected = (points @ camera_from_world[:3, :3].T + camera_from_world[:3, 3]) @ K.T
     size = torch.tensor([float(detector.delx), float(detector.dely)], dtype=torch.float64)
     check_miss((projected[:, :2] / projected[:, 2:] + 0.5 - pixels) * size, pixels * size)
-    return RigidTransform(pose_from_opencv(camera_from_world, detector.reorient.matrix[0].cpu(), detector.reverse_x_axis).matrix.float())
+    return RigidTransform(
+        pose_from_opencv(camera_from_world, detector.reorient.matrix[0].cpu(), detector.reverse_x_axis).matrix.float()
+    )

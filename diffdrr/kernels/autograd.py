@@ -202,7 +202,9 @@ class IntegralGradient(torch.autograd.Function):
                 of_length = pixel * torch.where(length != 0, image[:, 0] / length, 0)  # the integral for length 1
             else:
                 ends, of_length = ray_gradient(job.module, gradient, volume, rays, rule)
-                of_source, of_target = (end.clone() for end in ends.mT.split(3, dim=-1))  # torch has no forward mode for views here
+                of_source, of_target = (
+                    end.clone() for end in ends.mT.split(3, dim=-1)
+                )  # torch has no forward mode for views here
         return of_volume, of_source, of_target, of_length
 
     @staticmethod
@@ -221,7 +223,17 @@ class IntegralGradient(torch.autograd.Function):
             if ctx.needs_input_grad[0]:
                 of_gradient = integrate(field, rays, rule, ctx.job.module)
             if any(ctx.needs_input_grad[2:5]):
-                inputs = gradient, field, *rays, labels, alphas, gradient, gradient.new_empty(0), ctx.job, (False, True, True, True)
+                inputs = (
+                    gradient,
+                    field,
+                    *rays,
+                    labels,
+                    alphas,
+                    gradient,
+                    gradient.new_empty(0),
+                    ctx.job,
+                    (False, True, True, True),
+                )
                 _, *of_rays = with_forward_mode(IntegralGradient).apply(*inputs)
             return of_gradient, None, *of_rays, *nothing
         inputs = volume, *rays
@@ -245,7 +257,15 @@ class IntegralGradient(torch.autograd.Function):
         rest = (fold(x, axis, size) for x, axis in zip((source, target, length), axes[2:5]))
         slopes = fold(slopes, axes[8], size) if slopes.numel() else slopes
         results = with_forward_mode(IntegralGradient).apply(
-            fold(gradient, axes[0], size), each, *rest, labels, fold(alphas, axes[6], size), fold(image, axes[7], size), slopes, job, needed
+            fold(gradient, axes[0], size),
+            each,
+            *rest,
+            labels,
+            fold(alphas, axes[6], size),
+            fold(image, axes[7], size),
+            slopes,
+            job,
+            needed,
         )
         of_volume, *of_rays = (None if x is None else x.unflatten(0, (size, batch)) for x in results)
         one = (volume if axes[1] is None else volume.movedim(axes[1], 0)[0]).shape[0] == 1
@@ -274,7 +294,9 @@ class Integral(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient, _):
-        gradients = with_forward_mode(IntegralGradient).apply(gradient, *ctx.saved_tensors, ctx.job, tuple(ctx.needs_input_grad[:4]))
+        gradients = with_forward_mode(IntegralGradient).apply(
+            gradient, *ctx.saved_tensors, ctx.job, tuple(ctx.needs_input_grad[:4])
+        )
         return *gradients, None, None, None, None
 
     @staticmethod
@@ -283,20 +305,29 @@ class Integral(torch.autograd.Function):
         batch = source.shape[0] if axes[1] is None else source.movedim(axes[1], 0).shape[1]
         volume, labels = match(fold_volume(volume, axes[0], size, batch), fold_volume(labels, axes[4], size, batch))
         rays = (fold(x, axis, size) for x, axis in zip((source, target, length), axes[1:4]))
-        image, slopes = with_forward_mode(Integral).apply(volume, *rays, labels, fold(alphas, axes[5], size), job, with_slopes)
+        image, slopes = with_forward_mode(Integral).apply(
+            volume, *rays, labels, fold(alphas, axes[5], size), job, with_slopes
+        )
         image = image.unflatten(0, (size, batch))
-        return (image, slopes.unflatten(0, (size, batch))) if with_slopes else (image, slopes), (0, 0 if with_slopes else None)
+        return (image, slopes.unflatten(0, (size, batch))) if with_slopes else (image, slopes), (
+            0,
+            0 if with_slopes else None,
+        )
 
 # %% ../../nbs/api/kernels/430_autograd.ipynb #042af705
 def check_forward_mode(
     of_alphas: Tensor | None,  # tangent of where sampling begins and ends
 ) -> None:
-    "Raise a `NotImplementedError` for forward mode over forward mode, in which torch takes the derivatives of such functions for zero (also where they would be), and for derivatives that only the torch backend has."
+    """Raise a `NotImplementedError` for forward mode over forward mode, in which torch takes the derivatives of such
+    functions for zero (also where they would be), and for derivatives that only the torch backend has."""
     if of_alphas is not None:
         raise NotImplementedError("alphamin and alphamax have no derivative in a compiled kernel; use backend='torch'")
     stack = torch._C._functorch.get_interpreter_stack() or []
     if sum(transform.key() == torch._C._functorch.TransformType.Jvp for transform in stack) > 1:
-        raise NotImplementedError("forward mode cannot be applied twice, as in jacfwd(jacfwd(f)); torch.func.hessian(f), jacrev(jacfwd(f)) and jacrev(jacrev(f)) give second derivatives")
+        raise NotImplementedError(
+            "forward mode cannot be applied twice, as in jacfwd(jacfwd(f)); torch.func.hessian(f), jacrev(jacfwd(f)) "
+            "and jacrev(jacrev(f)) give second derivatives"
+        )
 
 
 class IntegralWithForwardMode(Integral):
@@ -387,5 +418,15 @@ def spread(
 ) -> Float[Tensor, "V X Y Z"]:
     "Backproject pictures along their rays by a compiled kernel, differentiably."
     job, empty = Job(module, rule._replace(labels=None, alphas=None)), pictures.new_empty(0)
-    inputs = pictures, volume.detach(), *rays, rule.labels, rule.alphas, pictures.detach(), empty, job, (True, False, False, False)
+    inputs = (
+        pictures,
+        volume.detach(),
+        *rays,
+        rule.labels,
+        rule.alphas,
+        pictures.detach(),
+        empty,
+        job,
+        (True, False, False, False),
+    )
     return with_forward_mode(IntegralGradient).apply(*inputs)[0]

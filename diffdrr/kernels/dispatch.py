@@ -17,7 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from . import reference
 from .autograd import SAMPLES_PER_CHUNK, integrate, spread
-from .reference import SAMPLERS, reduce
+from .reference import SAMPLERS
 from .request import Rays, Rule
 
 # %% auto #0
@@ -63,17 +63,25 @@ def check_rays(
         raise ValueError(f"target must have shape (B, N, 3), not {tuple(target.shape)}")
     if len(shape) == 4 and shape[0] not in (1, len(target)):
         raise ValueError(f"volume must hold one volume, or one for each of the {len(target)} pictures, not {shape[0]}")
-    fits = source.dim() == 3 and source.shape[-1] == 3 and source.shape[1] in (1, target.shape[1]) and len(source) == len(target)
+    fits = (
+        source.dim() == 3
+        and source.shape[-1] == 3
+        and source.shape[1] in (1, target.shape[1])
+        and len(source) == len(target)
+    )
     if not fits:
         expected = f"(B, 1, 3) or (B, N, 3) with the B and N of target {tuple(target.shape)}"
         raise ValueError(f"source must have shape {expected}, not {tuple(source.shape)}")
     if length.shape != target.shape[:2]:
         raise ValueError(f"length must have shape (B, N) = {tuple(target.shape[:2])}, not {tuple(length.shape)}")
     if labels is not None and tuple(labels.shape) not in (shape, shape[-3:]):
-        raise ValueError(f"labels must have the shape of the volume, {shape}, or of one of several, not {tuple(labels.shape)}")
+        raise ValueError(
+            f"labels must have the shape of the volume, {shape}, or of one of several, not {tuple(labels.shape)}"
+        )
     if target.dtype not in (torch.float32, torch.float64):
         raise ValueError(
-            f"rays must be float32 or float64, not {target.dtype}, which cannot tell voxels apart: make them in float32, "
+            f"rays must be float32 or float64, not {target.dtype}, which cannot tell voxels apart: make them in "
+            "float32, "
             "as drr.float() does; the volume alone may have 16 bits, as in drr.density = drr.density.half()"
         )
 
@@ -86,7 +94,9 @@ def check_device(
     "Raise a `ValueError` unless a tensor is where the rays are."
     if other.device != rays.target.device:
         remedy = f"move the pose with .to({str(other.device)!r})"
-        raise ValueError(f"{name} and rays must be on the same device, not {other.device} and {rays.target.device}; {remedy}")
+        raise ValueError(
+            f"{name} and rays must be on the same device, not {other.device} and {rays.target.device}; {remedy}"
+        )
 
 # %% ../../nbs/api/kernels/431_dispatch.ipynb #daedb661
 def in_chunks(
@@ -141,7 +151,10 @@ def why_not(
     if target.device.type != DEVICES[backend]:
         return f"it needs rays on a device of type {DEVICES[backend]!r}, not on {str(target.device)!r}"
     if volume.dtype not in FLOATS or target.dtype not in FLOATS[2:]:
-        return f"it takes volumes of 16, 32 or 64-bit floats and rays of float32 or float64, not {volume.dtype} and {target.dtype}"
+        return (
+            f"it takes volumes of 16, 32 or 64-bit floats and rays of float32 or float64, not {volume.dtype} and "
+            f"{target.dtype}"
+        )
     if reducefn != "sum":
         return f"it adds up what it reads (reducefn='sum'), not reducefn={reducefn!r}"
     return None
@@ -181,7 +194,8 @@ def recall(
     labels: Tensor,
     find: Callable,  # of labels
 ):  # what it gives
-    "Find something out about labels, or recall it if they have not changed since, as far as torch can tell: not through `labels.data` or another library."
+    """Find something out about labels, or recall it if they have not changed since, as far as torch can tell: not
+    through `labels.data` or another library."""
     if labels.is_inference():
         return find(labels)
     version, found = known.get(labels, (None, None))
@@ -212,8 +226,13 @@ def as_classes(
     labels: Tensor | None,  # whole numbers, in any dtype
     n_labels: int | None,  # number of label classes, if the caller gives it
     shape: tuple[int, ...],  # of the volume
-) -> tuple[Tensor | None, int]:  # the same in an integer dtype and of the shape of the volume, and the number of classes
-    "Prepare labels for rendering. Raises a `ValueError` for labels without a channel; a compiled graph cannot stop to look, and gives them to the nearest one."
+) -> tuple[
+    Tensor | None, int
+]:  # the same in an integer dtype and of the shape of the volume, and the number of classes
+    """Prepare labels for rendering.
+
+    Raises a `ValueError` for labels without a channel; a compiled graph cannot stop to look, and gives them to the
+    nearest one."""
     if labels is None:
         return None, 1
     labels = labels.to(torch.uint8) if labels.dtype == torch.bool else labels
@@ -224,7 +243,9 @@ def as_classes(
     low, high = find_range(labels) if labels.device.type == "cpu" else recall_range(labels)
     n_labels = int(high) + 1 if n_labels is None else n_labels
     if low < 0 or high >= n_labels:
-        raise ValueError(f"labels must be at least 0 and less than the number of channels, {n_labels}, not from {low} to {high}")
+        raise ValueError(
+            f"labels must be at least 0 and less than the number of channels, {n_labels}, not from {low} to {high}"
+        )
     return labels.expand(shape), n_labels
 
 # %% ../../nbs/api/kernels/431_dispatch.ipynb #8f9d1189
@@ -255,7 +276,9 @@ def render_by_reference(
     if len(volume) > 1:
         options = reducefn, detach_values, rays_per_chunk
         pictures = range(len(volume))
-        return torch.cat([render_by_reference(volume[b : b + 1], rays.picture(b), rule.picture(b), *options) for b in pictures])
+        return torch.cat(
+            [render_by_reference(volume[b : b + 1], rays.picture(b), rule.picture(b), *options) for b in pictures]
+        )
 
     def kernel(rays, rule):
         return reference.render(volume, rays, rule, reducefn, detach_values)

@@ -175,7 +175,9 @@ def gauss_samples(
     target: Float[Tensor, "B N 3"],  # voxel coordinates
     shape: tuple[int, ...],  # of the volume
     spacing: float,  # of the planes that cut the rays: 1 for planes through centres, 0.5 for faces as well
-) -> tuple[Float[Tensor, "B N S"], Float[Tensor, "B N S"]]:  # parameters and weights, which sum to the part inside the support
+) -> tuple[
+    Float[Tensor, "B N S"], Float[Tensor, "B N S"]
+]:  # parameters and weights, which sum to the part inside the support
     "Place two Gauss-Legendre points in every piece of a ray."
     planes = tuple(torch.arange(-1, n + spacing, spacing, dtype=target.dtype, device=target.device) for n in shape)
     alphas = crossings(source, target, planes)
@@ -237,7 +239,10 @@ def render(
 ) -> Tensor:  # (B, C, N)
     "Integrate along rays."
     if len(volume) > 1:
-        parts = [render(volume[b : b + 1], rays.picture(b), rule.picture(b), reducefn, detach_values) for b in range(len(volume))]
+        parts = [
+            render(volume[b : b + 1], rays.picture(b), rule.picture(b), reducefn, detach_values)
+            for b in range(len(volume))
+        ]
         return torch.cat(parts)
     if rule.method == "siddon":
         return siddon(volume[0], rays, rule, reducefn, detach_values)

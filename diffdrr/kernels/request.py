@@ -38,7 +38,11 @@ class Rays(NamedTuple):
         which: slice,  # along N
     ) -> Rays:
         "Take some rays of each picture."
-        return Rays(self.source if self.source.shape[1] == 1 else self.source[:, which], self.target[:, which], self.length[:, which])
+        return Rays(
+            self.source if self.source.shape[1] == 1 else self.source[:, which],
+            self.target[:, which],
+            self.length[:, which],
+        )
 
     def picture(
         self,

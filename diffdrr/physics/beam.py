@@ -63,7 +63,9 @@ def relative_attenuation(
     coefficients = torch.stack([attenuation(material, energies) for material in materials], dim=1)
     if reference is None:
         return coefficients
-    return coefficients / torch.stack([attenuation(material, reference) for material in materials]).to(coefficients.device)
+    return coefficients / torch.stack([attenuation(material, reference) for material in materials]).to(
+        coefficients.device
+    )
 
 # %% ../../nbs/api/physics/604_beam.ipynb #d2196ede
 class PolyenergeticBeam(nn.Module):

@@ -37,7 +37,14 @@ class OnDetector(nn.Module):
         x: Float[Tensor, "B C H W"],
     ) -> None:
         "Raise a `ValueError` for a picture of another size."
-        shaped("x", x, "B C H W", "make the module for the camera of this picture", H=self.camera.height, W=self.camera.width)
+        shaped(
+            "x",
+            x,
+            "B C H W",
+            "make the module for the camera of this picture",
+            H=self.camera.height,
+            W=self.camera.width,
+        )
 
     def rows(
         self,
@@ -127,7 +134,16 @@ class HeelEffect(OnDetector):
         self.anode = one_of("anode", anode, SIDES)
         self.kvp, self.filtration, self.anode_angle = tube
         profile = self.measure()
-        values = (self.kvp, self.anode_angle, *self.filtration.values(), self.sdd, self.delx, self.dely, self.x0, self.y0)
+        values = (
+            self.kvp,
+            self.anode_angle,
+            *self.filtration.values(),
+            self.sdd,
+            self.delx,
+            self.dely,
+            self.x0,
+            self.y0,
+        )
         learned = any(isinstance(value, Tensor) for value in values)
         self.register_buffer("profile", None if learned else profile)  # that of numbers stays the same
 

@@ -75,7 +75,9 @@ def voxelize(
     if voxel_from_world is not None:
         affine = voxel_from_world.detach().cpu().double()
         vertices = vertices @ affine[:3, :3].T + affine[:3, 3]
-    box = zip(vertices.amin(dim=0).ceil().long().tolist(), vertices.amax(dim=0).floor().long().tolist(), shape, strict=True)
+    box = zip(
+        vertices.amin(dim=0).ceil().long().tolist(), vertices.amax(dim=0).floor().long().tolist(), shape, strict=True
+    )
     i, j, _ = (torch.arange(n)[max(low, 0) : max(high + 1, 0)] for low, high, n in box)
     rows = torch.cartesian_prod(i, j)  # (P, 2) of voxels that may meet the mesh
     steps = torch.zeros(*shape[:2], shape[2] + 1, dtype=torch.int32)  # of the winding number along each row

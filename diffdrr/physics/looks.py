@@ -23,7 +23,9 @@ def check_air(
 ) -> None:
     "Raise a `ValueError` unless the signal in air is a number or fits the pictures."
     if isinstance(air, Tensor) and any(a != n and 1 not in (a, n) for a, n in zip(air.shape[::-1], x.shape[::-1])):
-        raise ValueError(f"air must be a number or have the shape of the picture, {tuple(x.shape)}, not {tuple(air.shape)}")
+        raise ValueError(
+            f"air must be a number or have the shape of the picture, {tuple(x.shape)}, not {tuple(air.shape)}"
+        )
 
 # %% ../../nbs/api/physics/601_looks.ipynb #9c822fd5
 class Transmission(nn.Module):

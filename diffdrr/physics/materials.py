@@ -31,16 +31,51 @@ class Material(NamedTuple):
     density: float  # g/cm^3
 
 # %% ../../nbs/api/physics/602_materials.ipynb #ed82014c
-_BLOOD = {"H": 0.102, "C": 0.110, "N": 0.033, "O": 0.745, "Na": 0.001, "P": 0.001, "S": 0.002, "Cl": 0.003, "K": 0.002, "Fe": 0.001}
+_BLOOD = {
+    "H": 0.102,
+    "C": 0.110,
+    "N": 0.033,
+    "O": 0.745,
+    "Na": 0.001,
+    "P": 0.001,
+    "S": 0.002,
+    "Cl": 0.003,
+    "K": 0.002,
+    "Fe": 0.001,
+}
 MATERIALS = {
     "air": Material({"C": 0.000124, "N": 0.755268, "O": 0.231781, "Ar": 0.012827}, 0.001205),
-    "lung": Material({"H": 0.103, "C": 0.105, "N": 0.031, "O": 0.749, "Na": 0.002, "P": 0.002, "S": 0.003, "Cl": 0.003, "K": 0.002}, 1.05),
+    "lung": Material(
+        {"H": 0.103, "C": 0.105, "N": 0.031, "O": 0.749, "Na": 0.002, "P": 0.002, "S": 0.003, "Cl": 0.003, "K": 0.002},
+        1.05,
+    ),
     "adipose": Material({"H": 0.114, "C": 0.598, "N": 0.007, "O": 0.278, "Na": 0.001, "S": 0.001, "Cl": 0.001}, 0.95),
     "water": Material(WATER, 1.0),
-    "soft tissue": Material({"H": 0.102, "C": 0.143, "N": 0.034, "O": 0.708, "Na": 0.002, "P": 0.003, "S": 0.003, "Cl": 0.002, "K": 0.003}, 1.06),
+    "soft tissue": Material(
+        {"H": 0.102, "C": 0.143, "N": 0.034, "O": 0.708, "Na": 0.002, "P": 0.003, "S": 0.003, "Cl": 0.002, "K": 0.003},
+        1.06,
+    ),
     "blood": Material(_BLOOD, 1.06),
-    "iodinated blood": Material({**{element: 0.99 * part for element, part in _BLOOD.items()}, "I": 0.01}, 1.07),  # 10.7 mg of iodine per mL
-    "spongiosa": Material({"H": 0.085, "C": 0.404, "N": 0.028, "O": 0.367, "Na": 0.001, "Mg": 0.001, "P": 0.034, "S": 0.002, "Cl": 0.002, "K": 0.001, "Ca": 0.074, "Fe": 0.001}, 1.18),
+    "iodinated blood": Material(
+        {**{element: 0.99 * part for element, part in _BLOOD.items()}, "I": 0.01}, 1.07
+    ),  # 10.7 mg of iodine per mL
+    "spongiosa": Material(
+        {
+            "H": 0.085,
+            "C": 0.404,
+            "N": 0.028,
+            "O": 0.367,
+            "Na": 0.001,
+            "Mg": 0.001,
+            "P": 0.034,
+            "S": 0.002,
+            "Cl": 0.002,
+            "K": 0.001,
+            "Ca": 0.074,
+            "Fe": 0.001,
+        },
+        1.18,
+    ),
     "cortical bone": Material(CORTICAL_BONE, CORTICAL_BONE_DENSITY),
     "aluminium": Material({"Al": 1.0}, 2.699),
     "titanium": Material({"Ti": 1.0}, 4.506),
@@ -87,8 +122,13 @@ def attenuation(
 
 # %% ../../nbs/api/physics/602_materials.ipynb #cc5ad2cc
 TISSUES = {  # from how many HU on
-    "air": -math.inf, "lung": -950.0, "adipose": -120.0, "soft tissue": -53.0,
-    "spongiosa": 120.0, "cortical bone": 930.0, "titanium": 2995.0,
+    "air": -math.inf,
+    "lung": -950.0,
+    "adipose": -120.0,
+    "soft tissue": -53.0,
+    "spongiosa": 120.0,
+    "cortical bone": 930.0,
+    "titanium": 2995.0,
 }
 
 # %% ../../nbs/api/physics/602_materials.ipynb #8ced401e

@@ -63,7 +63,12 @@ class Tube(NamedTuple):
 TUNGSTEN = (74, 183.84)  # atomic number and weight
 K_EDGE = 69.525  # of tungsten, keV
 K_YIELD = 0.957  # of fluorescence
-K_LINES = {57.98: 0.29, 59.32: 0.50, 67.2: 0.17, 69.1: 0.04}  # energies (keV) and probabilities: alpha 2, alpha 1, beta 1 and 3, beta 2
+K_LINES = {
+    57.98: 0.29,
+    59.32: 0.50,
+    67.2: 0.17,
+    69.1: 0.04,
+}  # energies (keV) and probabilities: alpha 2, alpha 1, beta 1 and 3, beta 2
 
 # %% ../../nbs/api/physics/603_spectra.ipynb #de5fa99c
 def production_depth(
@@ -116,7 +121,9 @@ def add_filters(
     material."""
     if not isinstance(filtration, Mapping):
         example = {"aluminium": 2.5}
-        raise TypeError(f"filtration must hold the thickness of each material in mm, such as {example}, not {filtration!r}")
+        raise TypeError(
+            f"filtration must hold the thickness of each material in mm, such as {example}, not {filtration!r}"
+        )
     spectrum = as_spectrum(spectrum)
     depth = torch.zeros_like(spectrum.energies)
     for material, thickness in filtration.items():
@@ -158,8 +165,16 @@ def tube_spectrum(
 
 # %% ../../nbs/api/physics/603_spectra.ipynb #b5047006
 AIR_ABSORPTION = {  # mass energy-absorption coefficients, keV: cm^2/g
-    10: 4.742, 15: 1.334, 20: 0.5389, 30: 0.1537, 40: 0.06833,
-    50: 0.04098, 60: 0.03041, 80: 0.02407, 100: 0.02325, 150: 0.02496,
+    10: 4.742,
+    15: 1.334,
+    20: 0.5389,
+    30: 0.1537,
+    40: 0.06833,
+    50: 0.04098,
+    60: 0.03041,
+    80: 0.02407,
+    100: 0.02325,
+    150: 0.02496,
 }
 
 # %% ../../nbs/api/physics/603_spectra.ipynb #f5593828
@@ -168,7 +183,9 @@ def air_kerma(
 ) -> Float[Tensor, "E"]:  # contribution of each bin, on any scale
     "Weigh photons by the energy that they leave in air. Raises a `ValueError` for energies outside of the table."
     energies, fluence = as_spectrum(spectrum)
-    table = torch.tensor([list(AIR_ABSORPTION), list(AIR_ABSORPTION.values())], dtype=energies.dtype, device=energies.device)
+    table = torch.tensor(
+        [list(AIR_ABSORPTION), list(AIR_ABSORPTION.values())], dtype=energies.dtype, device=energies.device
+    )
     known, coefficients = table.log()
     x = energies.log()
     if x.min() < known[0] or x.max() > known[-1]:

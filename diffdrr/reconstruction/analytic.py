@@ -44,7 +44,8 @@ def ramp_filter(
 def check_circle(
     projector: Projector,
 ) -> float:  # distance from the source to the axis, mm
-    """Raise a `ValueError` unless the views of a projector lie on a circle around an axis parallel to the columns of the detector.
+    """Raise a `ValueError` unless the views of a projector lie on a circle around an axis parallel to the columns of
+    the detector.
 
     Views may come in any order, but must be spread evenly over the full circle."""
     views = projector.views
@@ -78,7 +79,8 @@ def check_steps(
         first, second = int(order[worst]), int(order[(worst + 1) % len(angles)])
         raise ValueError(
             f"projector must have its views spread evenly over a full circle, {even:.4g} degrees apart, but from view "
-            f"{first} to view {second} it is {gaps[worst]:.4g}; leave out views that repeat others, or use an iterative method"
+            f"{first} to view {second} it is {gaps[worst]:.4g}; leave out views that repeat others, or use an "
+            "iterative method"
         )
 
 
@@ -107,7 +109,8 @@ def redundancy(
         return torch.ones_like(slope), 0
     if min(sides) <= 0:
         raise ValueError(
-            "projector must have a detector that sees the axis: x0 displaces it too far; use an iterative method, such as SIRT"
+            "projector must have a detector that sees the axis: x0 displaces it too far; use an iterative method, "
+            "such as SIRT"
         )
     longer = 1.0 if sides[0] > sides[1] else -1.0
     weights = 1 + longer * torch.sin(math.pi / 2 * (slope.atan() / min(sides).atan()).clamp(-1, 1))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 
 from ..checks import whole
@@ -50,7 +50,8 @@ def make_optimizer(
         raise ValueError(f"optimizer must take parameters{remedy}: {error}") from error
     if nonnegative and isinstance(made, torch.optim.LBFGS):
         raise ValueError(
-            "nonnegative must be False for LBFGS, which diverges when values are clamped; a regularizer can penalise negative "
+            "nonnegative must be False for LBFGS, which diverges when values are clamped; a regularizer can penalise "
+            "negative "
             "ones: lambda volume: 1e4 * volume.clamp(max=0).square().mean()"
         )
     return made

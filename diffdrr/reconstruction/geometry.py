@@ -33,7 +33,9 @@ class FreeGeometry(nn.Module):
         self.believed, self.rate = projector, rate
         self.names = tuple(some_of("intrinsics", intrinsics, INTRINSICS))
         like = projector.views.pose.matrix
-        self.twist = nn.Parameter(like.new_zeros(len(projector), 6))  # about the world's origin: translation in units of 100 mm, rotation in rad
+        self.twist = nn.Parameter(
+            like.new_zeros(len(projector), 6)
+        )  # about the world's origin: translation in units of 100 mm, rotation in rad
         self.shift = nn.Parameter(like.new_zeros(1 if shared else len(projector), len(self.names)))  # mm
 
     def forward(self) -> Projector:

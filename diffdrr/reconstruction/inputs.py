@@ -23,14 +23,16 @@ def check_pictures(
     projector: Projector,
     pictures: Shaped[Tensor, "..."] | Shaped[np.ndarray, "..."],  # what the caller gave
 ) -> Float[Tensor, "V 1 H W"]:  # as the projector has them
-    "Raise a `ValueError` unless pictures fit the views of a projector and are finite; warn of those that cannot be line integrals."
+    """Raise a `ValueError` unless pictures fit the views of a projector and are finite; warn of those that cannot be
+    line integrals."""
     given = torch.as_tensor(pictures)
     shaped("pictures", given, "V 1 H W", remedy="one picture for each view", **projector.picture_sizes)
     pictures = given.to(projector.zeros())
     finite("pictures", pictures, "pixels", "were there intensities of 0 before the logarithm? clamp them")
     if not given.is_floating_point() or pictures.mean() < 0:
         warnings.warn(
-            "pictures are whole numbers, or negative on average, so they seem to be intensities; what is needed are line "
+            "pictures are whole numbers, or negative on average, so they seem to be intensities; what is needed are "
+            "line "
             "integrals, -log(intensity / that without a patient), as physics.Log makes them"
         )
     return pictures

@@ -32,7 +32,9 @@ GOLDEN_SECTION = (3 - math.sqrt(5)) / 2
 
 
 class SIRT(Solver):
-    "Simultaneous algebraic reconstruction, with ordered subsets of views (SART). Raises a `ValueError` for more subsets than views."
+    """Simultaneous algebraic reconstruction, with ordered subsets of views (SART).
+
+    Raises a `ValueError` for more subsets than views."""
 
     def __init__(
         self,

@@ -33,7 +33,9 @@ def check_renderer(
 ) -> None:
     "Raise a `ValueError` unless a renderer is linear in the volume, and differentiable in it."
     if renderer.reducefn != "sum":
-        raise ValueError(f"renderer must integrate, which is linear: make it with reducefn='sum', not {renderer.reducefn!r}")
+        raise ValueError(
+            f"renderer must integrate, which is linear: make it with reducefn='sum', not {renderer.reducefn!r}"
+        )
     if getattr(renderer, "stop_gradients_through_grid_sample", False):
         raise ValueError(
             "renderer must be differentiable in the volume: make it without stop_gradients_through_grid_sample"
@@ -228,14 +230,17 @@ class Projector:
     ) -> Float[Tensor, "V 1 H W"] | Float[Tensor, "V 1 N"]:
         "Project a volume."
         shaped("volume", volume, "X Y Z", remedy="it must fill the grid", **self.volume_sizes)
-        seen = torch.cat([some.renderer(volume, *some.rays(pixels), **self.renderer.exact) for _, some in self.blocks()])
+        seen = torch.cat(
+            [some.renderer(volume, *some.rays(pixels), **self.renderer.exact) for _, some in self.blocks()]
+        )
         return seen if pixels is not None else seen.reshape(self.picture_shape)
 
     def T(
         self,
         pictures: Float[Tensor, "V 1 H W"],
     ) -> Float[Tensor, "X Y Z"]:
-        """Apply the transpose: give each voxel what the pixels that see it hold, times the length of their rays inside it.
+        """Apply the transpose: give each voxel what the pixels that see it hold, times the length of their rays inside
+        it.
 
         Differentiable in the pictures."""
         shaped("pictures", pictures, "V 1 H W", remedy="one picture for each view", **self.picture_sizes)

@@ -94,13 +94,17 @@ class Solver(ABC):
                     break
         return self.volume
 
-    def whole_step(self) -> tuple[dict, float]:  # the next state; the residual before, as a part of the norm of the pictures
+    def whole_step(
+        self,
+    ) -> tuple[dict, float]:  # the next state; the residual before, as a part of the norm of the pictures
         "Take a step, or none."
         try:
             state, residual = self.step(self.state)
             residual = float(residual) / (self.norm or 1.0)
             if not (math.isfinite(residual) and state["volume"].isfinite().all()):
-                raise FloatingPointError(f"{type(self).__name__} diverges after {len(self.residuals)} steps; take smaller ones")
+                raise FloatingPointError(
+                    f"{type(self).__name__} diverges after {len(self.residuals)} steps; take smaller ones"
+                )
         except BaseException:
             self.restore()
             raise
@@ -118,7 +122,9 @@ class Solver(ABC):
         self,
         path: str | Path,  # file that `save` wrote
     ) -> None:
-        "Go on from a file. Raises a `ValueError` for other files, and for the state of another method, grid or set of pictures."
+        """Go on from a file.
+
+        Raises a `ValueError` for other files, and for the state of another method, grid or set of pictures."""
         try:
             content = torch.load(path, map_location=self.pictures.device)
             about, state, residuals = content["about"], content["state"], content["residuals"]

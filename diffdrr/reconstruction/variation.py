@@ -54,8 +54,12 @@ class TotalVariation(Solver):
         super().__init__(projector, pictures, volume)
         self.weight = positive("weight", weight)
         spacing = projector.grid.spacing.to(self.volume)
-        self.closeness = (spacing.min() / spacing).view(3, 1, 1, 1)  # along each axis: a step is less steep where voxels are long
-        columns, rows = self.projector.there_and_back(torch.ones_like(self.volume), lambda seen, _: torch.ones_like(seen))
+        self.closeness = (spacing.min() / spacing).view(
+            3, 1, 1, 1
+        )  # along each axis: a step is less steep where voxels are long
+        columns, rows = self.projector.there_and_back(
+            torch.ones_like(self.volume), lambda seen, _: torch.ones_like(seen)
+        )
         self.row_steps = reciprocal(rows)
         self.scale = columns.mean() / 6  # makes differences as heavy as rays
         self.voxel_steps = 1 / (columns + 6 * self.scale)
@@ -75,7 +79,12 @@ class TotalVariation(Solver):
         fields = fields / (fields.norm(dim=0, keepdim=True) / limit).clamp(min=1)
         back = back + self.scale * differences_transposed(self.closeness * fields)
         following = (volume - self.voxel_steps * back).clamp(min=0)
-        state = {"volume": following, "ahead": 2 * following - volume, "rays": follow(seen, slice(None)), "fields": fields}
+        state = {
+            "volume": following,
+            "ahead": 2 * following - volume,
+            "rays": follow(seen, slice(None)),
+            "fields": fields,
+        }
         return state, (seen - self.pictures).norm()
 
     def objective(

@@ -74,7 +74,9 @@ class Views:
 
     def detach(self) -> Views:
         "Return the same without gradients."
-        camera = self.camera.replace(**{name: value.detach() for name, value in vars(self.camera).items() if isinstance(value, Tensor)})
+        camera = self.camera.replace(
+            **{name: value.detach() for name, value in vars(self.camera).items() if isinstance(value, Tensor)}
+        )
         return replace(self, camera=camera, pose=RigidTransform(self.pose.matrix.detach()))
 
     @property
@@ -87,7 +89,9 @@ class Views:
     def rays(
         self,
         pixels: Int[Tensor, "N"] | None = None,  # counted row by row (default: all)
-    ) -> tuple[Float[Tensor, "V _ 3"], Float[Tensor, "V N 3"]]:  # source (1 or N for each view) and target, in world coordinates, mm
+    ) -> tuple[
+        Float[Tensor, "V _ 3"], Float[Tensor, "V N 3"]
+    ]:  # source (1 or N for each view) and target, in world coordinates, mm
         "Make the rays."
         source, target = self.detector(self.pose, self.calibration)
         if pixels is None:

@@ -46,7 +46,9 @@ class Registration(nn.Module):
     @property
     def pose(self) -> RigidTransform:
         "The current pose."
-        return convert(self._rotation, self._translation, parameterization=self.parameterization, convention=self.convention)
+        return convert(
+            self._rotation, self._translation, parameterization=self.parameterization, convention=self.convention
+        )
 
     @property
     def rotation(self) -> nn.Parameter:  # (B, width)

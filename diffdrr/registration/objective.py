@@ -21,7 +21,8 @@ __all__ = ['Objective']
 
 # %% ../../nbs/api/registration/718_objective.ipynb #2c76e14e
 class Objective:
-    "Compare X-rays with the pictures that a placement of the CT gives, pixel by pixel, after both were standardised within a window."
+    """Compare X-rays with the pictures that a placement of the CT gives, pixel by pixel, after both were standardised
+    within a window."""
 
     def __init__(
         self,

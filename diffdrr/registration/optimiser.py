@@ -50,7 +50,8 @@ def levenberg_marquardt(
     iterations: int = 30,  # at most
     tolerance: float = 0.01,  # stop when a step moves the CT by less than this part of a pixel
 ) -> list[Iterate]:  # before the first iteration, and after each
-    """Minimise a robust sum of squares by damped Gauss-Newton steps (Levenberg, 1944; Marquardt, 1963; Nocedal and Wright, Numerical Optimization, 2006, section 10.3).
+    """Minimise a robust sum of squares by damped Gauss-Newton steps (Levenberg, 1944; Marquardt, 1963; Nocedal and
+    Wright, Numerical Optimization, 2006, section 10.3).
 
     The damping multiplies the diagonal of the normal matrix, so the units of the parameters do not matter. A step that does not lower the loss is not taken."""
     placement = start
@@ -89,7 +90,9 @@ def first_order(
     lr: float = 1.0,  # learning rate of the optimiser
     **options,  # others of the optimiser
 ) -> list[Iterate]:  # before the first iteration, and after each
-    "Minimise the same loss as `levenberg_marquardt`, by an optimiser of torch. `functools.partial(first_order, lr=0.5)` is a solver of `register` with options."
+    """Minimise the same loss as `levenberg_marquardt`, by an optimiser of torch.
+
+    `functools.partial(first_order, lr=0.5)` is a solver of `register` with options."""
     unit = start.motion.new_tensor([1.0] * 3 + [1 / objective.radius] * 3 + [1.0] * start.offsets.shape[1])
     step = torch.zeros(len(start), len(unit), device=unit.device, dtype=unit.dtype, requires_grad=True)
     descent = optimizer([step], lr=lr, **options)

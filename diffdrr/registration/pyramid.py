@@ -49,7 +49,8 @@ def make_pyramid(
         for view in coarse:
             if view.xray.mask.sum() < LEAST_PIXELS:
                 raise ValueError(
-                    f"mask must leave a patch that is still there when the picture has {pixels} pixels along its longer side, less a margin of one, "
+                    f"mask must leave a patch that is still there when the picture has {pixels} pixels along its "
+                    "longer side, less a margin of one, "
                     f"but leaves {int(view.xray.mask.sum())} of them; at least {LEAST_PIXELS} are needed"
                 )
     return pyramid

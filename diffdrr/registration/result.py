@@ -55,7 +55,8 @@ def reason_to_doubt(
         )
     if detail < DETAIL_RATIO * broad:
         return (
-            f"outlines fit, but details do not (local correlation {broad:.2f} in large windows, {detail:.2f} in small ones); "
+            f"outlines fit, but details do not (local correlation {broad:.2f} in large windows, {detail:.2f} in small "
+            "ones); "
             "try a better initial pose or a larger spread"
         )
     if last_move > objective.pixel:
@@ -105,7 +106,9 @@ class RegistrationResult:
 
     @property
     def standard_deviation(self) -> Float[Tensor, "P"]:  # mm, rad, mm
-        "Return the square roots of the variances. They hold noise that pixels do not share, not a wrong model, so they are optimistic."
+        """Return the square roots of the variances.
+
+        They hold noise that pixels do not share, not a wrong model, so they are optimistic."""
         return self.covariance.diagonal().sqrt()
 
     def __str__(self) -> str:
@@ -119,7 +122,8 @@ class RegistrationResult:
             f"{verdict} in {self.seconds:.1f} s, {self.iterations} iterations, local correlation {self.similarity:.3f}",
             f"rotation (ZXY)  {listed(angles, '.3f')} degrees",
             f"translation     {listed(translation, '.3f')} mm",
-            f"uncertainty     {listed(millimetres, '.3g')} mm, {listed(degrees, '.3g')} degrees about the isocentre (one standard deviation, noise alone)",
+            f"uncertainty     {listed(millimetres, '.3g')} mm, {listed(degrees, '.3g')} degrees about the isocentre "
+            "(one standard deviation, noise alone)",
         ]
         return "\n".join(lines + [f"intrinsics      {x}" for x in self.intrinsics if x])
 

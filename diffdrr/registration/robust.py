@@ -16,7 +16,8 @@ def median_deviation(
     residual: Float[Tensor, "B M"],
     weights: Float[Tensor, "M"],  # pixels of weight zero do not count
 ) -> Float[Tensor, "B 1"]:
-    "Estimate the standard deviation of the residuals that fit from the median of their magnitudes (Huber, Robust Statistics, 1981)."
+    """Estimate the standard deviation of the residuals that fit from the median of their magnitudes (Huber, Robust
+    Statistics, 1981)."""
     return 1.4826 * residual[:, weights > 0].abs().median(dim=-1, keepdim=True).values.clamp(min=1e-6)
 
 # %% ../../nbs/api/registration/714_robust.ipynb #88b60fa3

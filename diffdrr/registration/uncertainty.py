@@ -23,14 +23,17 @@ def covariance(
     placement: Placement,  # of B guesses, at their optimum
     robustness: float,  # standard deviations where the loss levels off
 ) -> Float[Tensor, "B P P"]:  # of a step, float64
-    "Estimate the covariance of the optimum from the residuals: the sandwich of Huber (Robust Statistics, 1981, section 7.6), which does not take them for equally noisy."
+    """Estimate the covariance of the optimum from the residuals: the sandwich of Huber (Robust Statistics, 1981,
+    section 7.6), which does not take them for equally noisy."""
     residual, jacobian = objective.linearize(placement)
     scale = median_deviation(residual, objective.weights)
     forgiven = geman_mcclure(residual, robustness * scale)[1]
     curvature = forgiven * (4 * forgiven.sqrt() - 3)  # half of the second derivative of the loss
     normal, _ = normal_equations(residual, jacobian, objective.weights * curvature)
     noise, _ = normal_equations(residual, jacobian, (objective.weights * forgiven * residual).square())
-    unit = normal.diagonal(dim1=-2, dim2=-1).clamp(min=1e-30).rsqrt()  # inverted without units: mm and rad are far apart
+    unit = (
+        normal.diagonal(dim1=-2, dim2=-1).clamp(min=1e-30).rsqrt()
+    )  # inverted without units: mm and rad are far apart
     unitless = unit[:, :, None] * normal * unit[:, None, :]
     inverse = unit[:, :, None] * torch.linalg.pinv(unitless, hermitian=True) * unit[:, None, :]
     return inverse @ noise @ inverse

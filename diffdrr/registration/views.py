@@ -83,7 +83,9 @@ def drr_of(
     Raises a `ValueError` for a DRR with another geometry, and a `TypeError` if no argument holds the geometry."""
     if not isinstance(xray, XRay):
         if not isinstance(drr, DRR):
-            raise TypeError(f"drr must be a DRR, not {type(drr).__name__}, when xray is a tensor: a tensor has no geometry")
+            raise TypeError(
+                f"drr must be a DRR, not {type(drr).__name__}, when xray is a tensor: a tensor has no geometry"
+            )
         return drr
     if not isinstance(drr, DRR):
         return DRR(drr, **vars(xray.camera), renderer="trilinear").to(xray.image.device)

@@ -28,7 +28,13 @@ if TYPE_CHECKING:
 __all__ = ['INTRINSICS', 'DRR']
 
 # %% ../../nbs/api/rendering/506_drr.ipynb #2da5e59b
-INTRINSICS = {"sdd": (2, 2), "delx": (0, 0), "dely": (1, 1), "x0": (0, 3), "y0": (1, 3)}  # where they are in the calibration matrix
+INTRINSICS = {
+    "sdd": (2, 2),
+    "delx": (0, 0),
+    "dely": (1, 1),
+    "x0": (0, 3),
+    "y0": (1, 3),
+}  # where they are in the calibration matrix
 
 # %% ../../nbs/api/rendering/506_drr.ipynb #9174c188
 def pose_for(

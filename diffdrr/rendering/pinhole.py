@@ -8,11 +8,8 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import grid_sample
 
-from ..geometry import pixel_centres
-from ..geometry import Detector
+from ..geometry import Detector, RigidTransform, make_matrix, matmul, pixel_centres
 from .drr import DRR
-from ..geometry import RigidTransform, make_matrix
-from ..geometry import matmul
 
 # %% auto #0
 __all__ = ['resample', 'PinholeCamera', 'get_pinhole_camera']
@@ -35,15 +32,26 @@ def resample(
     "Resample a picture to new intrinsics, at the same number of pixels."
     if img.dim() != 4:
         raise ValueError(f"img must have shape (B, C, H, W), not {tuple(img.shape)}")
-    unchanged = lambda new, old: old if new is None else new
+
+    def unchanged(new, old):
+        return old if new is None else new
+
     new_focal_len, new_delx = unchanged(new_focal_len, focal_len), unchanged(new_delx, delx)
     new_x0, new_y0 = unchanged(new_x0, x0), unchanged(new_y0, y0)
-    for name, value in (("focal_len", focal_len), ("delx", delx), ("new_focal_len", new_focal_len), ("new_delx", new_delx)):
+    for name, value in (
+        ("focal_len", focal_len),
+        ("delx", delx),
+        ("new_focal_len", new_focal_len),
+        ("new_delx", new_delx),
+    ):
         if not value > 0:
             raise ValueError(f"{name} must be positive, not {value!r}")
     height, width = img.shape[-2:]
     from_centre = pixel_centres(height, width)[:, :2].to(img) - img.new_tensor([width / 2, height / 2])
-    offset = lambda *values: torch.stack([torch.as_tensor(v, dtype=img.dtype, device=img.device) for v in values])  # keeps gradients
+
+    def offset(*values):  # keeps gradients
+        return torch.stack([torch.as_tensor(v, dtype=img.dtype, device=img.device) for v in values])
+
     slope = (from_centre * new_delx - offset(new_x0, new_y0)) / new_focal_len  # of the ray through each new pixel
     old = (slope * focal_len + offset(x0, y0)) / delx  # where it meets the old detector, in pixels from its centre
     grid = (2 * old / img.new_tensor([width, height])).view(1, height, width, 2).expand(len(img), -1, -1, -1)
@@ -63,7 +71,9 @@ class PinholeCamera:
         subject,  # as `read` made it
     ):
         self.intrinsics, self.extrinsics, self.height, self.width = intrinsics, extrinsics, height, width
-        self.sdd = -detector.sdd if subject.orientation == "PA" else detector.sdd  # PA mirrors: as a rotation, the camera looks along -z
+        self.sdd = (
+            -detector.sdd if subject.orientation == "PA" else detector.sdd
+        )  # PA mirrors: as a rotation, the camera looks along -z
         self.delx, self.dely, self.x0, self.y0 = detector.delx, detector.dely, detector.x0, detector.y0
 
     @property

@@ -125,7 +125,10 @@ class Siddon(Renderer):
         n_labels: int | None = None,  # number of channels (default: one more than the largest label)
     ) -> Tensor:  # (B, C, N)
         "Render one pixel per ray."
-        rays, detach = self.rays(volume.shape, source, target, img, align_corners), self.stop_gradients_through_grid_sample
+        rays, detach = (
+            self.rays(volume.shape, source, target, img, align_corners),
+            self.stop_gradients_through_grid_sample,
+        )
         return project(volume, rays, self.rule(mask, n_labels), self.reducefn, detach, rays_per_chunk, self.backend)
 
     def rule(
@@ -185,7 +188,9 @@ class Trilinear(Renderer):
             if n_points is None:
                 raise ValueError("n_points=None integrates exactly; alphamin and alphamax need a number of samples")
             rule = rule._replace(alphas=alphas_between(volume.shape, rays, self.mode, alphamin, alphamax))
-            special = "it needs both alphamin and alphamax, or neither" if alphamin is None or alphamax is None else None
+            special = (
+                "it needs both alphamin and alphamax, or neither" if alphamin is None or alphamax is None else None
+            )
         return project(volume, rays, rule, self.reducefn, False, rays_per_chunk, self.backend, special)
 
     def rule(
@@ -196,9 +201,12 @@ class Trilinear(Renderer):
     ) -> Rule:
         "State how this renderer integrates. Raises a `ValueError` for options that need samples when there are none."
         if n_points is not None and (n_points < 1 or n_points != int(n_points)):
-            raise ValueError(f"n_points must be a whole number of at least 1, or None for the exact integral, not {n_points}")
+            raise ValueError(
+                f"n_points must be a whole number of at least 1, or None for the exact integral, not {n_points}"
+            )
         if n_points is None and (self.reducefn == "max" or self.mode != "bilinear"):
             raise ValueError(
-                "n_points=None integrates the interpolated volume exactly; reducefn='max' and mode='nearest' need a number of samples"
+                "n_points=None integrates the interpolated volume exactly; reducefn='max' and mode='nearest' need a "
+                "number of samples"
             )
         return Rule("trilinear", None if n_points is None else int(n_points), self.mode, labels, n_labels)

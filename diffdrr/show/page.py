@@ -50,7 +50,8 @@ def scene_meshes(
             continue
         if actor.mapper.scalar_visibility:
             raise ValueError(
-                f"a page holds meshes of one colour, but {name!r} is coloured by its values; add it with color=... and scalars=None"
+                f"a page holds meshes of one colour, but {name!r} is coloured by its values; add it with color=... "
+                "and scalars=None"
             )
         mesh = actor.mapper.dataset
         mesh = mesh if isinstance(mesh, pyvista.PolyData) else mesh.extract_surface(algorithm=None)
@@ -359,7 +360,8 @@ def check_drawing() -> None:
     ):
         return
     raise RuntimeError(
-        "there is no display, and no library to draw without one; install EGL (apt install libegl1), or save the scene as .html"
+        "there is no display, and no library to draw without one; install EGL (apt install libegl1), or save the "
+        "scene as .html"
     )
 
 # %% ../../nbs/api/show/915_page.ipynb #d3f5747c

@@ -12,8 +12,24 @@ import lazy_loader
 NAMES = {
     "grid": ["Grid", "as_labels", "block_mean", "voxel_from_block", "voxel_from_world"],
     "labels": ["structure_table"],
-    "attenuation": ["CORTICAL_BONE", "CORTICAL_BONE_DENSITY", "WATER", "attenuation_coefficient", "transform_hu_to_attenuation", "transform_hu_to_density"],
-    "phantom": ["Box", "Ellipsoid", "Phantom", "Structure", "averaged", "chest_ct", "chest_phantom", "water_equivalent"],
+    "attenuation": [
+        "CORTICAL_BONE",
+        "CORTICAL_BONE_DENSITY",
+        "WATER",
+        "attenuation_coefficient",
+        "transform_hu_to_attenuation",
+        "transform_hu_to_density",
+    ],
+    "phantom": [
+        "Box",
+        "Ellipsoid",
+        "Phantom",
+        "Structure",
+        "averaged",
+        "chest_ct",
+        "chest_phantom",
+        "water_equivalent",
+    ],
     "reader": ["canonicalize", "pose_in_scanner", "read"],
     "example": ["load_example_ct", "save_arrays"],
 }

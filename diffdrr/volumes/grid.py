@@ -44,14 +44,21 @@ def check_volume(
 ) -> None:
     "Raise a `ValueError` unless an image is one three-dimensional volume without NaN or infinite voxels."
     if volume.dim() != 4 or len(volume) != 1:
-        raise ValueError(f"{name} must hold one 3D image, not data of shape {tuple(volume.shape)}; choose one frame or channel of it")
+        raise ValueError(
+            f"{name} must hold one 3D image, not data of shape {tuple(volume.shape)}; choose one frame or channel of it"
+        )
     if min(volume.shape) < 1 or sorted(volume.shape[1:])[1] < 2:
         raise ValueError(f"{name} must be three-dimensional, not of shape {tuple(volume.shape[1:])}")
     if volume.shape[-1] == 1:
-        raise ValueError(f"{name} must be three-dimensional, not a single slice of shape {tuple(volume.shape[1:])}; read the whole series")
+        raise ValueError(
+            f"{name} must be three-dimensional, not a single slice of shape {tuple(volume.shape[1:])}; read the whole "
+            "series"
+        )
     if volume.is_floating_point() and not volume.isfinite().all():
         bad = (~volume.isfinite()).sum().item()
-        raise ValueError(f"{name} must be finite, but {bad} voxels are NaN or infinite; replace them, with -1000 HU for air")
+        raise ValueError(
+            f"{name} must be finite, but {bad} voxels are NaN or infinite; replace them, with -1000 HU for air"
+        )
 
 # %% ../../nbs/api/volumes/201_grid.ipynb #a6207171
 def as_labels(

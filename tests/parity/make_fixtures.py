@@ -69,7 +69,11 @@ def label_map() -> LabelMap:
 
 def subject(mask: bool = True, **kwargs):
     "Read the CT, with its labels unless told otherwise. An argument may be a function that makes it anew."
-    return read(ct(), label_map() if mask else None, **{k: v() if callable(v) and not isinstance(v, RigidTransform) else v for k, v in kwargs.items()})
+    return read(
+        ct(),
+        label_map() if mask else None,
+        **{k: v() if callable(v) and not isinstance(v, RigidTransform) else v for k, v in kwargs.items()},
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -113,7 +117,9 @@ def camera(of=None, **kwargs) -> DRR:
     return DRR(subject(mask=False) if of is None else of, **{**CAMERA, **kwargs})
 
 
-def image(pose: str = "oblique", reading: dict | None = None, mask: bool = False, call: dict | None = None, **kwargs) -> Case:
+def image(
+    pose: str = "oblique", reading: dict | None = None, mask: bool = False, call: dict | None = None, **kwargs
+) -> Case:
     "Make the case of one picture."
 
     def run() -> dict[str, torch.Tensor]:
@@ -197,8 +203,13 @@ def absorption(x: torch.Tensor) -> torch.Tensor:
 
 SIDDON: dict[str, Case] = {
     **{f"pose-{p}": image(p) for p in ("frontal", "oblique", "lateral", "tilted", "three")},
-    "pose-three-mask": image("three", mask=True, call=dict(mask_to_channels=True), reading=dict(labels=[5, 10, 3]), **SMALL),
-    **{f"orientation-{o}": image(str(o) if o != "AP" else "oblique", reading=dict(orientation=o)) for o in ("AP", "PA", None)},
+    "pose-three-mask": image(
+        "three", mask=True, call=dict(mask_to_channels=True), reading=dict(labels=[5, 10, 3]), **SMALL
+    ),
+    **{
+        f"orientation-{o}": image(str(o) if o != "AP" else "oblique", reading=dict(orientation=o))
+        for o in ("AP", "PA", None)
+    },
     **{
         f"flip-{o}-{r}": image(p, reading=dict(orientation=o), reverse_x_axis=r, x0=31.0, y0=-22.0, **SMALL)
         for (o, p), r in itertools.product((("AP", "tilted"), ("PA", "PA"), (None, "None")), (True, False))
@@ -209,7 +220,9 @@ SIDDON: dict[str, Case] = {
     "odd-both": image(height=19, width=23, x0=5.0),
     "square-by-default": image(height=16, width=None, delx=22.0, dely=None),
     "calibration": lambda: {"img": camera()(POSES["oblique"](), calibration=calibration())},
-    "calibration-three": lambda: {"img": camera(reverse_x_axis=False, **SMALL)(POSES["three"](), calibration=calibration())},
+    "calibration-three": lambda: {
+        "img": camera(reverse_x_axis=False, **SMALL)(POSES["three"](), calibration=calibration())
+    },
     "voxel-shift-0": image(voxel_shift=0.0),
     "bone-2.5": image(reading=dict(bone_attenuation_multiplier=2.5)),
     "bone-0.3": image(reading=dict(bone_attenuation_multiplier=0.3)),
@@ -217,13 +230,19 @@ SIDDON: dict[str, Case] = {
     "labels-several": image(mask=True, reading=dict(labels=[14, 5, 10])),
     "mask-to-channels": image("lateral", mask=True, call=dict(mask_to_channels=True), **SMALL),
     "mask-labels": image(mask=True, reading=dict(labels=[5, 10]), call=dict(mask_to_channels=True), **SMALL),
-    "mask-no-reshape": image("three", mask=True, reading=dict(labels=6), call=dict(mask_to_channels=True), reshape=False, **SMALL),
+    "mask-no-reshape": image(
+        "three", mask=True, reading=dict(labels=6), call=dict(mask_to_channels=True), reshape=False, **SMALL
+    ),
     "not-centred": image("scanner", reading=dict(center_volume=False)),
     "transform": image(reading=dict(transform=volume_transform)),
     "transform-not-centred": image("scanner", reading=dict(transform=volume_transform, center_volume=False)),
-    "transform-mask": image(mask=True, reading=dict(transform=volume_transform), call=dict(mask_to_channels=True), **SMALL),
+    "transform-mask": image(
+        mask=True, reading=dict(transform=volume_transform), call=dict(mask_to_channels=True), **SMALL
+    ),
     "resample-target": image(reading=dict(resample_target=9.0)),
-    "resample-target-mask": image(mask=True, reading=dict(resample_target=(12.0, 10.0, 9.0)), call=dict(mask_to_channels=True), **SMALL),
+    "resample-target-mask": image(
+        mask=True, reading=dict(resample_target=(12.0, 10.0, 9.0)), call=dict(mask_to_channels=True), **SMALL
+    ),
     "subsample": subsampled,
     "subsample-no-reshape": subsampled_rays,
     "patch-5": image(patch_size=5),
@@ -239,7 +258,9 @@ SIDDON: dict[str, Case] = {
     "set-intrinsics": resized,
     "by-hand": by_hand("siddon"),
     "other-volume": other_volume,
-    "parameterizations": parameters("axis_angle", "quaternion", "quaternion_adjugate", "rotation_6d", "rotation_9d", "rotation_10d", "se3_log_map"),
+    "parameterizations": parameters(
+        "axis_angle", "quaternion", "quaternion_adjugate", "rotation_6d", "rotation_9d", "rotation_10d", "se3_log_map"
+    ),
     "degrees": degrees,
 }
 
@@ -249,9 +270,18 @@ TRILINEAR: dict[str, Case] = {
     "three-500": image("three", renderer="trilinear"),
     "nearest-500": image(renderer="trilinear", mode="nearest"),
     "nearest-100": image(renderer="trilinear", mode="nearest", call=dict(n_points=100)),
-    "nearest-mask-500": image(renderer="trilinear", mode="nearest", mask=True, reading=dict(labels=[5, 10]), call=dict(mask_to_channels=True), **SMALL),
+    "nearest-mask-500": image(
+        renderer="trilinear",
+        mode="nearest",
+        mask=True,
+        reading=dict(labels=[5, 10]),
+        call=dict(mask_to_channels=True),
+        **SMALL,
+    ),
     "mask-500": image(renderer="trilinear", mask=True, call=dict(mask_to_channels=True), **SMALL),
-    "mask-labels-500": image(renderer="trilinear", mask=True, reading=dict(labels=[5, 10]), call=dict(mask_to_channels=True), **SMALL),
+    "mask-labels-500": image(
+        renderer="trilinear", mask=True, reading=dict(labels=[5, 10]), call=dict(mask_to_channels=True), **SMALL
+    ),
     "labels-500": image(renderer="trilinear", mask=True, reading=dict(labels=[5, 10])),
     "shift-0-500": image(renderer="trilinear", voxel_shift=0.0),
     "calibration-500": lambda: {"img": camera(renderer="trilinear")(POSES["oblique"](), calibration=calibration())},
@@ -273,7 +303,8 @@ def weights(img: torch.Tensor) -> torch.Tensor:
 
 
 def gradients(pose: str = "oblique", call: dict | None = None, **kwargs) -> Case:
-    """Make the case of the gradients with respect to the pose and the volume: of this, the sums over planes and every 41st voxel.
+    """Make the case of the gradients with respect to the pose and the volume: of this, the sums over planes and every
+    41st voxel.
 
     The two outer layers of voxels are left out where the volume is interpolated: 0.6.1 cuts or skips some of the half voxel around it."""
     border = 0 if kwargs.get("renderer") is None and kwargs.get("mode") is None else 2
@@ -318,7 +349,14 @@ GRADIENTS: dict[str, Case] = {
 # ---------------------------------------------------------------------------------------------------------------------
 # Poses
 
-AXIS_ANGLES = [[0.3, -0.2, 0.5], [-1.2, 0.8, 0.4], [1.9, -1.7, 1.3], [0.25, -0.3, 0.2], [0.1, -0.15, 2.9], [-2.0, 0.1, 2.3]]
+AXIS_ANGLES = [
+    [0.3, -0.2, 0.5],
+    [-1.2, 0.8, 0.4],
+    [1.9, -1.7, 1.3],
+    [0.25, -0.3, 0.2],
+    [0.1, -0.15, 2.9],
+    [-2.0, 0.1, 2.3],
+]
 TRANSLATIONS = [[5, 700, -7], [0, 0, 0], [-120, 30, 900], [1, 2, 3], [50, -60, 70], [12, 850, -3]]
 NUMBERS = {
     "axis_angle": 3,
@@ -338,7 +376,9 @@ def translations() -> torch.Tensor:
 
 def numbers(width: int) -> torch.Tensor:
     "Make six rows of arbitrary numbers: parameters that are not normalised."
-    return torch.tensor([[np.sin(1.7 * i + 0.9 * j * j + 0.3) for j in range(width)] for i in range(6)], dtype=torch.float32)
+    return torch.tensor(
+        [[np.sin(1.7 * i + 0.9 * j * j + 0.3) for j in range(width)] for i in range(6)], dtype=torch.float32
+    )
 
 
 def rotations() -> torch.Tensor:
@@ -347,7 +387,9 @@ def rotations() -> torch.Tensor:
 
 def small_rotations() -> dict[str, torch.Tensor]:
     "Return what is made of rotations by a few degrees, some of them where 0.6.1 switches to another formula."
-    R = pose_module.axis_angle_to_matrix(torch.tensor(AXIS_ANGLES) / torch.tensor([[20.0], [200], [50], [3], [40], [500]]))
+    R = pose_module.axis_angle_to_matrix(
+        torch.tensor(AXIS_ANGLES) / torch.tensor([[20.0], [200], [50], [3], [40], [500]])
+    )
     pose = RigidTransform(pose_module.make_matrix(R, translations()))
     found = {"se3-log": pose.get_se3_log(), "so3-log": pose_module.so3_log_map(R), "matrix": R}
     for name in NUMBERS:
@@ -377,7 +419,12 @@ def euler_case(convention: str, **kwargs) -> Case:
         kind = dict(parameterization="euler_angles", convention=convention, **kwargs)
         rotation, translation = rigid().convert(**kind)
         made = convert(numbers(3) * (50 if kwargs else 1), translations(), **kind)
-        return {"to_matrix": made.matrix, "rotation": rotation, "translation": translation, "again": convert(rotation, translation, **kind).matrix}
+        return {
+            "to_matrix": made.matrix,
+            "rotation": rotation,
+            "translation": translation,
+            "again": convert(rotation, translation, **kind).matrix,
+        }
 
     return run
 
@@ -390,7 +437,12 @@ def one_translation() -> dict[str, torch.Tensor]:
 def matrix_case() -> dict[str, torch.Tensor]:
     rotation, translation = rigid().convert("matrix")
     one = convert(rigid().matrix[0], parameterization="matrix")
-    return {"rotation": rotation, "translation": translation, "to_matrix": convert(rigid().matrix, parameterization="matrix").matrix, "one": one.matrix}
+    return {
+        "rotation": rotation,
+        "translation": translation,
+        "to_matrix": convert(rigid().matrix, parameterization="matrix").matrix,
+        "one": one.matrix,
+    }
 
 
 def transforms() -> dict[str, torch.Tensor]:
@@ -474,18 +526,42 @@ def detector_case(orientation: str | None, reverse: bool, height: int, width: in
     "Make the case of a detector: its parts, its rays and its projections."
 
     def run() -> dict[str, torch.Tensor]:
-        drr = camera(subject(False, orientation=orientation), height=height, width=width, reverse_x_axis=reverse, x0=11.0, y0=-6.0)
+        drr = camera(
+            subject(False, orientation=orientation),
+            height=height,
+            width=width,
+            reverse_x_axis=reverse,
+            x0=11.0,
+            y0=-6.0,
+        )
         d = drr.detector
         pose = stack(pose_for(orientation), POSES["tilted" if orientation == "AP" else str(orientation)]())
         points = 60 * numbers(15).view(6, 5, 3)[:2]
         pixels = 8 * numbers(10).view(6, 5, 2)[:2] + 9
         rays, other = d(pose, None), d(pose, calibration())
-        found = {"source": d.source, "target": d.target, "calibration": d.calibration.matrix, "reorient": d.reorient.matrix}
+        found = {
+            "source": d.source,
+            "target": d.target,
+            "calibration": d.calibration.matrix,
+            "reorient": d.reorient.matrix,
+        }
         found |= {"intrinsic": d.intrinsic, "make_intrinsic_matrix": detector_module.make_intrinsic_matrix(d)}
         found |= {"sizes": torch.tensor([d.sdd, d.delx, d.dely, d.height, d.width])}
-        found |= {"ray-source": rays[0], "ray-target": rays[1][:, ::7], "other-source": other[0], "other-target": other[1][:, ::7]}
-        found |= {"projection": drr.perspective_projection(pose, points), "inverse": drr.inverse_projection(pose, pixels.clone())}
-        found |= {"affine": drr.affine.matrix, "affine_inverse": drr.affine_inverse.matrix, "composed": drr.affine.compose(pose).matrix}
+        found |= {
+            "ray-source": rays[0],
+            "ray-target": rays[1][:, ::7],
+            "other-source": other[0],
+            "other-target": other[1][:, ::7],
+        }
+        found |= {
+            "projection": drr.perspective_projection(pose, points),
+            "inverse": drr.inverse_projection(pose, pixels.clone()),
+        }
+        found |= {
+            "affine": drr.affine.matrix,
+            "affine_inverse": drr.affine_inverse.matrix,
+            "composed": drr.affine.compose(pose).matrix,
+        }
         return found
 
     return run
@@ -495,7 +571,9 @@ def intrinsics() -> dict[str, torch.Tensor]:
     K = torch.tensor([[66.0, 0, 12.5], [0, -75, 9.1], [0, 0, 1]])
     f = detector_module
     parsed = {"focal": f.get_focal_length(-K, 18.0, 16.0), "point": f.get_principal_point(K, 20, 24, 18.0, 16.0)}
-    return {name: torch.tensor(value) for name, value in parsed.items()} | {"parsed": torch.tensor(f.parse_intrinsic_matrix(K, 20, 24, 18.0, 16.0))}
+    return {name: torch.tensor(value) for name, value in parsed.items()} | {
+        "parsed": torch.tensor(f.parse_intrinsic_matrix(K, 20, 24, 18.0, 16.0))
+    }
 
 
 def pinhole(orientation: str | None, reverse: bool) -> Case:
@@ -506,7 +584,13 @@ def pinhole(orientation: str | None, reverse: bool) -> Case:
 
         drr = camera(subject(False, orientation=orientation), reverse_x_axis=reverse)
         c = get_pinhole_camera(drr, pose_for(orientation))
-        found = {"intrinsics": c.intrinsics, "extrinsics": c.extrinsics, "center": c.center, "projmat": c.projmat, "pose": c.pose.matrix}
+        found = {
+            "intrinsics": c.intrinsics,
+            "extrinsics": c.extrinsics,
+            "center": c.center,
+            "projmat": c.projmat,
+            "pose": c.pose.matrix,
+        }
         found |= {"focal": torch.stack([c.fx, c.fy, c.cx, c.cy]), "size": torch.cat([c.height, c.width])}
         return found | {"sizes": torch.tensor([c.sdd, c.delx, c.dely])}
 
@@ -549,8 +633,16 @@ def reading(mask: bool = True, **kwargs) -> Case:
     def run() -> dict[str, torch.Tensor]:
         made = subject(mask, **kwargs)
         drr = camera(made)
-        found = {"affine": torch.as_tensor(made.volume.affine), "density-affine": torch.as_tensor(made.density.affine), "reorient": made.reorient}
-        found |= {"drr-affine": drr.affine.matrix, "drr-affine-inverse": drr.affine_inverse.matrix, "shape": torch.tensor(made.density.shape)}
+        found = {
+            "affine": torch.as_tensor(made.volume.affine),
+            "density-affine": torch.as_tensor(made.density.affine),
+            "reorient": made.reorient,
+        }
+        found |= {
+            "drr-affine": drr.affine.matrix,
+            "drr-affine-inverse": drr.affine_inverse.matrix,
+            "shape": torch.tensor(made.density.shape),
+        }
         images = {"density": drr.density} | ({"mask": drr.mask.float()} if mask else {})
         for name, data in images.items():
             found[name] = data.flatten()[::53]
@@ -568,7 +660,9 @@ def points() -> torch.Tensor:
 
 def densities() -> dict[str, torch.Tensor]:
     hu = torch.tensor([-2048, -1000, -801, -800, -799, -500, 0, 349, 350, 351, 1000, 3071], dtype=torch.int16)
-    return {str(m): transform_hu_to_density(hu.clone(), m) for m in (1.0, 2.5, 0.3)} | {"float": transform_hu_to_density(hu.float() + 0.5, 1.0)}
+    return {str(m): transform_hu_to_density(hu.clone(), m) for m in (1.0, 2.5, 0.3)} | {
+        "float": transform_hu_to_density(hu.float() + 0.5, 1.0)
+    }
 
 
 def state() -> dict[str, torch.Tensor]:
@@ -593,14 +687,18 @@ READ: dict[str, Case] = {
     "resample-anisotropic": reading(resample_target=(12.0, 10.0, 9.0), labels=[5, 10]),
     "transform_hu_to_density": densities,
     "state_dict": state,
-    "state_dict-not-persistent": lambda: {name: torch.tensor(t.shape) for name, t in camera(subject(), persistent=False).state_dict().items()},
+    "state_dict-not-persistent": lambda: {
+        name: torch.tensor(t.shape) for name, t in camera(subject(), persistent=False).state_dict().items()
+    },
 }
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Where 0.6.1 is wrong. Some of these cases return how far two results are apart that should be equal.
 
 
-def ray(renderer, source: list[float], target: list[float], field: torch.Tensor | None = None, **kwargs) -> dict[str, torch.Tensor]:
+def ray(
+    renderer, source: list[float], target: list[float], field: torch.Tensor | None = None, **kwargs
+) -> dict[str, torch.Tensor]:
     "Render one ray, in voxels, through a field; by default through ones."
     s, t = (torch.tensor([[x]], dtype=torch.float32) for x in (source, target))
     field = torch.ones(6, 6, 6) if field is None else field
@@ -622,7 +720,8 @@ def looking_away() -> dict[str, torch.Tensor]:
 
 
 def beyond_the_detector() -> dict[str, torch.Tensor]:
-    "Compare the same rays through the front half of the volume: to its middle, where the detector is, and without the back half."
+    """Compare the same rays through the front half of the volume: to its middle, where the detector is, and without the
+    back half."""
     drr = camera(reshape=False, sdd=700.0, delx=18.0 * 7 / 12, dely=16.0 * 7 / 12)
     source, target = drr.detector(euler([0, 0, 0], [3.1, 700, -4.3]), None)
     whole = drr.render(drr.density, source, target)
@@ -642,11 +741,15 @@ def batch_mates(n_points: int) -> Case:
 
 def patches(**kwargs) -> Case:
     call = kwargs.pop("call", {})
-    return lambda: away(camera(**kwargs)(POSES["oblique"](), **call), camera(**{**kwargs, "patch_size": None})(POSES["oblique"](), **call))
+    return lambda: away(
+        camera(**kwargs)(POSES["oblique"](), **call),
+        camera(**{**kwargs, "patch_size": None})(POSES["oblique"](), **call),
+    )
 
 
 def pinhole_off(orientation: str | None, reverse: bool) -> Case:
-    "Make the case of a camera with a principal point: how far its centre is from the source, and its projection from that of the DRR."
+    """Make the case of a camera with a principal point: how far its centre is from the source, and its projection from
+    that of the DRR."""
 
     def run() -> dict[str, torch.Tensor]:
         from diffdrr.utils import get_pinhole_camera
@@ -715,7 +818,11 @@ def gradient_at_identity(name: str) -> Case:
 
 
 def in_float64(name: str) -> Case:
-    return lambda: {"matrix": convert(torch.tensor([IDENTITY[name]]).double(), torch.zeros(1, 3).double(), parameterization=name).matrix}
+    return lambda: {
+        "matrix": convert(
+            torch.tensor([IDENTITY[name]]).double(), torch.zeros(1, 3).double(), parameterization=name
+        ).matrix
+    }
 
 
 def gimbal_lock(convention: str, middle: float) -> Case:
@@ -754,7 +861,10 @@ def changed_inputs() -> dict[str, torch.Tensor]:
 def read_twice() -> dict[str, torch.Tensor]:
     v, m = ct(), label_map()
     read(v, m, labels=[5])
-    return {"density": read(v, m, labels=[6], center_volume=False).density.data.sum() / subject(labels=[6]).density.data.sum()}
+    return {
+        "density": read(v, m, labels=[6], center_volume=False).density.data.sum()
+        / subject(labels=[6]).density.data.sum()
+    }
 
 
 def fiducials_twice() -> dict[str, torch.Tensor]:
@@ -771,14 +881,19 @@ def flipped_labels() -> LabelMap:
 
 def permuted_labels() -> LabelMap:
     "Make the label map with its axes in another order."
-    return LabelMap(tensor=torch.tensor(volume()["labels"].transpose(2, 0, 1).copy())[None], affine=volume()["affine"][:, [2, 0, 1, 3]])
+    return LabelMap(
+        tensor=torch.tensor(volume()["labels"].transpose(2, 0, 1).copy())[None],
+        affine=volume()["affine"][:, [2, 0, 1, 3]],
+    )
 
 
 def channels(labels: Callable[[], LabelMap]) -> Case:
     "Make the case of channels from a label map on another grid, compared with those from one on the volume's."
 
     def run() -> dict[str, torch.Tensor]:
-        wanted, made = (camera(read(ct(), m()), **SMALL)(POSES["oblique"](), mask_to_channels=True) for m in (label_map, labels))
+        wanted, made = (
+            camera(read(ct(), m()), **SMALL)(POSES["oblique"](), mask_to_channels=True) for m in (label_map, labels)
+        )
         return {"difference": (made - wanted).abs().sum() / wanted[:, 1:].sum()}
 
     return run
@@ -821,7 +936,9 @@ def subsampled_batch(mask: bool) -> Case:
 
 
 def calibration_batch() -> dict[str, torch.Tensor]:
-    both = RigidTransform(torch.stack([calibration().matrix[0], calibration().matrix[0] * torch.tensor([2.0, 1, 1, 1])]))
+    both = RigidTransform(
+        torch.stack([calibration().matrix[0], calibration().matrix[0] * torch.tensor([2.0, 1, 1, 1])])
+    )
     return {"shape": torch.tensor(camera(**SMALL)(POSES["oblique"](), calibration=both).shape)}
 
 
@@ -853,7 +970,9 @@ FAULTS: dict[str, Case] = {
     "siddon-filter": lambda: ray(Siddon(filter_intersections_outside_volume=True), [2, 2.1, -10], [2.1, 2, 20]),
     "siddon-max": lambda: ray(Siddon(reducefn="max"), [0.3, 0.2, -10], [4.9, 5.3, 20], ramp()),
     "siddon-bilinear-labels": interpolated_labels,
-    "trilinear-max": lambda: ray(Trilinear(reducefn="max"), [0.3, 0.2, -10], [4.9, 5.3, 20], torch.full((6, 6, 6), 3.0)),
+    "trilinear-max": lambda: ray(
+        Trilinear(reducefn="max"), [0.3, 0.2, -10], [4.9, 5.3, 20], torch.full((6, 6, 6), 3.0)
+    ),
     "trilinear-border": lambda: ray(Trilinear(), [2.01, 2.02, -10], [2, 2, 20], n_points=5000),
     "trilinear-weights": lambda: ray(Trilinear(), [1, 1, 1], [4, 4, 4], n_points=5, alphamin=0.25, alphamax=0.75),
     "trilinear-batch-mates-100": batch_mates(100),
@@ -865,13 +984,19 @@ FAULTS: dict[str, Case] = {
     "subsample-mask": subsampled_batch(mask=True),
     "calibration-batch": calibration_batch,
     "whole-numbers": whole_numbers,
-    "x0-sign": lambda: {"x0": torch.tensor(camera(x0=7.0).detector.x0), "y0": torch.tensor(camera(y0=-3.0).detector.y0)},
+    "x0-sign": lambda: {
+        "x0": torch.tensor(camera(x0=7.0).detector.x0),
+        "y0": torch.tensor(camera(y0=-3.0).detector.y0),
+    },
     "intrinsic-gradient": intrinsic_gradient,
     "inverse_projection-input": input_of_inverse_projection,
     **{f"pinhole-{o}-{r}": pinhole_off(o, r) for o, r in itertools.product(("AP", "PA", None), (True, False))},
     "resample-focal-delx": resampled_off(sdd=1500.0, delx=10.0),
     "resample-focal-delx-x0": resampled_off(sdd=1500.0, delx=10.0, x0=40.0),
-    **{f"gradient-at-identity-{n}": gradient_at_identity(n) for n in ("axis_angle", "se3_log_map", "rotation_9d", "rotation_10d")},
+    **{
+        f"gradient-at-identity-{n}": gradient_at_identity(n)
+        for n in ("axis_angle", "se3_log_map", "rotation_9d", "rotation_10d")
+    },
     **{f"float64-{n}": in_float64(n) for n in ("rotation_10d", "quaternion_adjugate")},
     "gimbal-ZXZ": gimbal_lock("ZXZ", 0.0),
     "gimbal-XYX": gimbal_lock("XYX", 0.0),
@@ -918,7 +1043,9 @@ def save(name: str, arrays: dict[str, np.ndarray]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=inspect.cleandoc(__doc__).splitlines()[0])
-    parser.add_argument("data", nargs="?", type=Path, default=DATA, help="the folder with chest_ct.nii.gz and chest_labels.nii.gz")
+    parser.add_argument(
+        "data", nargs="?", type=Path, default=DATA, help="the folder with chest_ct.nii.gz and chest_labels.nii.gz"
+    )
     FOLDER.mkdir(exist_ok=True)
     save("volume", downsample(parser.parse_args().data))
     for section, cases in SECTIONS.items():

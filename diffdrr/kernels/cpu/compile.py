@@ -79,16 +79,22 @@ inlined = compile_with(forceinline=True)
 strict = compile_with(forceinline=True, fastmath=False)
 
 # %% ../../../nbs/api/kernels/cpu/411_compile.ipynb #de72e46b
-Kind = namedtuple("Kind", (
-    "real",  # float32 or float64: the precision to march in
-    "whole",  # int32, or int64 for volumes of 2**31 voxels and more: the type of indices
-))
-Voxels = namedtuple("Voxels", (
-    "values",  # (V, n) float32, float64, uint16 (float16) or int16 (bfloat16), with V = 1 or one volume for each picture
-    "labels",  # (V, n) whole numbers, or None
-    "shape",  # three numbers of voxels
-    "strides",  # how far apart neighbours along each axis are in memory, in voxels
-))
+Kind = namedtuple(
+    "Kind",
+    (
+        "real",  # float32 or float64: the precision to march in
+        "whole",  # int32, or int64 for volumes of 2**31 voxels and more: the type of indices
+    ),
+)
+Voxels = namedtuple(
+    "Voxels",
+    (
+        "values",  # (V, n) float32, float64, uint16 (float16) or int16 (bfloat16), with V = 1 or one volume for each picture
+        "labels",  # (V, n) whole numbers, or None
+        "shape",  # three numbers of voxels
+        "strides",  # how far apart neighbours along each axis are in memory, in voxels
+    ),
+)
 
 # %% ../../../nbs/api/kernels/cpu/411_compile.ipynb #904d7614
 def read(

@@ -18,13 +18,27 @@ from ..request import Rays
 __all__ = []
 
 # %% ../../../nbs/api/kernels/cpu/416_field.ipynb #a417e8df
-Line = namedtuple("Line", (
-    "u", "v", "w",  # the axes, the one to march along first
-    "source_u", "du",  # u at the source, and how far u advances
-    "v0", "dv", "w0", "dw",  # v and w where u = 0, and their slopes
-    "bottom_u", "top_u", "top_v", "top_w",  # the first and the last layer that count along u, the last ones along v and w
-    "step_u", "step_v", "step_w",  # strides of the volume, in voxels
-))
+Line = namedtuple(
+    "Line",
+    (
+        "u",
+        "v",
+        "w",  # the axes, the one to march along first
+        "source_u",
+        "du",  # u at the source, and how far u advances
+        "v0",
+        "dv",
+        "w0",
+        "dw",  # v and w where u = 0, and their slopes
+        "bottom_u",
+        "top_u",
+        "top_v",
+        "top_w",  # the first and the last layer that count along u, the last ones along v and w
+        "step_u",
+        "step_v",
+        "step_w",  # strides of the volume, in voxels
+    ),
+)
 
 
 @compiled
@@ -43,9 +57,22 @@ def set_up_line(
     su, du = float(s[u]), float(t[u]) - float(s[u])
     dv, dw = ((float(t[v]) - float(s[v])) / du, (float(t[w]) - float(s[w])) / du) if du != 0.0 else (0.0, 0.0)
     return Line(
-        u, v, w, su, du, real(float(s[v]) - su * dv), real(dv), real(float(s[w]) - su * dw), real(dw),
-        whole(first), whole(last - 1), whole(shape[v] - 1), whole(shape[w] - 1),
-        whole(strides[u]), whole(strides[v]), whole(strides[w]),
+        u,
+        v,
+        w,
+        su,
+        du,
+        real(float(s[v]) - su * dv),
+        real(dv),
+        real(float(s[w]) - su * dw),
+        real(dw),
+        whole(first),
+        whole(last - 1),
+        whole(shape[v] - 1),
+        whole(shape[w] - 1),
+        whole(strides[u]),
+        whole(strides[v]),
+        whole(strides[w]),
     )
 
 # %% ../../../nbs/api/kernels/cpu/416_field.ipynb #8159bd30
@@ -124,15 +151,23 @@ def cut_evenly(
     return max(stop - start, 0)
 
 # %% ../../../nbs/api/kernels/cpu/416_field.ipynb #5283f03b
-Samples = namedtuple("Samples", (
-    "n_points",  # samples per ray, 0 to integrate exactly
-    "nearest",  # read the nearest voxel instead of interpolating
-    "alphas",  # (B, N, 2) where to begin and to end sampling, or None
-))
-Interval = namedtuple("Interval", (
-    "enter", "leave",  # parameters
-    "enter_axis", "leave_axis",  # axes of the planes there; -1 for an end of the ray, or one that is given
-))
+Samples = namedtuple(
+    "Samples",
+    (
+        "n_points",  # samples per ray, 0 to integrate exactly
+        "nearest",  # read the nearest voxel instead of interpolating
+        "alphas",  # (B, N, 2) where to begin and to end sampling, or None
+    ),
+)
+Interval = namedtuple(
+    "Interval",
+    (
+        "enter",
+        "leave",  # parameters
+        "enter_axis",
+        "leave_axis",  # axes of the planes there; -1 for an end of the ray, or one that is given
+    ),
+)
 
 
 @compiled
@@ -155,12 +190,15 @@ def sampling_interval(
     return Interval(enter, max(enter, leave), enter_axis, leave_axis)
 
 
-Pieces = namedtuple("Pieces", (
-    "line",
-    "interval",
-    "count",  # how many there are
-    "bounds",  # (count + 1,) u where they begin and end
-))
+Pieces = namedtuple(
+    "Pieces",
+    (
+        "line",
+        "interval",
+        "count",  # how many there are
+        "bounds",  # (count + 1,) u where they begin and end
+    ),
+)
 
 
 @compiled
@@ -208,11 +246,16 @@ def new_memory(
     return Memory(np.empty(most, dtype=kind.real), np.empty(most, dtype=kind.real), np.empty(most, dtype=kind.real))
 
 # %% ../../../nbs/api/kernels/cpu/416_field.ipynb #cb90417f
-Corner = namedtuple("Corner", (
-    "base",  # the coordinate of the lower of two voxels
-    "lower", "upper",  # their indices, confined to the volume
-    "counts_lower", "counts_upper",  # 1 or 0 for those that count or not
-))
+Corner = namedtuple(
+    "Corner",
+    (
+        "base",  # the coordinate of the lower of two voxels
+        "lower",
+        "upper",  # their indices, confined to the volume
+        "counts_lower",
+        "counts_upper",  # 1 or 0 for those that count or not
+    ),
+)
 
 
 @inlined
@@ -246,10 +289,13 @@ def corners_at(
 
 # %% ../../../nbs/api/kernels/cpu/416_field.ipynb #a0643d6b
 GAUSS = 0.5 / 3**0.5  # where the two Gauss-Legendre points are, in lengths of the piece from its middle
-Points = namedtuple("Points", (
-    "offset",  # of the two points of a piece
-    "nearest",  # read the nearest voxel instead of interpolating
-))
+Points = namedtuple(
+    "Points",
+    (
+        "offset",  # of the two points of a piece
+        "nearest",  # read the nearest voxel instead of interpolating
+    ),
+)
 
 
 @inlined
@@ -303,8 +349,14 @@ def corner_indices(
     v0, v1 = whole(v.lower * line.step_v), whole(v.upper * line.step_v)
     w0, w1 = whole(w.lower * line.step_w), whole(w.upper * line.step_w)
     return (
-        whole(whole(u0 + v0) + w0), whole(whole(u0 + v0) + w1), whole(whole(u0 + v1) + w0), whole(whole(u0 + v1) + w1),
-        whole(whole(u1 + v0) + w0), whole(whole(u1 + v0) + w1), whole(whole(u1 + v1) + w0), whole(whole(u1 + v1) + w1),
+        whole(whole(u0 + v0) + w0),
+        whole(whole(u0 + v0) + w1),
+        whole(whole(u0 + v1) + w0),
+        whole(whole(u0 + v1) + w1),
+        whole(whole(u1 + v0) + w0),
+        whole(whole(u1 + v0) + w1),
+        whole(whole(u1 + v1) + w0),
+        whole(whole(u1 + v1) + w1),
     )
 
 
@@ -346,8 +398,14 @@ def read_corners(
     "Read the corners of a cell."
     real, values = kind.real, voxels.values
     return (
-        real(read(values, which, i[0])), real(read(values, which, i[1])), real(read(values, which, i[2])), real(read(values, which, i[3])),
-        real(read(values, which, i[4])), real(read(values, which, i[5])), real(read(values, which, i[6])), real(read(values, which, i[7])),
+        real(read(values, which, i[0])),
+        real(read(values, which, i[1])),
+        real(read(values, which, i[2])),
+        real(read(values, which, i[3])),
+        real(read(values, which, i[4])),
+        real(read(values, which, i[5])),
+        real(read(values, which, i[6])),
+        real(read(values, which, i[7])),
     )
 
 

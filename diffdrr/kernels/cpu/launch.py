@@ -48,7 +48,9 @@ def as_voxels(
     "View volumes as rows of voxels."
     shape = tuple(values.shape[1:])
     rows = values.reshape(len(values), -1) if isinstance(values, np.ndarray) else as_array(values.flatten(1))
-    return Voxels(rows, None if labels is None else as_array(labels.flatten(1)), shape, (shape[1] * shape[2], shape[2], 1))
+    return Voxels(
+        rows, None if labels is None else as_array(labels.flatten(1)), shape, (shape[1] * shape[2], shape[2], 1)
+    )
 
 
 def kind_of(
@@ -80,10 +82,13 @@ def render_with(
     return torch.from_numpy(image)
 
 # %% ../../../nbs/api/kernels/cpu/414_launch.ipynb #9c88eaa7
-Slopes = namedtuple("Slopes", (
-    "total",  # (B, N) the integral for length 1
-    "ends",  # (B, 6, N) derivatives of the pixel with respect to source and target
-))
+Slopes = namedtuple(
+    "Slopes",
+    (
+        "total",  # (B, N) the integral for length 1
+        "ends",  # (B, 6, N) derivatives of the pixel with respect to source and target
+    ),
+)
 
 
 def differentiate_with(

@@ -17,22 +17,36 @@ from ..request import Rays
 __all__ = []
 
 # %% ../../../nbs/api/kernels/cpu/412_march.ipynb #063c31ba
-Axis = namedtuple("Axis", (
-    "axis",  # which one
-    "start", "slope", "inverse",  # the position + 1/2 where u = 0, how fast it changes with u, and one over that
-    "top",  # the largest index
-    "step",  # stride of the volume, in voxels
-))
-Ray = namedtuple("Ray", (
-    "u",  # the axis to march along
-    "step_u",  # stride of the volume along it, in voxels
-    "v", "w",  # the two other axes
-    "enter", "leave",  # parameters at which the ray is inside, from 0 at the source to 1 at the target
-    "enter_axis", "leave_axis",  # axis of the plane crossed there; -1 if the ray begins or ends inside
-    "source_u", "du",  # u at the source, and how far u advances; negative if the march runs against the ray
-    "low", "high",  # range of u inside
-    "first", "last",  # slabs to visit: from the first up to, not including, the last
-))
+Axis = namedtuple(
+    "Axis",
+    (
+        "axis",  # which one
+        "start",
+        "slope",
+        "inverse",  # the position + 1/2 where u = 0, how fast it changes with u, and one over that
+        "top",  # the largest index
+        "step",  # stride of the volume, in voxels
+    ),
+)
+Ray = namedtuple(
+    "Ray",
+    (
+        "u",  # the axis to march along
+        "step_u",  # stride of the volume along it, in voxels
+        "v",
+        "w",  # the two other axes
+        "enter",
+        "leave",  # parameters at which the ray is inside, from 0 at the source to 1 at the target
+        "enter_axis",
+        "leave_axis",  # axis of the plane crossed there; -1 if the ray begins or ends inside
+        "source_u",
+        "du",  # u at the source, and how far u advances; negative if the march runs against the ray
+        "low",
+        "high",  # range of u inside
+        "first",
+        "last",  # slabs to visit: from the first up to, not including, the last
+    ),
+)
 
 # %% ../../../nbs/api/kernels/cpu/412_march.ipynb #5a2548e6
 @inlined
@@ -125,7 +139,14 @@ def set_up_axis(
     slope = (float(t[axis]) - float(s[axis])) / du if du != 0.0 else 0.0
     inverse = 1.0 / slope if slope != 0.0 else 0.0
     start = float(s[axis]) - su * slope + 0.5
-    return Axis(axis, kind.real(start), kind.real(slope), kind.real(inverse), kind.real(shape[axis] - 1), kind.whole(strides[axis]))
+    return Axis(
+        axis,
+        kind.real(start),
+        kind.real(slope),
+        kind.real(inverse),
+        kind.real(shape[axis] - 1),
+        kind.whole(strides[axis]),
+    )
 
 
 @compiled
@@ -147,8 +168,20 @@ def set_up(
         first, last = max(floor(low + 0.5), 0), min(floor(high + 0.5) + 1, shape[u])
     across_v, across_w = set_up_axis(kind, v, u, s, t, shape, strides), set_up_axis(kind, w, u, s, t, shape, strides)
     return Ray(
-        u, kind.whole(strides[u]), across_v, across_w, enter, leave, enter_axis, leave_axis, su, du,
-        kind.real(low), kind.real(high), first, last,
+        u,
+        kind.whole(strides[u]),
+        across_v,
+        across_w,
+        enter,
+        leave,
+        enter_axis,
+        leave_axis,
+        su,
+        du,
+        kind.real(low),
+        kind.real(high),
+        first,
+        last,
     )
 
 # %% ../../../nbs/api/kernels/cpu/412_march.ipynb #68a8fd9c
@@ -207,10 +240,14 @@ def planes(
     return min(one, two), kind.whole(abs(two - one)), axis.slope > 0
 
 # %% ../../../nbs/api/kernels/cpu/412_march.ipynb #0d8ce2ec
-Memory = namedtuple("Memory", (
-    "at_v", "at_w",  # (planes + 1,) to work in
-    "bounds",  # (pieces + 1,) u where pieces begin and end
-))
+Memory = namedtuple(
+    "Memory",
+    (
+        "at_v",
+        "at_w",  # (planes + 1,) to work in
+        "bounds",  # (pieces + 1,) u where pieces begin and end
+    ),
+)
 
 
 @compiled

@@ -36,11 +36,16 @@ def row_length(
     return n
 
 
-Order = namedtuple("Order", (
-    "long", "lines",  # rays in a line, and lines
-    "along", "across",  # how far apart neighbours in a line, and in neighbouring lines, are in the list of rays
-    "lean",  # how many lines to move across with each step along
-))
+Order = namedtuple(
+    "Order",
+    (
+        "long",
+        "lines",  # rays in a line, and lines
+        "along",
+        "across",  # how far apart neighbours in a line, and in neighbouring lines, are in the list of rays
+        "lean",  # how many lines to move across with each step along
+    ),
+)
 
 
 @compiled

@@ -13,7 +13,19 @@ from torch import Tensor
 
 from .compile import Kind, Voxels, compiled, inlined, read
 from .launch import Slopes, backproject_with, differentiate_with, render_with
-from .march import Axis, Ray, address, cell, crossing, dominant, ends, planes, set_up, slab, value_outside
+from diffdrr.kernels.cpu.march import (
+    Axis,
+    Ray,
+    address,
+    cell,
+    crossing,
+    dominant,
+    ends,
+    planes,
+    set_up,
+    slab,
+    value_outside,
+)
 from .order import choose_order, next_ray
 from ..request import Rays, Rule
 
@@ -268,10 +280,13 @@ def differentiate_rays(
         differentiate(kind, voxels, weights, rays, where, slopes)
 
 # %% ../../../nbs/api/kernels/cpu/415_siddon.ipynb #c1e29513
-Listed = namedtuple("Listed", (
-    "index",  # where voxels are in memory
-    "extent",  # how far the ray advances in each, or how much farther than the sum over middles says
-))
+Listed = namedtuple(
+    "Listed",
+    (
+        "index",  # where voxels are in memory
+        "extent",  # how far the ray advances in each, or how much farther than the sum over middles says
+    ),
+)
 
 
 @compiled

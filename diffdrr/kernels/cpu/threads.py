@@ -38,7 +38,9 @@ class _Inside:
 
 @contextmanager
 def serial_torch() -> Iterator[None]:
-    """Let torch's own operations run on one thread, and leave the cores to the kernels. What the kernels use stays the same.
+    """Let torch's own operations run on one thread, and leave the cores to the kernels.
+
+    What the kernels use stays the same.
 
     A Python thread that uses torch for the first time meanwhile begins with one thread of torch. If it never renders, it keeps that: start it before, or call `torch.set_num_threads` in it."""
     if _kernel_threads.get():  # this thread is inside already
@@ -69,7 +71,9 @@ def serial_for_few(
     n_rays: int,  # that torch is about to make
     device: torch.device,  # where
 ) -> AbstractContextManager:
-    "Let torch make few rays on one thread, so that no other waits for more work while a kernel renders them. Many rays, those of a GPU and those of a compiled program are made as ever."
+    """Let torch make few rays on one thread, so that no other waits for more work while a kernel renders them.
+
+    Many rays, those of a GPU and those of a compiled program are made as ever."""
     alone = n_rays < FEW_RAYS and device.type == "cpu" and not torch.compiler.is_compiling()
     return serial_torch() if alone else nullcontext()
 
@@ -88,7 +92,8 @@ def in_threads(
     count: int,  # number of items
     least: int = 1,  # items that are worth a piece
 ) -> None:
-    "Share items among threads: large pieces first, then smaller ones, so that all end together (guided self-scheduling, Polychronopoulos and Kuck, IEEE Transactions on Computers C-36(12), 1987)."
+    """Share items among threads: large pieces first, then smaller ones, so that all end together (guided
+    self-scheduling, Polychronopoulos and Kuck, IEEE Transactions on Computers C-36(12), 1987)."""
     threads = kernel_threads()
     if count == 0:
         return

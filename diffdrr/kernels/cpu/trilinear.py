@@ -13,7 +13,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .compile import Kind, Voxels, compiled, inlined, read
-from .field import Interval, Line, Pieces, Points, Samples, corner_indices, corners_at, cut_ray, evaluate, layers_of, nearest_index, new_memory, points_of, weights_on
+from diffdrr.kernels.cpu.field import (
+    Line,
+    Pieces,
+    Points,
+    Samples,
+    corner_indices,
+    corners_at,
+    cut_ray,
+    evaluate,
+    layers_of,
+    nearest_index,
+    new_memory,
+    points_of,
+    weights_on,
+)
 from .launch import Slopes, as_array, backproject_with, differentiate_with, render_with
 from .march import dominant, ends, value_outside
 from .order import choose_order, next_ray
@@ -74,12 +88,15 @@ def integrate_with_gradient(
 
 # %% ../../../nbs/api/kernels/cpu/417_trilinear.ipynb #52140a9b
 CHUNK = 64  # pieces; with this distance between corners, known when it is compiled, filling vectorises
-Taken = namedtuple("Taken", (
-    "index",  # (8 CHUNK,) where the corners of pieces are
-    "weight",  # (8 CHUNK,) their weights
-    "amount",  # (CHUNK,) factor on the weights of each piece
-    "near",  # (CHUNK,) the voxel nearest to the middle of each piece
-))
+Taken = namedtuple(
+    "Taken",
+    (
+        "index",  # (8 CHUNK,) where the corners of pieces are
+        "weight",  # (8 CHUNK,) their weights
+        "amount",  # (CHUNK,) factor on the weights of each piece
+        "near",  # (CHUNK,) the voxel nearest to the middle of each piece
+    ),
+)
 
 
 @compiled
@@ -108,7 +125,12 @@ def fill_corners(
         corners = corners_at(kind, line, middle)
         at = corner_indices(kind, line, corners)
         index[m], index[m + CHUNK], index[m + 2 * CHUNK], index[m + 3 * CHUNK] = at[0], at[1], at[2], at[3]
-        index[m + 4 * CHUNK], index[m + 5 * CHUNK], index[m + 6 * CHUNK], index[m + 7 * CHUNK] = at[4], at[5], at[6], at[7]
+        index[m + 4 * CHUNK], index[m + 5 * CHUNK], index[m + 6 * CHUNK], index[m + 7 * CHUNK] = (
+            at[4],
+            at[5],
+            at[6],
+            at[7],
+        )
         shift, half = points.offset * (end - begin), (end - begin) * kind.real(0.5) * amount[m]
         (a, b), (c, d), (e, f) = weights_on(kind, line, middle - shift, corners, points.nearest)
         (g, h), (i, j), (k, o) = weights_on(kind, line, middle + shift, corners, points.nearest)
@@ -209,7 +231,9 @@ def add_label_jumps(
             if m > 0 and after != before:
                 axis = face_at(line, u)
                 d, a = float(t[axis]) - float(s[axis]), (u - line.source_u) / line.du
-                field = evaluate(kind, voxels, which, line, u - half, u + half, middle)[0]  # over a length of one, at its middle
+                field = evaluate(kind, voxels, which, line, u - half, u + half, middle)[
+                    0
+                ]  # over a length of one, at its middle
                 jump = length * (before - after) * field * (1.0 if line.du > 0 else -1.0)
                 if d != 0.0:
                     slopes[b, axis, n] += jump * (a - 1) / d

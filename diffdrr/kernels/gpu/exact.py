@@ -11,8 +11,24 @@ from typing import Any, NamedTuple
 from diffdrr.kernels.gpu.cells import add_corners, expand, mean_along, nearest_voxel, read_corners, spread
 from diffdrr.kernels.gpu.launch import SIZES, Kernels, find_rays, find_row, tl, triton
 from diffdrr.kernels.gpu.walk import (
-    Channels, Field, Line, Slopes, Tally, Vector, add_total, axis_of, clip, collect, find_cell, intersect, load_line,
-    next_plane, no_slopes, part_of, read_weight, store_slopes,
+    Channels,
+    Field,
+    Line,
+    Slopes,
+    Tally,
+    Vector,
+    add_total,
+    axis_of,
+    clip,
+    collect,
+    find_cell,
+    intersect,
+    load_line,
+    next_plane,
+    no_slopes,
+    part_of,
+    read_weight,
+    store_slopes,
 )
 from diffdrr.kernels.request import Rule
 
@@ -224,13 +240,27 @@ def integrate_kernel(
     volume_ptr,  # (V, X, Y, Z)
     labels_ptr,  # (V, X, Y, Z) or None
     gradient_ptr,  # (B, C, N) or None; with labels it weighs the volume
-    source_ptr, target_ptr, length_ptr,  # (B, 3, N or 1), (B, 3, N) and (B, N)
+    source_ptr,
+    target_ptr,
+    length_ptr,  # (B, 3, N or 1), (B, 3, N) and (B, N)
     image_ptr,  # (parts, B, N) is filled: in mm, or, with a gradient, for length 1
     slopes_ptr,  # (parts, B, 6, N) is filled, or None
-    X, Y, Z, N, sources, tiles, height, width, rows,
+    X,
+    Y,
+    Z,
+    N,
+    sources,
+    tiles,
+    height,
+    width,
+    rows,
     channels,  # C of the gradient
-    BATCHED: tl.constexpr, LABELS_BATCHED: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
-    PER_UNIT: tl.constexpr, UNROLL: tl.constexpr,
+    BATCHED: tl.constexpr,
+    LABELS_BATCHED: tl.constexpr,
+    INDEX: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PER_UNIT: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
     "Integrate the interpolated volume exactly, and differentiate with respect to source and target."
     place, shape = find_rays(N, tiles, height, width, rows, BLOCK), Vector(X, Y, Z)
@@ -277,13 +307,28 @@ def integrate_kernel(
 # %% ../../../nbs/api/kernels/gpu/424_exact.ipynb #f4a43512
 @triton.jit(do_not_specialize=SIZES)
 def channels_kernel(
-    volume_ptr, labels_ptr,  # (V, X, Y, Z) each
-    source_ptr, target_ptr, length_ptr,  # (B, 3, N or 1), (B, 3, N) and (B, N)
+    volume_ptr,
+    labels_ptr,  # (V, X, Y, Z) each
+    source_ptr,
+    target_ptr,
+    length_ptr,  # (B, 3, N or 1), (B, 3, N) and (B, N)
     image_ptr,  # (B, C, N), zero; is filled
-    X, Y, Z, N, sources, tiles, height, width, rows,
+    X,
+    Y,
+    Z,
+    N,
+    sources,
+    tiles,
+    height,
+    width,
+    rows,
     channels,  # C
-    BATCHED: tl.constexpr, LABELS_BATCHED: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
-    PER_UNIT: tl.constexpr, UNROLL: tl.constexpr,
+    BATCHED: tl.constexpr,
+    LABELS_BATCHED: tl.constexpr,
+    INDEX: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PER_UNIT: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
     "Integrate the interpolated volume exactly, for each label by itself."
     place, shape = find_rays(N, tiles, height, width, rows, BLOCK), Vector(X, Y, Z)
@@ -313,11 +358,25 @@ def adjoint_kernel(
     adjoint_ptr,  # (V, X, Y, Z), zero; is filled
     labels_ptr,  # (V, X, Y, Z) or None
     gradient_ptr,  # (B, C, N)
-    source_ptr, target_ptr, length_ptr,  # (B, 3, N or 1), (B, 3, N) and (B, N)
-    X, Y, Z, N, sources, tiles, height, width, rows,
+    source_ptr,
+    target_ptr,
+    length_ptr,  # (B, 3, N or 1), (B, 3, N) and (B, N)
+    X,
+    Y,
+    Z,
+    N,
+    sources,
+    tiles,
+    height,
+    width,
+    rows,
     channels,  # C
-    BATCHED: tl.constexpr, LABELS_BATCHED: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
-    PER_UNIT: tl.constexpr, UNROLL: tl.constexpr,
+    BATCHED: tl.constexpr,
+    LABELS_BATCHED: tl.constexpr,
+    INDEX: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PER_UNIT: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
     "Add to each voxel the pixels that see it, times its shares of their rays."
     place, shape = find_rays(N, tiles, height, width, rows, BLOCK), Vector(X, Y, Z)

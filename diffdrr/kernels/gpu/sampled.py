@@ -11,8 +11,21 @@ from typing import Any, NamedTuple
 from diffdrr.kernels.gpu.cells import add_corners, expand, nearest_voxel, read_corners, spread
 from diffdrr.kernels.gpu.launch import SIZES, Kernels, find_rays, find_row, tl, triton
 from diffdrr.kernels.gpu.walk import (
-    Channels, Field, Slopes, Span, Tally, Vector, add_total, axis_of, clip, collect, intersect, load_line, point_of,
-    read_weight, store_slopes,
+    Channels,
+    Field,
+    Slopes,
+    Span,
+    Tally,
+    Vector,
+    add_total,
+    axis_of,
+    clip,
+    collect,
+    intersect,
+    load_line,
+    point_of,
+    read_weight,
+    store_slopes,
 )
 from diffdrr.kernels.request import Rule
 
@@ -149,9 +162,11 @@ def add_slope(sums, slope, a):
 
 @triton.jit
 def slope_along(
-    g, h,  # sums of one axis
+    g,
+    h,  # sums of one axis
     ends,
-    by_first, by_last,  # what the ends add, if their planes are of this axis
+    by_first,
+    by_last,  # what the ends add, if their planes are of this axis
     AXIS: tl.constexpr,
 ):  # with respect to the source, and to the target
     "Find the slopes along one axis."
@@ -187,14 +202,27 @@ def integrate_kernel(
     volume_ptr,  # (V, X, Y, Z)
     labels_ptr,  # (V, X, Y, Z) or None
     gradient_ptr,  # (B, C, N) or None; with labels it weighs the volume
-    source_ptr, target_ptr, length_ptr,  # (B, 3, N or 1), (B, 3, N) and (B, N)
+    source_ptr,
+    target_ptr,
+    length_ptr,  # (B, 3, N or 1), (B, 3, N) and (B, N)
     alphas_ptr,  # (B, N, 2) or None
     image_ptr,  # (parts, B, N) is filled: in mm, or, with a gradient, for length 1
     slopes_ptr,  # (parts, B, 6, N) is filled, or None
-    X, Y, Z, N, sources, tiles, height, width, rows,
+    X,
+    Y,
+    Z,
+    N,
+    sources,
+    tiles,
+    height,
+    width,
+    rows,
     channels,  # C of the gradient
     n_points,  # samples of a ray
-    BATCHED: tl.constexpr, LABELS_BATCHED: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
+    BATCHED: tl.constexpr,
+    LABELS_BATCHED: tl.constexpr,
+    INDEX: tl.constexpr,
+    BLOCK: tl.constexpr,
     NEAREST: tl.constexpr,  # whether to read the nearest voxel instead of interpolating
 ):
     "Integrate from samples, and differentiate with respect to source and target."
@@ -242,14 +270,28 @@ def integrate_kernel(
 # %% ../../../nbs/api/kernels/gpu/425_sampled.ipynb #19bdb1f4
 @triton.jit(do_not_specialize=SIZES)
 def channels_kernel(
-    volume_ptr, labels_ptr,  # (V, X, Y, Z) each
-    source_ptr, target_ptr, length_ptr,  # (B, 3, N or 1), (B, 3, N) and (B, N)
+    volume_ptr,
+    labels_ptr,  # (V, X, Y, Z) each
+    source_ptr,
+    target_ptr,
+    length_ptr,  # (B, 3, N or 1), (B, 3, N) and (B, N)
     alphas_ptr,  # (B, N, 2) or None
     image_ptr,  # (B, C, N), zero; is filled
-    X, Y, Z, N, sources, tiles, height, width, rows,
+    X,
+    Y,
+    Z,
+    N,
+    sources,
+    tiles,
+    height,
+    width,
+    rows,
     channels,  # C
     n_points,  # samples of a ray
-    BATCHED: tl.constexpr, LABELS_BATCHED: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
+    BATCHED: tl.constexpr,
+    LABELS_BATCHED: tl.constexpr,
+    INDEX: tl.constexpr,
+    BLOCK: tl.constexpr,
     NEAREST: tl.constexpr,
 ):
     "Integrate from samples, for each label by itself."
@@ -302,12 +344,25 @@ def adjoint_kernel(
     adjoint_ptr,  # (V, X, Y, Z), zero; is filled
     labels_ptr,  # (V, X, Y, Z) or None
     gradient_ptr,  # (B, C, N)
-    source_ptr, target_ptr, length_ptr,  # (B, 3, N or 1), (B, 3, N) and (B, N)
+    source_ptr,
+    target_ptr,
+    length_ptr,  # (B, 3, N or 1), (B, 3, N) and (B, N)
     alphas_ptr,  # (B, N, 2) or None
-    X, Y, Z, N, sources, tiles, height, width, rows,
+    X,
+    Y,
+    Z,
+    N,
+    sources,
+    tiles,
+    height,
+    width,
+    rows,
     channels,  # C
     n_points,  # samples of a ray
-    BATCHED: tl.constexpr, LABELS_BATCHED: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
+    BATCHED: tl.constexpr,
+    LABELS_BATCHED: tl.constexpr,
+    INDEX: tl.constexpr,
+    BLOCK: tl.constexpr,
     NEAREST: tl.constexpr,  # whether samples are of the nearest voxel
 ):
     "Add to each voxel the pixels that see it, times its shares of their samples."

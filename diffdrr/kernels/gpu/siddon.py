@@ -14,8 +14,23 @@ from torch import Tensor
 from . import launch
 from .launch import SIZES, Kernels, find_rays, find_row, tl, triton
 from diffdrr.kernels.gpu.walk import (
-    Channels, Field, Slopes, Span, Tally, Vector, add_total, axis_of, clip, collect, find_cell, intersect, load_line,
-    next_plane, part_of, read_weight, store_slopes,
+    Channels,
+    Field,
+    Slopes,
+    Span,
+    Tally,
+    Vector,
+    add_total,
+    axis_of,
+    clip,
+    collect,
+    find_cell,
+    intersect,
+    load_line,
+    next_plane,
+    part_of,
+    read_weight,
+    store_slopes,
 )
 from ..request import Rays, Rule
 
@@ -186,7 +201,9 @@ def read_voxel(
 def add_drops(
     sums,  # of slopes, in the order of each ray
     drop,  # `Turned`: how much less follows after the crossings
-    at_m, at_p, at_q,  # where they are
+    at_m,
+    at_p,
+    at_q,  # where they are
 ):
     "Add a crossing of each axis."
     early_m, late_m = sums.early.m + drop.m * (1.0 - at_m), sums.late.m + drop.m * at_m
@@ -199,7 +216,9 @@ def add_drops(
 def add_slab(
     sums,
     slab,
-    v_first, v_middle, v_last,  # values of its voxels
+    v_first,
+    v_middle,
+    v_last,  # values of its voxels
     previous,  # value of the voxel before
 ):  # sums, and the value of the last voxel
     "Add the crossings of a slab: into it, and of p and q within."
@@ -215,7 +234,8 @@ def add_slab(
 @triton.jit
 def share_out(
     drop,
-    by_m, by_p,  # whether the face is of m, or of p; else of q
+    by_m,
+    by_p,  # whether the face is of m, or of p; else of q
 ):
     "Say which axis a face counts for: the first that it can be of."
     by_p = by_p & ~by_m
@@ -226,7 +246,8 @@ def share_out(
 def end_march(
     sums,
     border,
-    v_first, v_last,  # values of the first and the last voxel
+    v_first,
+    v_last,  # values of the first and the last voxel
     inverse,  # of the direction
     length,  # factor
 ):
@@ -255,12 +276,25 @@ def integrate_kernel(
     volume_ptr,  # (V, X, Y, Z)
     labels_ptr,  # (V, X, Y, Z) or None
     gradient_ptr,  # (B, C, N) or None; with labels it weighs the voxels
-    source_ptr, target_ptr, length_ptr,  # (B, 3, N or 1), (B, 3, N) and (B, N)
+    source_ptr,
+    target_ptr,
+    length_ptr,  # (B, 3, N or 1), (B, 3, N) and (B, N)
     image_ptr,  # (parts, B, N) is filled: in mm, or, with a gradient, for length 1
     slopes_ptr,  # (parts, B, 6, N) is filled, or None
-    X, Y, Z, N, sources, tiles, height, width, rows,
+    X,
+    Y,
+    Z,
+    N,
+    sources,
+    tiles,
+    height,
+    width,
+    rows,
     channels,  # C of the gradient
-    BATCHED: tl.constexpr, LABELS_BATCHED: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
+    BATCHED: tl.constexpr,
+    LABELS_BATCHED: tl.constexpr,
+    INDEX: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     "Integrate along rays, and differentiate with respect to source and target."
     place = find_rays(N, tiles, height, width, rows, BLOCK)
@@ -315,12 +349,26 @@ def collect_voxel(
 
 @triton.jit(do_not_specialize=SIZES)
 def channels_kernel(
-    volume_ptr, labels_ptr,  # (V, X, Y, Z) each
-    source_ptr, target_ptr, length_ptr,  # (B, 3, N or 1), (B, 3, N) and (B, N)
+    volume_ptr,
+    labels_ptr,  # (V, X, Y, Z) each
+    source_ptr,
+    target_ptr,
+    length_ptr,  # (B, 3, N or 1), (B, 3, N) and (B, N)
     image_ptr,  # (B, C, N), zero; is filled
-    X, Y, Z, N, sources, tiles, height, width, rows,
+    X,
+    Y,
+    Z,
+    N,
+    sources,
+    tiles,
+    height,
+    width,
+    rows,
     channels,  # C
-    BATCHED: tl.constexpr, LABELS_BATCHED: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
+    BATCHED: tl.constexpr,
+    LABELS_BATCHED: tl.constexpr,
+    INDEX: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     "Integrate along rays, for each label by itself."
     place = find_rays(N, tiles, height, width, rows, BLOCK)
@@ -360,10 +408,23 @@ def adjoint_kernel(
     adjoint_ptr,  # (V, X, Y, Z), zero; is filled
     labels_ptr,  # (V, X, Y, Z) or None
     gradient_ptr,  # (B, C, N)
-    source_ptr, target_ptr, length_ptr,  # (B, 3, N or 1), (B, 3, N) and (B, N)
-    X, Y, Z, N, sources, tiles, height, width, rows,
+    source_ptr,
+    target_ptr,
+    length_ptr,  # (B, 3, N or 1), (B, 3, N) and (B, N)
+    X,
+    Y,
+    Z,
+    N,
+    sources,
+    tiles,
+    height,
+    width,
+    rows,
     channels,  # C
-    BATCHED: tl.constexpr, LABELS_BATCHED: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
+    BATCHED: tl.constexpr,
+    LABELS_BATCHED: tl.constexpr,
+    INDEX: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     "Add to each voxel the pixels that see it, times the lengths of their rays in it."
     place = find_rays(N, tiles, height, width, rows, BLOCK)

@@ -106,7 +106,9 @@ def clip(
 # %% ../../../nbs/api/kernels/gpu/421_walk.ipynb #c649141f
 @triton.jit
 def intersect(
-    x, y, z,  # spans, see `clip`
+    x,
+    y,
+    z,  # spans, see `clip`
     exists,  # which rays to consider
 ):
     "Intersect the spans of three axes, and the segment from source to target. Rays that miss have an empty span."
