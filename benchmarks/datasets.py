@@ -3,18 +3,23 @@
     python -m benchmarks.datasets deepfluoro ipcai_2020_full_res_data.h5
     python -m benchmarks.datasets ljubljana ljubljana.h5
 
-The protocol is that of van de Kraats et al. (Standardized evaluation methodology for 2-D-3-D registration, IEEE Transactions on Medical Imaging 24(9), 2005).
-Each X-ray is registered from several starting poses. They are rotated about the centroid of the landmarks and shifted in random directions, by as much as makes
-the mean target registration error (mTRE) a given number of millimetres: from 0 to 20, as many starts in each millimetre. Afterwards are measured, over the same
-landmarks, the mTRE, and the mean reprojection distance (mRPD), which hardly counts depth, where a single view is nearly blind. A registration succeeds if its
-mRPD is below 2 mm. The capture range is the largest starting error up to which, in each millimetre, 95 % succeed.
+The protocol is that of van de Kraats et al. (Standardized evaluation methodology for 2-D-3-D registration, IEEE
+Transactions on Medical Imaging 24(9), 2005). Each X-ray is registered from several starting poses. They are rotated
+about the centroid of the landmarks and shifted in random directions, by as much as makes the mean target
+registration error (mTRE) a given number of millimetres: from 0 to 20, as many starts in each millimetre. Afterwards
+are measured, over the same landmarks, the mTRE, and the mean reprojection distance (mRPD), which hardly counts
+depth, where a single view is nearly blind. A registration succeeds if its mRPD is below 2 mm. The capture range is
+the largest starting error up to which, in each millimetre, 95 % succeed.
 
-Three more rates are in the table because others report them: mTRE below 1 mm (the sub-millimetre success rate of Gopalakrishnan et al., Intraoperative 2D/3D image
-registration via differentiable X-ray rendering, CVPR 2024) and below 2 mm, and a rotation within 1 degree of the truth (Grupp et al., International Journal of
-Computer Assisted Radiology and Surgery 15, 2020). Those works start from predictions of networks, so only the error measures are theirs.
+Three more rates are in the table because others report them: mTRE below 1 mm (the sub-millimetre success rate of
+Gopalakrishnan et al., Intraoperative 2D/3D image registration via differentiable X-ray rendering, CVPR 2024) and
+below 2 mm, and a rotation within 1 degree of the truth (Grupp et al., International Journal of Computer Assisted
+Radiology and Surgery 15, 2020). Those works start from predictions of networks, so only the error measures are
+theirs.
 
-The poses of DeepFluoro are shifted by half a voxel, as a later program of its author does (`DeepFluoro(corrected=True)`); `--published` leaves them. Four of its X-rays are left
-out, because their true poses are in doubt; `--all` keeps them.
+The poses of DeepFluoro are shifted by half a voxel, as a later program of its author does
+(`DeepFluoro(corrected=True)`); `--published` leaves them. Four of its X-rays are left out, because their true poses
+are in doubt; `--all` keeps them.
 """
 
 from __future__ import annotations

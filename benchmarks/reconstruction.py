@@ -2,8 +2,10 @@
 
     python -m benchmarks.reconstruction
 
-Two phantoms: the CT, with its voxels joined in blocks, and the Shepp-Logan head in three dimensions. Pictures of the CT are taken of its full resolution, with rays finer than pixels; those of the head are exact line integrals of its ellipsoids.
-So nothing is reconstructed by the model that it was made with. Quality is measured inside the body, where no view is cut off.
+Two phantoms: the CT, with its voxels joined in blocks, and the Shepp-Logan head in three dimensions. Pictures of the
+CT are taken of its full resolution, with rays finer than pixels; those of the head are exact line integrals of its
+ellipsoids. So nothing is reconstructed by the model that it was made with. Quality is measured inside the body,
+where no view is cut off.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ WATER = 0.02  # attenuation, 1/mm
 SDD, SOD = 1300.0, 850.0  # mm
 FINER = 2  # rays along each side of a pixel
 CONTESTANTS = {"ours": "ours", "rtk": "ITK-RTK"}
-# Half axes, centre (of the unit cube), rotation about z in degrees, and what is added: the head of Shepp and Logan (1974), in three dimensions after Kak and Slaney (1988), with contrasts that can be seen (Toft, 1996).
+# Half axes, centre (of the unit cube), rotation about z in degrees, and what is added: the head of Shepp and Logan
+# (1974), in three dimensions after Kak and Slaney (1988), with contrasts that can be seen (Toft, 1996).
 HEAD = (
     ((0.69, 0.92, 0.81), (0, 0, 0), 0, 1.0),
     ((0.6624, 0.874, 0.78), (0, -0.0184, 0), 0, -0.8),

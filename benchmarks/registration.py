@@ -3,9 +3,11 @@ are noticed.
 
     python -m benchmarks.registration
 
-The X-rays (`xrays.py`) are taken around the frontal view. Starts are twists about the isocentre: a rotation and a translation, each with a normal distribution for each axis. Errors are mean target registration errors
-(mTRE) over a grid of points in the middle of the CT, in all three dimensions. The same starts are given to the recipe of 0.6.1's users (`recipe.py`), as it runs in 0.6.1 and in this repository; and that recipe is also
-run as its tutorial does, from a pose far off towards a picture of the very model that is fitted, until the correlation is above 0.999.
+The X-rays (`xrays.py`) are taken around the frontal view. Starts are twists about the isocentre: a rotation and a
+translation, each with a normal distribution for each axis. Errors are mean target registration errors (mTRE) over a
+grid of points in the middle of the CT, in all three dimensions. The same starts are given to the recipe of 0.6.1's
+users (`recipe.py`), as it runs in 0.6.1 and in this repository; and that recipe is also run as its tutorial does,
+from a pose far off towards a picture of the very model that is fitted, until the correlation is above 0.999.
 """
 
 from __future__ import annotations

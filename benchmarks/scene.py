@@ -1,7 +1,7 @@
 """What is photographed, from where, and what the pictures should show.
 
-The geometry is written down here once more, from the conventions of the project (`nbs/api/000_conventions.ipynb`) and in float64, so
-that the camera of the package is measured like everything else.
+The geometry is written down here once more, from the conventions of the project (`nbs/api/000_conventions.ipynb`)
+and in float64, so that the camera of the package is measured like everything else.
 """
 
 from __future__ import annotations

@@ -111,7 +111,9 @@ def haze(
     Rays scatter in proportion to what they pass through and to what is left of them (Ohnesorge et al., European
     Radiology 9, 1999).
 
-    The haze has the given ratio to the primary radiation over the pixels that see at most half of the unattenuated intensity."""
+    The haze has the given ratio to the primary radiation over the pixels that see at most half of the unattenuated
+    intensity.
+    """
     spread = blur(-primary * primary.log(), exposure.scatter_width / exposure.delx)
     behind = primary < 0.5
     return spread * (exposure.scatter * primary[behind].sum() / spread[behind].sum())

@@ -1,8 +1,10 @@
 """A Monte Carlo simulation of photons in a slab of water, to compare the convolution model of scatter with.
 
-A thin beam meets a slab that is infinitely wide. Photons are absorbed (photoelectric effect) or scattered by free electrons
-(Klein and Nishina, 1929); coherent scattering, which hardly turns photons of these energies, counts as no event. By
-reciprocity the scatter that a thin beam spreads over a square is the scatter that a beam of that square brings to its middle."""
+A thin beam meets a slab that is infinitely wide. Photons are absorbed (photoelectric effect) or scattered by free
+electrons (Klein and Nishina, 1929); coherent scattering, which hardly turns photons of these energies, counts as no
+event. By reciprocity the scatter that a thin beam spreads over a square is the scatter that a beam of that square
+brings to its middle.
+"""
 
 from __future__ import annotations
 

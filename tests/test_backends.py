@@ -16,7 +16,8 @@ from diffdrr.rendering import DRR
 from diffdrr.volumes import load_example_ct
 
 GRID = dict(shape=(65, 64, 33), spacing=(5.6, 5.6, 10.0))
-# Of the largest value. Both compute the same integral; the reference does it in the precision of the rays, at voxel coordinates of some hundred.
+# Of the largest value. Both compute the same integral; the reference does it in the precision of the rays, at voxel
+# coordinates of some hundred.
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-10}
 
 

@@ -69,9 +69,6 @@ def explains_itself(parameter: inspect.Parameter) -> bool:
     )
 
 
-@pytest.mark.xfail(
-    strict=False, reason="the comments beside the arguments move into docstrings when all rooms have landed"
-)
 @pytest.mark.parametrize("name", NAMES)
 def test_help_says_what_each_parameter_is(name: str):
     missing = []

@@ -23,7 +23,8 @@ from diffdrr.geometry import (
 from diffdrr.rendering import DRR
 from diffdrr.volumes import read
 
-# How far the centre of the picture of a ball may be from the image of its centre, in pixels of about 0.7 mm. Perspective moves it by little. The trilinear picture is
+# How far the centre of the picture of a ball may be from the image of its centre, in pixels of about 0.7 mm.
+# Perspective moves it by little. The trilinear picture is
 # smooth; Siddon's is made of blocks of up to 2.5 mm, whose edges fall between pixels.
 PIXELS = {"trilinear": 0.1, "siddon": 0.4}
 

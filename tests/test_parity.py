@@ -12,18 +12,24 @@ import pytest
 import torch
 from parity import make_fixtures as cases
 
-# Tolerances, one per kind. Pictures are compared relative to the maximum of the stored picture, other arrays relative to the
+# Tolerances, one per kind. Pictures are compared relative to the maximum of the stored picture, other arrays relative
+# to the
 # largest magnitude of the stored array (which is why a translation of 900 mm and a rotation are never one array).
 
-# Siddon is exact: what differs is the rounding of float32 crossings at voxel coordinates of some hundred (measured: 1.3e-5).
+# Siddon is exact: what differs is the rounding of float32 crossings at voxel coordinates of some hundred (measured:
+# 1.3e-5).
 SIDDON = 1e-4
-# Siddon with interpolation: 0.6.1 also samples where a ray crosses planes of voxels just outside the volume; it is right to stop
+# Siddon with interpolation: 0.6.1 also samples where a ray crosses planes of voxels just outside the volume; it is
+# right to stop
 # at the volume. The chest is cut by the field of view, so this shows at the border of the picture (measured: 1.1e-2).
 SIDDON_BILINEAR = 2e-2
 # Sampling: 0.6.1 spreads its samples from the first to the last voxel that any ray of the batch meets, weighs them with
-# n / (n - 1), and drops the border half voxels; a correct renderer samples the support of each ray, at midpoints. Both sample
-# with an error. Against the exact integral 0.6.1 is off by 3e-4 (n = 500) and 7e-3 (n = 100) for an interpolated volume. A volume
-# of steps, as of nearest neighbours and labels, is off by up to one sample at each step: by 2e-2 and 4e-2. Between given alphas
+# n / (n - 1), and drops the border half voxels; a correct renderer samples the support of each ray, at midpoints. Both
+# sample
+# with an error. Against the exact integral 0.6.1 is off by 3e-4 (n = 500) and 7e-3 (n = 100) for an interpolated
+# volume. A volume
+# of steps, as of nearest neighbours and labels, is off by up to one sample at each step: by 2e-2 and 4e-2. Between
+# given alphas
 # that end inside the body the weights of 0.6.1 are 1 / (n - 1) = 2e-3 too large. The tolerance is about twice that.
 TRILINEAR = {
     ("smooth", 500): 1e-3,
@@ -34,7 +40,8 @@ TRILINEAR = {
 }
 # Sampling errors of different rays cancel in the mean of the picture (measured: 3e-5, 2.5e-3, 1.5e-3).
 TRILINEAR_MEAN = {"smooth": 1e-4, "steps": 5e-3, "inside": 3e-3}
-# Gradients of Siddon jump where a ray passes an edge between voxels; float32 decides some of these cases either way. Against
+# Gradients of Siddon jump where a ray passes an edge between voxels; float32 decides some of these cases either way.
+# Against
 # float64, 0.6.1 is off by 2e-3, a correct renderer in float32 by up to 9e-3.
 GRADIENT_SIDDON = 2e-2
 # Against the gradient of the exact integral, that of 500 samples of 0.6.1 is off by 6.5e-2.

@@ -101,7 +101,8 @@ def test_files_are_as_the_standard_wants_them(xray: XRay, tmp_path: Path):
     write_xray(tmp_path / "x.dcm", xray, name="Test^Patient")
     dataset = pydicom.dcmread(tmp_path / "x.dcm")  # without force: it has the preamble and the meta information
     assert dataset.SOPClassUID == "1.2.840.10008.5.1.4.1.1.12.1"
-    # PS3.3 A.14 with modules C.7.1.1, C.7.2.1, C.7.3.1, C.7.6.3, C.8.7.1, C.8.7.2, C.8.7.5, C.12.1: types 1 (with a value) and 2 (may be empty)
+    # PS3.3 A.14 with modules C.7.1.1, C.7.2.1, C.7.3.1, C.7.6.3, C.8.7.1, C.8.7.2, C.8.7.5, C.12.1: types 1 (with a
+    # value) and 2 (may be empty)
     with_value = (
         "SOPInstanceUID StudyInstanceUID SeriesInstanceUID Modality ImageType PixelIntensityRelationship "
         "RadiationSetting Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation SamplesPerPixel "

@@ -1,9 +1,10 @@
 """Build the website without Quarto: nbdev processes the notebooks, smalldocs turns them into pages.
 
-smalldocs reads the same `_quarto.yml` as Quarto; users of Quarto run `nbdev_docs` instead. KaTeX, which shows the mathematics,
-comes from the npm registry once and is kept in .cache, so that the website itself needs no network.
+smalldocs reads the same `_quarto.yml` as Quarto; users of Quarto run `nbdev_docs` instead. KaTeX, which shows the
+mathematics, comes from the npm registry once and is kept in .cache, so that the website itself needs no network.
 
-Usage: python -m tools.docs"""
+Usage: python -m tools.docs
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """Run notebooks again in place and keep their outputs.
 
-Cells with `#| eval: false` or with a test flag of settings.ini, such as `#| slow`, are not run and keep the outputs they have. A
-notebook that fails stays as it was.
+Cells with `#| eval: false` or with a test flag of settings.ini, such as `#| slow`, are not run and keep the outputs
+they have. A notebook that fails stays as it was.
 
-Usage: python -m tools.nbrun [--flags FLAGS] NOTEBOOK..."""
+Usage: python -m tools.nbrun [--flags FLAGS] NOTEBOOK...
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,11 @@
 """Write README.md from the index notebook, or check that it is up to date.
 
-Code, what it prints and its pictures come along; pictures go to nbs/images/index-N.png. Links between notebooks become links to the
-website, links to other files become links within the repository, callouts become those of GitHub.
+Code, what it prints and its pictures come along; pictures go to nbs/images/index-N.png. Links between notebooks
+become links to the website, links to other files become links within the repository, callouts become those of
+GitHub.
 
-Usage: python -m tools.readme [--check]"""
+Usage: python -m tools.readme [--check]
+"""
 
 from __future__ import annotations
 

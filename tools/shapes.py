@@ -1,9 +1,12 @@
-"""Verify the shapes in annotations while tests run: `points: Float[Tensor, "B N 3"]` must be true in every call that returns.
+"""Verify the shapes in annotations while tests run:
 
-`install` puts a hook before the imports of the package. It wraps each function and method that has an annotation of jaxtyping,
-so that beartype looks at its arguments and its result after it has returned, with one meaning for each letter. An error that the
-function itself raises for wrong input passes through. Compiled functions of Numba and Triton are no Python functions: they are left
-alone. While torch.compile traces a function, nothing is verified."""
+`points: Float[Tensor, "B N 3"]` must be true in every call that returns.
+
+`install` puts a hook before the imports of the package. It wraps each function and method that has an annotation of
+jaxtyping, so that beartype looks at its arguments and its result after it has returned, with one meaning for each
+letter. An error that the function itself raises for wrong input passes through. Compiled functions of Numba and
+Triton are no Python functions: they are left alone. While torch.compile traces a function, nothing is verified.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """plastimatch: exact DRRs of the Debian package, C++ with OpenMP.
 
-It is a program, which reads the volume and writes the picture. Counted is what it reports itself: its total time, which begins after
-the volume is read, less its time for writing the picture.
+It is a program, which reads the volume and writes the picture. Counted is what it reports itself: its total time,
+which begins after the volume is read, less its time for writing the picture.
 """
 
 from __future__ import annotations

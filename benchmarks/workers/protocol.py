@@ -1,7 +1,8 @@
 """What all workers share: the scene, the clock, the memory gauge and the conversation with the benchmark.
 
-A worker runs in the environment of its contestant, so this file needs numpy alone. It reads one JSON object per line and answers with
-one: `load` a scene, `check` a task (run it once, gauge its memory, save what it computes), `run` it several times.
+A worker runs in the environment of its contestant, so this file needs numpy alone. It reads one JSON object per line
+and answers with one: `load` a scene, `check` a task (run it once, gauge its memory, save what it computes), `run` it
+several times.
 """
 
 from __future__ import annotations

@@ -130,15 +130,22 @@ def check_batch(
 
 # %% ../../nbs/api/anatomy/905_files.ipynb #94953be6
 def save_coco(
-    path: str | Path,  # folder to make: `images/000001.png` and so on, and `annotations.json`
-    batches: Iterable[tuple[Float[Tensor, "B 1 H W"], Bool[Tensor, "B C H W"]]],  # pictures from 0 to 1, and masks
-    names: Sequence[str],  # C structures, the categories 1 to C
-    verbose: bool = True,  # show a progress bar
+    path: str | Path,
+    batches: Iterable[tuple[Float[Tensor, "B 1 H W"], Bool[Tensor, "B C H W"]]],
+    names: Sequence[str],
+    verbose: bool = True,
 ) -> None:
     """Write a data set in the format of COCO. Batches may come from a generator.
 
     Raises a `ValueError` if pictures, masks and names do not fit together, or there is no picture, and a
-    `FileExistsError` if the folder exists."""
+    `FileExistsError` if the folder exists.
+
+    Args:
+        path: folder to make: `images/000001.png` and so on, and `annotations.json`
+        batches: pictures from 0 to 1, and masks
+        names: C structures, the categories 1 to C
+        verbose: show a progress bar
+    """
     images, annotations = [], []
     with whole_folder(path) as folder:
         (folder / "images").mkdir()

@@ -46,14 +46,20 @@ def path_lengths(
 # %% ../../nbs/api/anatomy/902_masks.ipynb #69a88b17
 @torch.no_grad()
 def structure_masks(
-    drr: DRR,
-    pose: RigidTransform,  # (B) world from camera
-    names: Sequence[str] | None = None,  # of structures (default: those that a voxel carries)
-    threshold: float = 0.0,  # a pixel belongs to a structure if its ray runs inside for longer than this, mm
-) -> tuple[Bool[Tensor, "B C H W"], list[str]]:  # and the C names
+    drr: DRR, pose: RigidTransform, names: Sequence[str] | None = None, threshold: float = 0.0
+) -> tuple[Bool[Tensor, "B C H W"], list[str]]:
     """Render the silhouettes of structures.
 
-    Raises a `ValueError` for unknown names, a negative threshold, and a DRR without a label map."""
+    Raises a `ValueError` for unknown names, a negative threshold, and a DRR without a label map.
+
+    Args:
+        pose: (B) world from camera
+        names: of structures (default: those that a voxel carries)
+        threshold: a pixel belongs to a structure if its ray runs inside for longer than this, mm
+
+    Returns:
+        and the C names
+    """
     number("threshold", threshold, 0)
     lengths, names = path_lengths(drr, pose, names)
     return lengths > threshold, names

@@ -33,8 +33,12 @@ def check_masks(
 # %% ../../nbs/api/anatomy/904_outlines.ipynb #e1fb07e0
 def bounding_boxes(
     masks: Bool[Tensor, "B C H W"],
-) -> Float[Tensor, "B C 4"]:  # float32: left, top, right and bottom, pixels; NaN where there is nothing
-    "Find the box around each mask, at the outer edges of its pixels. Raises a `ValueError` for anything but masks."
+) -> Float[Tensor, "B C 4"]:
+    """Find the box around each mask, at the outer edges of its pixels. Raises a `ValueError` for anything but masks.
+
+    Returns:
+        float32: left, top, right and bottom, pixels; NaN where there is nothing
+    """
     check_masks(masks)
     limits = []
     for inside in (masks.any(dim=2), masks.any(dim=3)):  # (B, C, W) columns, (B, C, H) rows
@@ -48,11 +52,15 @@ def bounding_boxes(
 # %% ../../nbs/api/anatomy/904_outlines.ipynb #93766019
 def contours(
     mask: Bool[Tensor, "H W"],
-) -> list[Float[np.ndarray, "N 2"]]:  # pixel coordinates x and y of each; the first point comes again as the last
+) -> list[Float[np.ndarray, "N 2"]]:
     """Trace the borders of a mask, halfway between the centres of pixels inside and outside, by marching squares.
 
     On the picture outer borders run clockwise, those of holes counterclockwise. Where the mask is cut off by the border
-    of the picture, the contour follows that border. Raises a `ValueError` for anything but one mask."""
+    of the picture, the contour follows that border. Raises a `ValueError` for anything but one mask.
+
+    Returns:
+        pixel coordinates x and y of each; the first point comes again as the last
+    """
     if mask.dim() != 2 or mask.dtype != torch.bool:
         found = f"{mask.dtype} of shape {tuple(mask.shape)}"
         raise ValueError(f"mask must hold booleans of shape (H, W), not {found}; choose one picture and one structure")

@@ -92,13 +92,14 @@ def patch_correlation(
 class NormalizedCrossCorrelation2d(nn.Module):
     """Compare pictures by their correlation coefficient, over the whole picture or averaged over windows.
 
-    The result is averaged over the channels. Raises a `ValueError` for a patch size or `eps` that makes no sense."""
+    The result is averaged over the channels. Raises a `ValueError` for a patch size or `eps` that makes no sense.
 
-    def __init__(
-        self,
-        patch_size: int | None = None,  # height and width of the windows, pixels; None for the whole picture
-        eps: float = 1e-5,  # added to the variances, squared pixel values
-    ):
+    Args:
+        patch_size: height and width of the windows, pixels; None for the whole picture
+        eps: added to the variances, squared pixel values
+    """
+
+    def __init__(self, patch_size: int | None = None, eps: float = 1e-5):
         super().__init__()
         self.patch_size = patch_size
         if patch_size is not None:
@@ -109,12 +110,16 @@ class NormalizedCrossCorrelation2d(nn.Module):
         return f"patch_size={self.patch_size}, eps={self.eps}"
 
     def forward(
-        self,
-        x1: Float[Tensor, "B C H W"],
-        x2: Float[Tensor, "B C H W"],
-        mask: Shaped[Tensor, "#B 1 H W"] | None = None,  # weights of the pixels, not negative
-    ) -> Float[Tensor, "B"]:  # between -1 and 1
-        "Compare pictures of the same shape. Raises a `ValueError` if a window does not fit into them."
+        self, x1: Float[Tensor, "B C H W"], x2: Float[Tensor, "B C H W"], mask: Shaped[Tensor, "#B 1 H W"] | None = None
+    ) -> Float[Tensor, "B"]:
+        """Compare pictures of the same shape. Raises a `ValueError` if a window does not fit into them.
+
+        Args:
+            mask: weights of the pixels, not negative
+
+        Returns:
+            between -1 and 1
+        """
         check_images(x1, x2)
         if self.patch_size is not None and self.patch_size > min(x1.shape[-2:]):
             size = tuple(x1.shape[-2:])
@@ -142,13 +147,16 @@ class NormalizedCrossCorrelation2d(nn.Module):
 class MultiscaleNormalizedCrossCorrelation2d(nn.Module):
     """Compare pictures by a weighted sum of correlation coefficients, one for each size of windows.
 
-    Raises a `ValueError` unless each size has a weight."""
+    Raises a `ValueError` unless each size has a weight.
+
+    Args:
+        patch_sizes: sizes of the windows, pixels; None for the whole picture
+        patch_weights: weight of each
+        eps: added to the variances, squared pixel values
+    """
 
     def __init__(
-        self,
-        patch_sizes: Sequence[int | None] = [None],  # sizes of the windows, pixels; None for the whole picture
-        patch_weights: Sequence[float] = [1.0],  # weight of each
-        eps: float = 1e-5,  # added to the variances, squared pixel values
+        self, patch_sizes: Sequence[int | None] = [None], patch_weights: Sequence[float] = [1.0], eps: float = 1e-5
     ):
         super().__init__()
         if len(patch_sizes) != len(patch_weights):
@@ -158,11 +166,12 @@ class MultiscaleNormalizedCrossCorrelation2d(nn.Module):
         self.patch_weights = tuple(patch_weights)
 
     def forward(
-        self,
-        x1: Float[Tensor, "B C H W"],
-        x2: Float[Tensor, "B C H W"],
-        mask: Shaped[Tensor, "#B 1 H W"] | None = None,  # weights of the pixels, not negative
+        self, x1: Float[Tensor, "B C H W"], x2: Float[Tensor, "B C H W"], mask: Shaped[Tensor, "#B 1 H W"] | None = None
     ) -> Float[Tensor, "B"]:
-        "Compare pictures of the same shape."
+        """Compare pictures of the same shape.
+
+        Args:
+            mask: weights of the pixels, not negative
+        """
         scores = [weight * ncc(x1, x2, mask) for weight, ncc in zip(self.patch_weights, self.nccs, strict=True)]
         return torch.stack(scores).sum(dim=0)

@@ -69,24 +69,29 @@ class Sobel(nn.Module):
 
 # %% ../../nbs/api/compare/703_edges.ipynb #ab49089e
 class GradientNormalizedCrossCorrelation2d(NormalizedCrossCorrelation2d):
-    "Compare the gradients of pictures by their correlation coefficient."
+    """Compare the gradients of pictures by their correlation coefficient.
 
-    def __init__(
-        self,
-        patch_size: int | None = None,  # height and width of the windows, pixels; None for the whole picture
-        sigma: float = 1.0,  # standard deviation of the blur, pixels; 0 for none
-        **kwargs,  # `eps` of `NormalizedCrossCorrelation2d`
-    ):
+    Args:
+        patch_size: height and width of the windows, pixels; None for the whole picture
+        sigma: standard deviation of the blur, pixels; 0 for none
+        **kwargs: `eps` of `NormalizedCrossCorrelation2d`
+    """
+
+    def __init__(self, patch_size: int | None = None, sigma: float = 1.0, **kwargs):
         super().__init__(patch_size, **kwargs)
         self.sobel = Sobel(sigma)
 
     def forward(
-        self,
-        x1: Float[Tensor, "B C H W"],
-        x2: Float[Tensor, "B C H W"],
-        mask: Shaped[Tensor, "#B 1 H W"] | None = None,  # weights of the pixels, not negative
-    ) -> Float[Tensor, "B"]:  # between -1 and 1
-        "Compare pictures of the same shape."
+        self, x1: Float[Tensor, "B C H W"], x2: Float[Tensor, "B C H W"], mask: Shaped[Tensor, "#B 1 H W"] | None = None
+    ) -> Float[Tensor, "B"]:
+        """Compare pictures of the same shape.
+
+        Args:
+            mask: weights of the pixels, not negative
+
+        Returns:
+            between -1 and 1
+        """
         check_images(x1, x2)
         if mask is not None:
             radius = self.sobel.radius

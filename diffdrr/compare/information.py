@@ -27,15 +27,16 @@ def entropy(
 class MutualInformation(nn.Module):
     """Compare pictures with values from 0 to 1 by their mutual information. The result is averaged over the channels.
 
-    Raises a `ValueError` for a `sigma` or `num_bins` that makes no sense."""
+    Raises a `ValueError` for a `sigma` or `num_bins` that makes no sense.
 
-    def __init__(
-        self,
-        sigma: float = 0.1,  # standard deviation of the Gaussian by which a pixel is entered, pixel values
-        num_bins: int = 256,  # bins of a histogram, from 0 to 1
-        epsilon: float = 1e-10,  # added within logarithms and to norms
-        normalize: bool = True,  # divide by the mean entropy of both pictures
-    ):
+    Args:
+        sigma: standard deviation of the Gaussian by which a pixel is entered, pixel values
+        num_bins: bins of a histogram, from 0 to 1
+        epsilon: added within logarithms and to norms
+        normalize: divide by the mean entropy of both pictures
+    """
+
+    def __init__(self, sigma: float = 0.1, num_bins: int = 256, epsilon: float = 1e-10, normalize: bool = True):
         super().__init__()
         positive("sigma", sigma)
         whole("num_bins", num_bins, 2)
@@ -44,12 +45,18 @@ class MutualInformation(nn.Module):
         self.epsilon, self.normalize = epsilon, normalize
 
     def forward(
-        self,
-        x1: Float[Tensor, "B C H W"],  # values from 0 to 1
-        x2: Float[Tensor, "B C H W"],  # values from 0 to 1
-        mask: Shaped[Tensor, "#B 1 H W"] | None = None,  # weights of the pixels, not negative
-    ) -> Float[Tensor, "B"]:  # bits, or normalized
-        "Compare pictures of the same shape."
+        self, x1: Float[Tensor, "B C H W"], x2: Float[Tensor, "B C H W"], mask: Shaped[Tensor, "#B 1 H W"] | None = None
+    ) -> Float[Tensor, "B"]:
+        """Compare pictures of the same shape.
+
+        Args:
+            x1: values from 0 to 1
+            x2: values from 0 to 1
+            mask: weights of the pixels, not negative
+
+        Returns:
+            bits, or normalized
+        """
         check_images(x1, x2)
         x1, x2 = at_least_single(x1), at_least_single(x2)
         weights = torch.ones_like(x1[:1, :1]) if mask is None else pixel_weights(mask, x1)

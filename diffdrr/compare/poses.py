@@ -54,12 +54,13 @@ class LogGeodesicSE3(nn.Module):
 
     It mixes units: its translational part is in mm, its rotational part in rad."""
 
-    def forward(
-        self,
-        pose_1: RigidTransform,  # (B or 1) poses
-        pose_2: RigidTransform,  # (B or 1) poses
-    ) -> Float[Tensor, "B"]:
-        "Measure the distance from one pose to the other."
+    def forward(self, pose_1: RigidTransform, pose_2: RigidTransform) -> Float[Tensor, "B"]:
+        """Measure the distance from one pose to the other.
+
+        Args:
+            pose_1: (B or 1) poses
+            pose_2: (B or 1) poses
+        """
         with full_precision(pose_1.matrix):
             return torch.linalg.vector_norm(pose_2.compose(pose_1.inverse()).get_se3_log(), dim=-1)
 
@@ -67,13 +68,14 @@ class LogGeodesicSE3(nn.Module):
 class DoubleGeodesicSE3(nn.Module):
     """Measure the rotation between poses as an arc, their translation, and both together, in mm.
 
-    Raises a `ValueError` for a distance that is not positive."""
+    Raises a `ValueError` for a distance that is not positive.
 
-    def __init__(
-        self,
-        sdd: float,  # source-to-detector distance, mm: the radius of the arc is half of it
-        eps: float = 1e-6,  # added under the square root of the combination, mm^2
-    ):
+    Args:
+        sdd: source-to-detector distance, mm: the radius of the arc is half of it
+        eps: added under the square root of the combination, mm^2
+    """
+
+    def __init__(self, sdd: float, eps: float = 1e-6):
         super().__init__()
         self.sdr, self.eps = positive("sdd", sdd) / 2, eps
 
@@ -81,13 +83,17 @@ class DoubleGeodesicSE3(nn.Module):
         return f"sdd={2 * self.sdr}, eps={self.eps}"
 
     def forward(
-        self,
-        pose_1: RigidTransform,  # (B or 1) poses
-        pose_2: RigidTransform,  # (B or 1) poses
-    ) -> tuple[
-        Float[Tensor, "B"], Float[Tensor, "B"], Float[Tensor, "B"]
-    ]:  # arc, translation, root of their squares; mm
-        "Measure the distances from one pose to the other."
+        self, pose_1: RigidTransform, pose_2: RigidTransform
+    ) -> tuple[Float[Tensor, "B"], Float[Tensor, "B"], Float[Tensor, "B"]]:
+        """Measure the distances from one pose to the other.
+
+        Args:
+            pose_1: (B or 1) poses
+            pose_2: (B or 1) poses
+
+        Returns:
+            arc, translation, root of their squares; mm
+        """
         arc, translation = self.sdr * rotation_error(pose_1, pose_2), translation_error(pose_1, pose_2)
         return arc, translation, (arc.square() + translation.square() + self.eps).sqrt()
 
@@ -104,13 +110,20 @@ def check_points(
 
 # %% ../../nbs/api/compare/705_poses.ipynb #05ebeda8
 def target_registration_error(
-    pose_1: RigidTransform,  # (B or 1) true poses
-    pose_2: RigidTransform,  # (B or 1) estimated poses
-    points: Float[Tensor, "#B N 3"],  # world coordinates, mm
-) -> Float[Tensor, "B"]:  # mm
+    pose_1: RigidTransform, pose_2: RigidTransform, points: Float[Tensor, "#B N 3"]
+) -> Float[Tensor, "B"]:
     """Compute the mean target registration error, mTRE (van de Kraats et al., 2005), symmetric in the poses.
 
-    It is the distance between the places where both poses put a point."""
+    It is the distance between the places where both poses put a point.
+
+    Args:
+        pose_1: (B or 1) true poses
+        pose_2: (B or 1) estimated poses
+        points: world coordinates, mm
+
+    Returns:
+        mm
+    """
     check_points(points, pose_1)
     with full_precision(points):
         seen_1, seen_2 = pose_1.inverse()(points), pose_2.inverse()(points)

@@ -68,8 +68,10 @@ def intrinsic_matrix(
 ) -> Float[Tensor, "*B 3 3"]:
     """Compute the intrinsic matrix $K$ of the unflipped detector.
 
-    A pixel of the unit detector is at $(s, t, 1)$; the calibration takes it to $M (s, t, 1)$ in millimetres. $K$ is the inverse of $M$, scaled so that its last row is (0, 0, 1), with the
-    origin moved from the centre of the detector to its corner."""
+    A pixel of the unit detector is at $(s, t, 1)$; the calibration takes it to $M (s, t, 1)$ in millimetres. $K$ is
+    the inverse of $M$, scaled so that its last row is (0, 0, 1), with the origin moved from the centre of the
+    detector to its corner.
+    """
     M = torch.cat([calibration[..., :3, :2], calibration[..., :3, 2:3] + calibration[..., :3, 3:]], dim=-1)
     corner = torch.tensor([[1, 0, width / 2], [0, 1, height / 2], [0, 0, 1]], dtype=M.dtype, device=M.device)
     return detector_depth(calibration)[..., None, None] * matmul(corner, torch.linalg.inv(M))
@@ -213,17 +215,29 @@ def opencv_signs(
 class Camera:
     """An X-ray source and a flat detector, as numbers or as tensors that carry gradients, () or (B,) for a batch.
 
-    Raises a `ValueError` for sizes and distances that are not positive, and for unknown beams."""
+    Raises a `ValueError` for sizes and distances that are not positive, and for unknown beams.
 
-    sdd: float | Real[Tensor, "*#B"]  # source-to-detector distance, mm
-    height: int  # rows, pixels
-    width: int  # columns, pixels
-    delx: float | Real[Tensor, "*#B"]  # width of a pixel, mm
-    dely: float | Real[Tensor, "*#B"] | None = None  # height of a pixel, mm (default: `delx`)
-    x0: float | Real[Tensor, "*#B"] = 0.0  # shift of the detector along its rows, mm
-    y0: float | Real[Tensor, "*#B"] = 0.0  # shift of the detector along its columns, mm
-    reverse_x_axis: bool = True  # show the patient's right on the left of the picture
-    beam: str = "cone"  # "cone", or "parallel" for a source infinitely far away
+    Args:
+        sdd: source-to-detector distance, mm
+        height: rows, pixels
+        width: columns, pixels
+        delx: width of a pixel, mm
+        dely: height of a pixel, mm (default: `delx`)
+        x0: shift of the detector along its rows, mm
+        y0: shift of the detector along its columns, mm
+        reverse_x_axis: show the patient's right on the left of the picture
+        beam: "cone", or "parallel" for a source infinitely far away
+    """
+
+    sdd: float | Real[Tensor, "*#B"]
+    height: int
+    width: int
+    delx: float | Real[Tensor, "*#B"]
+    dely: float | Real[Tensor, "*#B"] | None = None
+    x0: float | Real[Tensor, "*#B"] = 0.0
+    y0: float | Real[Tensor, "*#B"] = 0.0
+    reverse_x_axis: bool = True
+    beam: str = "cone"
 
     def __post_init__(self) -> None:
         if self.dely is None:
@@ -237,28 +251,44 @@ class Camera:
     @classmethod
     def from_calibration(
         cls,
-        calibration: Float[Tensor, "*B 4 4"],  # see `calibration_matrix`
-        height: int,  # rows, pixels
-        width: int,  # columns, pixels
-        reverse_x_axis: bool = True,  # show the patient's right on the left of the picture
-        beam: str = "cone",  # "cone" or "parallel"
+        calibration: Float[Tensor, "*B 4 4"],
+        height: int,
+        width: int,
+        reverse_x_axis: bool = True,
+        beam: str = "cone",
     ) -> Camera:
-        "Read a camera off its calibration matrix."
+        """Read a camera off its calibration matrix.
+
+        Args:
+            calibration: see `calibration_matrix`
+            height: rows, pixels
+            width: columns, pixels
+            reverse_x_axis: show the patient's right on the left of the picture
+            beam: "cone" or "parallel"
+        """
         values = {name: number(calibration[(..., *place)]) for name, place in PLACES.items()}
         return cls(height=height, width=width, reverse_x_axis=reverse_x_axis, beam=beam, **values)
 
     @classmethod
     def from_opencv(
         cls,
-        intrinsic: Float[Tensor, "3 3"],  # of the picture, in OpenCV's convention: positive focal lengths, no skew
-        height: int,  # rows, pixels
-        width: int,  # columns, pixels
-        sdd: float | Float[Tensor, ""],  # source-to-detector distance, mm
-        reverse_x_axis: bool = True,  # show the patient's right on the left of the picture
+        intrinsic: Float[Tensor, "3 3"],
+        height: int,
+        width: int,
+        sdd: float | Float[Tensor, ""],
+        reverse_x_axis: bool = True,
     ) -> Camera:
         """Translate an intrinsic matrix of OpenCV's convention, where the centre of the first pixel is (0, 0).
 
-        Raises a `ValueError` for skew or focal lengths that are not positive."""
+        Raises a `ValueError` for skew or focal lengths that are not positive.
+
+        Args:
+            intrinsic: of the picture, in OpenCV's convention: positive focal lengths, no skew
+            height: rows, pixels
+            width: columns, pixels
+            sdd: source-to-detector distance, mm
+            reverse_x_axis: show the patient's right on the left of the picture
+        """
         K = intrinsic / intrinsic[2, 2]
         if K[0, 1].abs() > 1e-6 * K[0, 0].abs():
             raise ValueError(f"intrinsic must have no skew: intrinsic[0, 1] is {K[0, 1].item()}; rectify the picture")
@@ -286,28 +316,31 @@ class Camera:
         K = self.intrinsic
         return matmul(flip_matrix(self.height, self.width, self.reverse_x_axis).to(K), K)
 
-    def replace(
-        self,
-        **changes: object,  # fields and their new values
-    ) -> Camera:
-        "Return the camera with some fields changed."
+    def replace(self, **changes: object) -> Camera:
+        """Return the camera with some fields changed.
+
+        Args:
+            **changes: fields and their new values
+        """
         return replace(self, **changes)
 
-    def shift(
-        self,
-        **offsets: float | Float[Tensor, "*B"],  # what is added to some of `INTRINSICS`, mm
-    ) -> Camera:
-        "Return the camera with something added to some of its intrinsics."
+    def shift(self, **offsets: float | Float[Tensor, "*B"]) -> Camera:
+        """Return the camera with something added to some of its intrinsics.
+
+        Args:
+            **offsets: what is added to some of `INTRINSICS`, mm
+        """
         return self.replace(**{name: getattr(self, name) + offset for name, offset in offsets.items()})
 
-    def crop(
-        self,
-        top: int = 0,  # rows to cut off
-        bottom: int = 0,  # rows
-        left: int = 0,  # columns
-        right: int = 0,  # columns
-    ) -> Camera:
-        "Cut off rows and columns. Raises a `ValueError` if nothing is left."
+    def crop(self, top: int = 0, bottom: int = 0, left: int = 0, right: int = 0) -> Camera:
+        """Cut off rows and columns. Raises a `ValueError` if nothing is left.
+
+        Args:
+            top: rows to cut off
+            bottom: rows
+            left: columns
+            right: columns
+        """
         height, width = self.height - top - bottom, self.width - left - right
         if min(top, bottom, left, right) < 0 or min(height, width) < 1:
             found = f"top={top}, bottom={bottom}, left={left} and right={right}"
@@ -315,30 +348,33 @@ class Camera:
         x0, y0 = self.delx * (right - left) / 2, self.dely * (bottom - top) / 2
         return self.replace(height=height, width=width).shift(x0=x0 if self.reverse_x_axis else -x0, y0=y0)
 
-    def bin(
-        self,
-        n: int,  # rows and columns of pixels that become one
-    ) -> Camera:
+    def bin(self, n: int) -> Camera:
         """Average blocks of pixels around the middle of the picture, as `bin_pixels` does.
 
-        Raises a `ValueError` when no block fits, or when blocks cannot be put in the middle."""
+        Raises a `ValueError` when no block fits, or when blocks cannot be put in the middle.
+
+        Args:
+            n: rows and columns of pixels that become one
+        """
         height, width = binned_size(self.height, self.width, n)
         return self.replace(height=height, width=width, delx=self.delx * n, dely=self.dely * n)
 
-    def resize(
-        self,
-        height: int,  # rows, pixels
-        width: int,  # columns, pixels
-    ) -> Camera:
-        "Divide the same detector into another number of pixels."
+    def resize(self, height: int, width: int) -> Camera:
+        """Divide the same detector into another number of pixels.
+
+        Args:
+            height: rows, pixels
+            width: columns, pixels
+        """
         delx, dely = self.delx * self.width / width, self.dely * self.height / height
         return self.replace(height=height, width=width, delx=delx, dely=dely)
 
-    def rescale(
-        self,
-        scale: float,  # factor on the number of pixels
-    ) -> Camera:
-        "Divide the size of pixels by a factor. Their number is rounded down; what is lost is cut off evenly."
+    def rescale(self, scale: float) -> Camera:
+        """Divide the size of pixels by a factor. Their number is rounded down; what is lost is cut off evenly.
+
+        Args:
+            scale: factor on the number of pixels
+        """
         height, width = int(self.height * scale), int(self.width * scale)
         return self.replace(height=height, width=width, delx=self.delx / scale, dely=self.dely / scale)
 

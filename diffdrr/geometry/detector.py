@@ -41,6 +41,29 @@ def reads(
     read.__doc__ = meaning
     return property(read)
 
+# %% ../../nbs/api/geometry/106_detector.ipynb #c4b1a2d3
+def check_batches(
+    n_poses: int,
+    n_calibrations: int,
+) -> None:
+    "Raise a `ValueError` unless there are as many calibrations as poses, or one of either."
+    if n_poses != n_calibrations and 1 not in (n_poses, n_calibrations):
+        found = f"{n_poses} and {n_calibrations}"
+        raise ValueError(f"poses and calibrations must have the same batch size, or one of them 1, not {found}")
+
+# %% ../../nbs/api/geometry/106_detector.ipynb #d5a7b1c2
+def indices_of(
+    unit_target: Float[Tensor, "N 3"],  # pixels of the unit detector
+    height: int,  # of the picture, pixels
+    width: int,  # of the picture, pixels
+    reverse_x_axis: bool,  # as for the `Camera`
+) -> Int[Tensor, "N"]:  # counted row by row
+    "Tell which pixels of the picture points of the unit detector are."
+    centre = unit_target.new_tensor([width / 2, height / 2, 0.0])
+    flip = flip_matrix(height, width, reverse_x_axis).to(unit_target)
+    column, row = matmul(unit_target + centre, flip.mT).floor().long()[:, :2].unbind(dim=-1)
+    return row * width + column
+
 # %% ../../nbs/api/geometry/106_detector.ipynb #9ec8e348
 class Detector(nn.Module):
     """An X-ray source and a flat detector.
@@ -105,10 +128,7 @@ class Detector(nn.Module):
         """Which pixels are rendered, counted row by row.
 
         They are read off the rays, so that both come from a checkpoint together."""
-        centre = self.target.new_tensor([self.width / 2, self.height / 2, 0.0])
-        flip = flip_matrix(self.height, self.width, self.reverse_x_axis).to(self.target)
-        column, row = matmul(self.target[0] + centre, flip.mT).floor().long()[:, :2].unbind(dim=-1)
-        return row * self.width + column
+        return indices_of(self.target[0], self.height, self.width, self.reverse_x_axis)
 
     @property
     def subsamples(self) -> list[list[int]]:
@@ -144,10 +164,7 @@ class Detector(nn.Module):
     ) -> tuple[Float[Tensor, "B M 3"], Float[Tensor, "B N 3"]]:  # source, M = 1 for a cone beam, and target, mm
         "Make the rays in world coordinates."
         calibration = self.calibration if calibration is None else calibration
-        sizes = len(extrinsic), len(calibration)
-        if sizes[0] != sizes[1] and 1 not in sizes:
-            found = f"{sizes[0]} and {sizes[1]}"
-            raise ValueError(f"poses and calibrations must have the same batch size, or one of them 1, not {found}")
+        check_batches(len(extrinsic), len(calibration))
         world_from_camera = self.reorient.compose(extrinsic)
         world_from_unit = calibration.compose(world_from_camera)
         source = (world_from_unit if self.beam == "parallel" else world_from_camera)(self.source)
@@ -171,8 +188,8 @@ class Detector(nn.Module):
     ) -> Float[Tensor, "B N 2"]:  # pixel coordinates
         "Project points of the world to the picture."
         C = (self.calibration if calibration is None else calibration).matrix
-        camera_from_world = self.reorient.compose(pose).inverse()
-        return project(camera_from_world(points), self.pixel_from_camera(calibration), detector_depth(C), self.beam)
+        points = self.reorient.compose(pose).inverse()(points)
+        return project(points, self.pixel_from_camera(calibration), detector_depth(C), self.beam)
 
     def backproject(
         self,
@@ -182,8 +199,8 @@ class Detector(nn.Module):
     ) -> Float[Tensor, "B N 3"]:  # world coordinates, mm
         "Find the points of the detector, in the world, that pixels show."
         C = (self.calibration if calibration is None else calibration).matrix
-        world_from_camera = self.reorient.compose(pose)
-        return world_from_camera(backproject(pixels, self.pixel_from_camera(calibration), detector_depth(C)))
+        points = backproject(pixels, self.pixel_from_camera(calibration), detector_depth(C))
+        return self.reorient.compose(pose)(points)
 
 # %% ../../nbs/api/geometry/106_detector.ipynb #7e326b51
 def make_intrinsic_matrix(

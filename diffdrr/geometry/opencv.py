@@ -34,11 +34,17 @@ def opencv_camera(
 
 # %% ../../nbs/api/geometry/107_opencv.ipynb #4ae4ccda
 def pose_from_opencv(
-    extrinsic: Float[Tensor, "4 4"] | Float[Tensor, "B 4 4"],  # camera from world, in OpenCV's convention
-    reorient: Float[Tensor, "4 4"],  # of the subject, see `camera.orientation_matrix`
-    reverse_x_axis: bool = True,  # as for the `DRR`
+    extrinsic: Float[Tensor, "4 4"] | Float[Tensor, "B 4 4"],
+    reorient: Float[Tensor, "4 4"],
+    reverse_x_axis: bool = True,
 ) -> RigidTransform:
-    "Return the pose of an OpenCV camera. Raises a `ValueError` if it would have to mirror the picture."
+    """Return the pose of an OpenCV camera. Raises a `ValueError` if it would have to mirror the picture.
+
+    Args:
+        extrinsic: camera from world, in OpenCV's convention
+        reorient: of the subject, see `camera.orientation_matrix`
+        reverse_x_axis: as for the `DRR`
+    """
     signs = opencv_signs(reverse_x_axis).to(extrinsic)
     world_from_camera = matmul(torch.linalg.inv(extrinsic), signs)
     matrix = matmul(world_from_camera, torch.linalg.inv(reorient.to(extrinsic)))

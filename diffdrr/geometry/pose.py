@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..checks import one_of
 from .precision import matmul
 from .se3 import homogeneous, matrix_to_twist, twist_to_matrix
 from diffdrr.geometry.so3 import (
@@ -64,12 +65,13 @@ def make_matrix(
 class AffineTransform(nn.Module):
     """A batch of affine transforms of 3D points.
 
-    Its matrix is a buffer: it follows `.to(device, dtype)` and carries gradients."""
+    Its matrix is a buffer: it follows `.to(device, dtype)` and carries gradients.
 
-    def __init__(
-        self,
-        matrix: Float[Tensor, "4 4"] | Float[Tensor, "B 4 4"],  # homogeneous, acting on column vectors
-    ):
+    Args:
+        matrix: homogeneous, acting on column vectors
+    """
+
+    def __init__(self, matrix: Float[Tensor, "4 4"] | Float[Tensor, "B 4 4"]):
         super().__init__()
         if matrix.dim() not in (2, 3) or matrix.shape[-2:] != (4, 4):
             raise ValueError(f"matrix must have shape (4, 4) or (B, 4, 4), not {tuple(matrix.shape)}")
@@ -95,14 +97,15 @@ class AffineTransform(nn.Module):
         "The translation in mm."
         return self.matrix[..., :3, 3]
 
-    def forward(
-        self,
-        x: Float[Tensor, "#B N 3"],  # points
-    ) -> Float[Tensor, "B N 3"]:
+    def forward(self, x: Float[Tensor, "#B N 3"]) -> Float[Tensor, "B N 3"]:
         """Transform points.
 
         A batch of one broadcasts against the other batch. In memory, all x come before all y and all z: so torch and
-        the kernels are fastest. Raises a `ValueError` for anything but points in space."""
+        the kernels are fastest. Raises a `ValueError` for anything but points in space.
+
+        Args:
+            x: points
+        """
         if x.shape[-1] != 3:
             raise ValueError(f"x must have shape (B, N, 3), not {tuple(x.shape)}")
         R = (
@@ -110,11 +113,12 @@ class AffineTransform(nn.Module):
         )  # an inverse is stored by columns, and its product with rows takes eight times as long
         return (matmul(R, x.mT) + self.translation[..., None]).mT
 
-    def compose(
-        self,
-        T: AffineTransform,  # the transform to apply after this one
-    ) -> AffineTransform:
-        "Return the transform that applies this one, then `T`. It is rigid if both are."
+    def compose(self, T: AffineTransform) -> AffineTransform:
+        """Return the transform that applies this one, then `T`. It is rigid if both are.
+
+        Args:
+            T: the transform to apply after this one
+        """
         both_rigid = isinstance(self, RigidTransform) and isinstance(T, RigidTransform)
         return (RigidTransform if both_rigid else AffineTransform)(matmul(T.matrix, self.matrix))
 
@@ -136,14 +140,18 @@ class RigidTransform(AffineTransform):
         return RigidTransform(make_matrix(R, -matmul(R, self.translation[..., None])[..., 0]))
 
     def convert(
-        self,
-        parameterization: str,  # a key of `PARAMETERIZATIONS`
-        convention: str | None = None,  # for Euler angles, such as "ZXY"
-        degrees: bool = False,  # Euler angles in degrees
-    ) -> tuple[
-        Float[Tensor, "B ..."], Float[Tensor, "B 3"]
-    ]:  # rotation (B, width), or (B, 3, 3) for "matrix"; translation, mm
-        "Return the rotation and the translation that the function `convert` turns back into this transform."
+        self, parameterization: str, convention: str | None = None, degrees: bool = False
+    ) -> tuple[Float[Tensor, "B ..."], Float[Tensor, "B 3"]]:
+        """Return the rotation and the translation that the function `convert` turns back into this transform.
+
+        Args:
+            parameterization: a key of `PARAMETERIZATIONS`
+            convention: for Euler angles, such as "ZXY"
+            degrees: Euler angles in degrees
+
+        Returns:
+            rotation (B, width), or (B, 3, 3) for "matrix"; translation, mm
+        """
         parameters = parameterization_of(parameterization, convention, degrees)
         if parameterization == "se3_log_map":
             translation, rotation = self.get_se3_log().split(3, dim=-1)
@@ -151,8 +159,12 @@ class RigidTransform(AffineTransform):
         with torch.autocast(self.matrix.device.type, enabled=False):
             return parameters.from_matrix(self.rotation), matmul(self.rotation.mT, self.translation[..., None])[..., 0]
 
-    def get_se3_log(self) -> Float[Tensor, "B 6"]:  # translational part (mm), then rotational part (rad)
-        "Return the twist whose exponential is this transform."
+    def get_se3_log(self) -> Float[Tensor, "B 6"]:
+        """Return the twist whose exponential is this transform.
+
+        Returns:
+            translational part (mm), then rotational part (rad)
+        """
         with torch.autocast(self.matrix.device.type, enabled=False):
             return matrix_to_twist(self.matrix)
 
@@ -196,8 +208,7 @@ def parameterization_of(
     """Look up a parameterisation, with the convention of its Euler angles filled in.
 
     Raises a `ValueError` for an unknown one."""
-    if name not in PARAMETERIZATIONS:
-        raise ValueError(f"parameterization must be one of {', '.join(PARAMETERIZATIONS)}, not {name!r}")
+    one_of("parameterization", name, PARAMETERIZATIONS)
     found = PARAMETERIZATIONS[name]
     if name != "euler_angles":
         return found
@@ -246,14 +257,16 @@ def check_parameters(
 
 # %% ../../nbs/api/geometry/104_pose.ipynb #060be3f6
 def convert(
-    *args: Float[
-        Tensor, "B ..."
-    ],  # rotation (B, width) and translation (B, 3) in mm; "matrix" also takes a single (B, 4, 4)
-    parameterization: str,  # a key of `PARAMETERIZATIONS`
-    convention: str | None = None,  # for Euler angles, such as "ZXY"
-    degrees: bool = False,  # Euler angles in degrees
+    *args: Float[Tensor, "B ..."], parameterization: str, convention: str | None = None, degrees: bool = False
 ) -> RigidTransform:
-    "Make a pose from a rotation and a translation. Raises a `ValueError` that says what is wrong with the arguments."
+    """Make a pose from a rotation and a translation. Raises a `ValueError` that says what is wrong with the arguments.
+
+    Args:
+        *args: rotation (B, width) and translation (B, 3) in mm; "matrix" also takes a single (B, 4, 4)
+        parameterization: a key of `PARAMETERIZATIONS`
+        convention: for Euler angles, such as "ZXY"
+        degrees: Euler angles in degrees
+    """
     parameters = parameterization_of(parameterization, convention, degrees)
     if parameterization == "matrix" and len(args) == 1:
         return RigidTransform(args[0])
@@ -272,10 +285,12 @@ def convert(
         return RigidTransform(make_matrix(R, matmul(R, translation[..., None])[..., 0]))
 
 # %% ../../nbs/api/geometry/104_pose.ipynb #8de3dc2c
-def random_rigid_transform(
-    batch_size: int = 1,  # number of transforms
-) -> RigidTransform:
-    "Draw rotations uniformly, and translations from a normal distribution with a standard deviation of 100 mm."
+def random_rigid_transform(batch_size: int = 1) -> RigidTransform:
+    """Draw rotations uniformly, and translations from a normal distribution with a standard deviation of 100 mm.
+
+    Args:
+        batch_size: number of transforms
+    """
     import roma
 
     return RigidTransform(make_matrix(roma.random_rotmat(batch_size), 100 * torch.randn(batch_size, 3)))

@@ -46,15 +46,27 @@ def camera_at_rest(
 
 # %% ../../nbs/api/geometry/108_views.ipynb #6bfa320a
 def pose_from_positioner_angles(
-    primary: float,  # degrees; 0 with the detector in front of the patient, 90 to the patient's left
-    secondary: float,  # degrees, positive with the detector towards the head
-    sod: float,  # distance from the source to the isocentre, mm
-    orientation: str | None = "AP",  # of the subject that is rendered, see `read`
-    isocentre: tuple[float, float, float] = (0.0, 0.0, 0.0),  # world coordinates, mm
-) -> RigidTransform:  # (1)
+    primary: float,
+    secondary: float,
+    sod: float,
+    orientation: str | None = "AP",
+    isocentre: tuple[float, float, float] = (0.0, 0.0, 0.0),
+) -> RigidTransform:
     """Aim a C-arm at the isocentre.
 
-    Raises a `ValueError` for a distance that is not positive, angles that are not finite, and an unknown orientation. The angles are those of DICOM's X-Ray Positioner Module (PS3.3 C.8.7.5)."""
+    Raises a `ValueError` for a distance that is not positive, angles that are not finite, and an unknown
+    orientation. The angles are those of DICOM's X-Ray Positioner Module (PS3.3 C.8.7.5).
+
+    Args:
+        primary: degrees; 0 with the detector in front of the patient, 90 to the patient's left
+        secondary: degrees, positive with the detector towards the head
+        sod: distance from the source to the isocentre, mm
+        orientation: of the subject that is rendered, see `read`
+        isocentre: world coordinates, mm
+
+    Returns:
+        (1)
+    """
     positive("sod", sod)
     number("primary", primary, remedy="give degrees")
     number("secondary", secondary, remedy="give degrees")
@@ -113,14 +125,21 @@ def angles_of_view(
 
 # %% ../../nbs/api/geometry/108_views.ipynb #7a68136f
 def pose_from_view(
-    view: str,  # such as "AP", "left lateral", "LAO 30" or "RAO 20 CAU 15"
-    sod: float,  # distance from the source to the isocentre, mm
-    orientation: str | None = "AP",  # of the subject that is rendered, see `read`
-    isocentre: tuple[float, float, float] = (0.0, 0.0, 0.0),  # world coordinates, mm
-) -> RigidTransform:  # (1)
+    view: str, sod: float, orientation: str | None = "AP", isocentre: tuple[float, float, float] = (0.0, 0.0, 0.0)
+) -> RigidTransform:
     """Aim a C-arm at the isocentre from the name of a view.
 
-    Raises the errors of `angles_of_view` and `pose_from_positioner_angles`."""
+    Raises the errors of `angles_of_view` and `pose_from_positioner_angles`.
+
+    Args:
+        view: such as "AP", "left lateral", "LAO 30" or "RAO 20 CAU 15"
+        sod: distance from the source to the isocentre, mm
+        orientation: of the subject that is rendered, see `read`
+        isocentre: world coordinates, mm
+
+    Returns:
+        (1)
+    """
     return pose_from_positioner_angles(*angles_of_view(view), sod, orientation, isocentre)
 
 # %% ../../nbs/api/geometry/108_views.ipynb #39321ca2
@@ -170,13 +189,22 @@ def check_miss(
 
 # %% ../../nbs/api/geometry/108_views.ipynb #070e37ed
 def pose_from_landmarks(
-    detector: Detector,  # of the `DRR`
-    points: Shaped[Tensor | np.ndarray, "N 3"],  # landmarks in world coordinates, mm
-    pixels: Shaped[Tensor | np.ndarray, "N 2"],  # their pixel coordinates, in the same order
-) -> RigidTransform:  # (1)
+    detector: Detector, points: Shaped[Tensor | np.ndarray, "N 3"], pixels: Shaped[Tensor | np.ndarray, "N 2"]
+) -> RigidTransform:
     """Find the pose of an X-ray from landmarks.
 
-    Raises a `ValueError` for fewer than four landmarks, coordinates that are not finite, landmarks on a line, landmarks that no pose explains, and a parallel beam. Four landmarks in a wrong order may still fit a pose: more of them show it."""
+    Raises a `ValueError` for fewer than four landmarks, coordinates that are not finite, landmarks on a line,
+    landmarks that no pose explains, and a parallel beam. Four landmarks in a wrong order may still fit a pose: more
+    of them show it.
+
+    Args:
+        detector: of the `DRR`
+        points: landmarks in world coordinates, mm
+        pixels: their pixel coordinates, in the same order
+
+    Returns:
+        (1)
+    """
     if detector.beam != "cone":
         raise ValueError(f"pose_from_landmarks needs a detector with a cone beam, not {detector.beam!r}")
     points, pixels = (torch.as_tensor(x).detach().cpu().double() for x in (points, pixels))

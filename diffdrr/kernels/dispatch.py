@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ..checks import one_of
 from . import reference
 from .autograd import SAMPLES_PER_CHUNK, integrate, spread
 from .reference import SAMPLERS
@@ -32,8 +33,7 @@ def check_backend(
     backend: str,  # what the caller gave
 ) -> None:
     "Raise a `ValueError` unless the backend exists."
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, not {backend!r}")
+    one_of("backend", backend, BACKENDS)
 
 # %% ../../nbs/api/kernels/431_dispatch.ipynb #ea4d626d
 def check_choices(
@@ -42,8 +42,7 @@ def check_choices(
     backend: str,  # who computes
 ) -> None:
     "Raise a `ValueError` for choices that no renderer offers."
-    if mode not in SAMPLERS:
-        raise ValueError(f"mode must be one of {', '.join(map(repr, SAMPLERS))}, not {mode!r}")
+    one_of("mode", mode, SAMPLERS)
     if reducefn not in ("sum", "max") and not callable(reducefn):
         raise ValueError(f"reducefn must be 'sum', 'max' or a function, not {reducefn!r}")
     check_backend(backend)
@@ -315,8 +314,7 @@ def complete(
     shape: tuple[int, ...],  # of the volume
 ) -> Rule:  # with labels as a batch in an integer dtype, and their number
     "Prepare a rule for kernels. Raises a `ValueError` for one that no kernel follows."
-    if rule.method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))}, not {rule.method!r}")
+    one_of("method", rule.method, METHODS)
     labels, n_labels = as_classes(rule.labels, rule.n_labels, shape)
     mode = rule.mode or ("nearest" if rule.method == "siddon" else "bilinear")
     return rule._replace(labels=as_batch(labels), n_labels=n_labels, mode=mode)

@@ -71,14 +71,21 @@ def relative_attenuation(
 class PolyenergeticBeam(nn.Module):
     """Turn line integrals of materials into the optical depth that a beam of many energies measures.
 
-    Raises a `ValueError` for unknown materials, spectra without photons, and energies outside of the tables."""
+    Raises a `ValueError` for unknown materials, spectra without photons, and energies outside of the tables.
+
+    Args:
+        spectrum: of the beam that meets the patient; the fluence may be an `nn.Parameter`
+        materials: M of them, one for each channel
+        response: (E,) signal per photon, see `csi_response`; None counts photons
+        energy: keV of the optical depths in the channels; None for path lengths in mm
+    """
 
     def __init__(
         self,
-        spectrum: Spectrum,  # of the beam that meets the patient; the fluence may be an `nn.Parameter`
-        materials: Sequence[str],  # M of them, one for each channel
-        response: Float[Tensor, "..."] | None = None,  # (E,) signal per photon, see `csi_response`; None counts photons
-        energy: float | None = 70.0,  # keV of the optical depths in the channels; None for path lengths in mm
+        spectrum: Spectrum,
+        materials: Sequence[str],
+        response: Float[Tensor, "..."] | None = None,
+        energy: float | None = 70.0,
     ):
         super().__init__()
         spectrum = as_spectrum(spectrum)
@@ -98,12 +105,15 @@ class PolyenergeticBeam(nn.Module):
 
     @classmethod
     def of(
-        cls,
-        subject: Subject,  # from `label_materials`, which names the materials and the energy
-        spectrum: Spectrum,  # of the beam that meets the patient
-        response: Float[Tensor, "..."] | None = None,  # (E,) signal per photon, see `csi_response`; None counts photons
+        cls, subject: Subject, spectrum: Spectrum, response: Float[Tensor, "..."] | None = None
     ) -> PolyenergeticBeam:
-        "Make the beam for the channels of a subject. Raises a `ValueError` for a subject without materials."
+        """Make the beam for the channels of a subject. Raises a `ValueError` for a subject without materials.
+
+        Args:
+            subject: from `label_materials`, which names the materials and the energy
+            spectrum: of the beam that meets the patient
+            response: (E,) signal per photon, see `csi_response`; None counts photons
+        """
         if "materials" not in subject:
             raise ValueError("subject must name its materials; it comes from label_materials(subject)")
         return cls(spectrum, subject.materials, response, subject.energy)
@@ -111,11 +121,15 @@ class PolyenergeticBeam(nn.Module):
     def extra_repr(self) -> str:
         return f"{len(self.present)} energies, {len(self.materials)} materials, energy={self.energy}"
 
-    def forward(
-        self,
-        channels: Float[Tensor, "B M *picture"],  # line integrals of each material
-    ) -> Float[Tensor, "B 1 *picture"]:  # optical depth
-        "Measure. Raises a `ValueError` unless there is one channel for each material."
+    def forward(self, channels: Float[Tensor, "B M *picture"]) -> Float[Tensor, "B 1 *picture"]:
+        """Measure. Raises a `ValueError` unless there is one channel for each material.
+
+        Args:
+            channels: line integrals of each material
+
+        Returns:
+            optical depth
+        """
         if channels.dim() < 3 or channels.shape[1] != len(self.materials):
             raise ValueError(
                 f"channels must have shape (B, {len(self.materials)}, ...), one for each material, "

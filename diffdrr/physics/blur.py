@@ -74,14 +74,15 @@ def sigma_of_mtf(
 
 # %% ../../nbs/api/physics/605_blur.ipynb #919245b0
 class Blur(nn.Module):
-    "Blur pictures by a Gaussian, for a focal spot or a detector. Raises a `ValueError` unless all sizes are positive."
+    """Blur pictures by a Gaussian, for a focal spot or a detector. Raises a `ValueError` unless all sizes are positive.
 
-    def __init__(
-        self,
-        sigma: float | Float[Tensor, ""],  # standard deviation on the detector, mm
-        delx: float,  # width of a pixel, mm
-        dely: float | None = None,  # height of a pixel, mm (default: `delx`)
-    ):
+    Args:
+        sigma: standard deviation on the detector, mm
+        delx: width of a pixel, mm
+        dely: height of a pixel, mm (default: `delx`)
+    """
+
+    def __init__(self, sigma: float | Float[Tensor, ""], delx: float, dely: float | None = None):
         super().__init__()
         self.sigma, self.delx, self.dely = sigma, delx, delx if dely is None else dely
         for name in ("sigma", "delx", "dely"):
@@ -90,11 +91,12 @@ class Blur(nn.Module):
     def extra_repr(self) -> str:
         return f"sigma={self.sigma}, delx={self.delx}, dely={self.dely}"
 
-    def forward(
-        self,
-        x: Float[Tensor, "B C H W"],  # intensities
-    ) -> Float[Tensor, "B C H W"]:
-        "Blur."
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """Blur.
+
+        Args:
+            x: intensities
+        """
         sizes = zip(x.shape[-2:], (self.dely, self.delx), strict=True)
         weights = (gaussian_weights(n, size, self.sigma, x) for n, size in sizes)
         return apply_weights(x, *(w / w.sum(dim=1, keepdim=True) for w in weights))

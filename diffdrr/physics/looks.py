@@ -29,13 +29,14 @@ def check_air(
 
 # %% ../../nbs/api/physics/601_looks.ipynb #9c822fd5
 class Transmission(nn.Module):
-    "Turn line integrals into intensities, `air * exp(-scale * x)`. Raises a `ValueError` unless both are positive."
+    """Turn line integrals into intensities, `air * exp(-scale * x)`. Raises a `ValueError` unless both are positive.
 
-    def __init__(
-        self,
-        scale: float | Float[Tensor, "..."] = 1.0,  # attenuation (1/mm) where the density is 1; 1 for optical depths
-        air: float | Float[Tensor, "..."] = 1.0,  # signal without matter in the beam, a number or (H, W)
-    ):
+    Args:
+        scale: attenuation (1/mm) where the density is 1; 1 for optical depths
+        air: signal without matter in the beam, a number or (H, W)
+    """
+
+    def __init__(self, scale: float | Float[Tensor, "..."] = 1.0, air: float | Float[Tensor, "..."] = 1.0):
         super().__init__()
         positive("scale", scale, batch=True)
         positive("air", air, batch=True)
@@ -44,11 +45,15 @@ class Transmission(nn.Module):
     def extra_repr(self) -> str:
         return f"scale={self.scale}"
 
-    def forward(
-        self,
-        x: Float[Tensor, "*picture"],  # line integrals
-    ) -> Float[Tensor, "*picture"]:  # intensities
-        "Weaken the beam. Raises a `ValueError` for an `air` that does not fit."
+    def forward(self, x: Float[Tensor, "*picture"]) -> Float[Tensor, "*picture"]:
+        """Weaken the beam. Raises a `ValueError` for an `air` that does not fit.
+
+        Args:
+            x: line integrals
+
+        Returns:
+            intensities
+        """
         check_air(self.air, x)
         return self.air * torch.exp(-self.scale * x)
 
@@ -74,13 +79,14 @@ def check_logarithm(
 
 # %% ../../nbs/api/physics/601_looks.ipynb #3307d6a4
 class Log(nn.Module):
-    "Turn intensities into optical depths, `-log(x / air)`. Raises a `ValueError` unless both numbers are positive."
+    """Turn intensities into optical depths, `-log(x / air)`. Raises a `ValueError` unless both numbers are positive.
 
-    def __init__(
-        self,
-        air: float | Float[Tensor, "..."] = 1.0,  # signal without matter in the beam, a number or (H, W)
-        minimum: float | None = None,  # signals below count as this one; a pixel without a photon has no logarithm
-    ):
+    Args:
+        air: signal without matter in the beam, a number or (H, W)
+        minimum: signals below count as this one; a pixel without a photon has no logarithm
+    """
+
+    def __init__(self, air: float | Float[Tensor, "..."] = 1.0, minimum: float | None = None):
         super().__init__()
         positive("air", air, batch=True)
         if minimum is not None:
@@ -90,11 +96,15 @@ class Log(nn.Module):
     def extra_repr(self) -> str:
         return f"minimum={self.minimum}"
 
-    def forward(
-        self,
-        x: Shaped[Tensor, "*picture"],  # intensities, or counts of any integer type
-    ) -> Float[Tensor, "*picture"]:  # optical depths
-        "Take the logarithm. Raises a `ValueError` for intensities that have none, and an `air` that does not fit."
+    def forward(self, x: Shaped[Tensor, "*picture"]) -> Float[Tensor, "*picture"]:
+        """Take the logarithm. Raises a `ValueError` for intensities that have none, and an `air` that does not fit.
+
+        Args:
+            x: intensities, or counts of any integer type
+
+        Returns:
+            optical depths
+        """
         check_air(self.air, x)
         x = x if x.is_floating_point() else x.float()
         if self.minimum is not None:
@@ -126,14 +136,15 @@ WINDOWS = {"chest": (3.0, 5.0), "lung": (1.5, 3.0), "bone": (4.0, 3.0)}  # level
 
 # %% ../../nbs/api/physics/601_looks.ipynb #58a3ce04
 class Window(nn.Module):
-    "Map a range of values to grey values from 0 to 1. Raises a `ValueError` unless the width is positive."
+    """Map a range of values to grey values from 0 to 1. Raises a `ValueError` unless the width is positive.
 
-    def __init__(
-        self,
-        level: float,  # the value that becomes 0.5
-        width: float,  # from black to white
-        invert: bool = False,  # show large values black
-    ):
+    Args:
+        level: the value that becomes 0.5
+        width: from black to white
+        invert: show large values black
+    """
+
+    def __init__(self, level: float, width: float, invert: bool = False):
         super().__init__()
         positive("width", width)
         self.level, self.width, self.invert = level, width, invert
@@ -144,8 +155,12 @@ class Window(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "*picture"],
-    ) -> Float[Tensor, "*picture"]:  # between 0 and 1
-        "Choose grey values."
+    ) -> Float[Tensor, "*picture"]:
+        """Choose grey values.
+
+        Returns:
+            between 0 and 1
+        """
         grey = ((x - self.level) / self.width + 0.5).clamp(0, 1)
         return 1 - grey if self.invert else grey
 
@@ -169,13 +184,18 @@ class OpticalDepths(nn.Module):
         return x
 
 # %% ../../nbs/api/physics/601_looks.ipynb #20a2cc92
-def look(
-    name: str,  # "transmission", "radiograph" or "fluoroscopy"
-    window: str = "chest",  # a key of `WINDOWS`; a transmission is not windowed
-) -> nn.Module:  # takes optical depths
+def look(name: str, window: str = "chest") -> nn.Module:
     """Choose how to show line integrals, as in `nn.Sequential(drr, look('fluoroscopy'))`.
 
-    Raises a `ValueError` for unknown names."""
+    Raises a `ValueError` for unknown names.
+
+    Args:
+        name: "transmission", "radiograph" or "fluoroscopy"
+        window: a key of `WINDOWS`; a transmission is not windowed
+
+    Returns:
+        takes optical depths
+    """
     one_of("name", name, PRESENTATIONS)
     one_of("window", window, WINDOWS, remedy="others are made by Window(level, width)")
     shown = Transmission() if name == "transmission" else Window(*WINDOWS[window], invert=name == "fluoroscopy")

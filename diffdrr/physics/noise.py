@@ -32,13 +32,19 @@ SAMPLINGS = ("gaussian", "poisson")
 class QuantumNoise(nn.Module):
     """Add the noise of counting photons.
 
-    Raises a `ValueError` for an unknown sampling, or without photons, and a `TypeError` for a wrong generator."""
+    Raises a `ValueError` for an unknown sampling, or without photons, and a `TypeError` for a wrong generator.
+
+    Args:
+        photons: that a pixel detects in air
+        sampling: differentiable in mean and variance; "poisson" in the mean alone
+        generator: of random numbers, on the device of the pictures
+    """
 
     def __init__(
         self,
-        photons: float | Float[Tensor, "..."],  # that a pixel detects in air
-        sampling: str = "gaussian",  # differentiable in mean and variance; "poisson" in the mean alone
-        generator: torch.Generator | None = None,  # of random numbers, on the device of the pictures
+        photons: float | Float[Tensor, "..."],
+        sampling: str = "gaussian",
+        generator: torch.Generator | None = None,
     ):
         super().__init__()
         positive("photons", photons, batch=True)
@@ -49,11 +55,15 @@ class QuantumNoise(nn.Module):
     def extra_repr(self) -> str:
         return f"photons={self.photons}, sampling={self.sampling!r}"
 
-    def forward(
-        self,
-        x: Float[Tensor, "*picture"],  # intensities, 1 in air
-    ) -> Float[Tensor, "*picture"]:  # noisy intensities, 1 in air on average
-        "Draw a noisy picture. Raises a `ValueError` for negative intensities, and those not relative to air."
+    def forward(self, x: Float[Tensor, "*picture"]) -> Float[Tensor, "*picture"]:
+        """Draw a noisy picture. Raises a `ValueError` for negative intensities, and those not relative to air.
+
+        Args:
+            x: intensities, 1 in air
+
+        Returns:
+            noisy intensities, 1 in air on average
+        """
         check_intensities(x, "x")
         expected = self.photons * x
         if self.sampling == "poisson":

@@ -25,16 +25,25 @@ class Scatter(nn.Module):
     The model is that of Ohnesorge et al., European Radiology 9, 1999, with an exponent as in the kernels of Sun and
     Star-Lack, Physics in Medicine and Biology 55, 2010.
 
-    Raises a `ValueError` for parameters that make no sense."""
+    Raises a `ValueError` for parameters that make no sense.
+
+    Args:
+        delx: width of a pixel, mm
+        dely: height of a pixel, mm (default: `delx`)
+        amplitude: a
+        exponent: b, at least 1
+        sigma: standard deviation of the spread at the detector, mm
+        grid: proportions of primary and scattered photons that a grid lets through
+    """
 
     def __init__(
         self,
-        delx: float,  # width of a pixel, mm
-        dely: float | None = None,  # height of a pixel, mm (default: `delx`)
-        amplitude: float | Float[Tensor, ""] = 0.33,  # a
-        exponent: float | Float[Tensor, ""] = 1.25,  # b, at least 1
-        sigma: float | Float[Tensor, ""] = 100.0,  # standard deviation of the spread at the detector, mm
-        grid: tuple[float, float] = (1.0, 1.0),  # proportions of primary and scattered photons that a grid lets through
+        delx: float,
+        dely: float | None = None,
+        amplitude: float | Float[Tensor, ""] = 0.33,
+        exponent: float | Float[Tensor, ""] = 1.25,
+        sigma: float | Float[Tensor, ""] = 100.0,
+        grid: tuple[float, float] = (1.0, 1.0),
     ):
         super().__init__()
         dely = delx if dely is None else dely
@@ -52,13 +61,14 @@ class Scatter(nn.Module):
     def extra_repr(self) -> str:
         return f"amplitude={self.amplitude}, exponent={self.exponent}, sigma={self.sigma}, grid={self.grid}"
 
-    def scattered(
-        self,
-        x: Float[Tensor, "B C H W"],  # primary intensities, 1 in air
-    ) -> Float[Tensor, "B C H W"]:
+    def scattered(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """Estimate the scattered photons that reach the detector without a grid.
 
-        Raises a `ValueError` for negative intensities, and those not relative to air."""
+        Raises a `ValueError` for negative intensities, and those not relative to air.
+
+        Args:
+            x: primary intensities, 1 in air
+        """
         check_intensities(x, "x")
         x = x.clamp(torch.finfo(x.dtype).tiny, 1)  # no logarithm of 0; brighter than air does not scatter
         source = self.amplitude * x * (-torch.log(x)) ** self.exponent
@@ -66,10 +76,14 @@ class Scatter(nn.Module):
         sizes = zip(x.shape[-2:], (self.dely, self.delx), strict=True)
         return apply_weights(source, *(gaussian_weights(n, size, self.sigma, x) for n, size in sizes))
 
-    def forward(
-        self,
-        x: Float[Tensor, "B C H W"],  # primary intensities, 1 in air
-    ) -> Float[Tensor, "B C H W"]:  # intensities with scatter
-        "Add scatter, behind a grid if there is one."
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """Add scatter, behind a grid if there is one.
+
+        Args:
+            x: primary intensities, 1 in air
+
+        Returns:
+            intensities with scatter
+        """
         primary, scattered = self.grid
         return primary * x + scattered * self.scattered(x)

@@ -152,15 +152,25 @@ def filtered(
 
 # %% ../../nbs/api/reconstruction/805_analytic.ipynb #2f9cef05
 def fdk(
-    projector: Projector,  # with a cone beam
-    pictures: Shaped[Tensor, "V 1 H W"] | Shaped[np.ndarray, "V 1 H W"],  # line integrals
-    hann: bool = False,  # damp high frequencies, against noise
-    verbose: bool = True,  # show a progress bar
-) -> Float[Tensor, "X Y Z"]:  # 1/mm
+    projector: Projector,
+    pictures: Shaped[Tensor, "V 1 H W"] | Shaped[np.ndarray, "V 1 H W"],
+    hann: bool = False,
+    verbose: bool = True,
+) -> Float[Tensor, "X Y Z"]:
     """Reconstruct from a full circle by filtered backprojection (Feldkamp, Davis and Kress, 1984).
 
-    Raises a `ValueError` for pictures that do not fit, for views that are not spread evenly over a full circle or do not see
-    the volume, for other beams, and for cameras that change. Warns of pictures that seem to be intensities."""
+    Raises a `ValueError` for pictures that do not fit, for views that are not spread evenly over a full circle or do
+    not see the volume, for other beams, and for cameras that change. Warns of pictures that seem to be intensities.
+
+    Args:
+        projector: with a cone beam
+        pictures: line integrals
+        hann: damp high frequencies, against noise
+        verbose: show a progress bar
+
+    Returns:
+        1/mm
+    """
     pictures = check_pictures(projector, pictures)
     check_overlap(projector)
     views, calibration = projector.views, single_calibration(projector)

@@ -60,18 +60,28 @@ def make_optimizer(
 class Descent(Solver):
     """Minimise the squared difference of pictures, and whatever else, with an optimiser of torch.
 
-    Raises a `ValueError` for a number of views or pixels that is not there, and for optimisers that do not fit."""
+    Raises a `ValueError` for a number of views or pixels that is not there, and for optimisers that do not fit.
+
+    Args:
+        pictures: line integrals
+        optimizer: makes one from groups of parameters
+        rate: learning rate of the volume, 1/mm
+        regularizer: (X, Y, Z) -> (), added to the loss
+        batch: views and pixels that are drawn for each step
+        volume: first guess (default: zero)
+        nonnegative: attenuation is not negative
+    """
 
     def __init__(
         self,
         projector: Projector | FreeGeometry,
-        pictures: Shaped[Tensor, "V 1 H W"] | Shaped[np.ndarray, "V 1 H W"],  # line integrals
-        optimizer: Callable[..., torch.optim.Optimizer],  # makes one from groups of parameters
-        rate: float,  # learning rate of the volume, 1/mm
-        regularizer: Callable[[Tensor], Tensor] | None = None,  # (X, Y, Z) -> (), added to the loss
-        batch: Batch = Batch(),  # views and pixels that are drawn for each step
-        volume: Shaped[Tensor, "X Y Z"] | Shaped[np.ndarray, "X Y Z"] | None = None,  # first guess (default: zero)
-        nonnegative: bool = True,  # attenuation is not negative
+        pictures: Shaped[Tensor, "V 1 H W"] | Shaped[np.ndarray, "V 1 H W"],
+        optimizer: Callable[..., torch.optim.Optimizer],
+        rate: float,
+        regularizer: Callable[[Tensor], Tensor] | None = None,
+        batch: Batch = Batch(),
+        volume: Shaped[Tensor, "X Y Z"] | Shaped[np.ndarray, "X Y Z"] | None = None,
+        nonnegative: bool = True,
     ):
         self.geometry = projector if isinstance(projector, FreeGeometry) else None
         super().__init__(projector.believed if self.geometry else projector, pictures, volume)
@@ -85,12 +95,16 @@ class Descent(Solver):
         self.optimizer = make_optimizer(optimizer, self.parameter, rate, self.geometry, nonnegative)
         self.state = self.remember()
 
-    def draw(
-        self,
-        n: int,  # that there are
-        number: int,  # to draw
-    ) -> Int[Tensor, "N"]:  # ascending
-        "Draw some of the views, or of the pixels."
+    def draw(self, n: int, number: int) -> Int[Tensor, "N"]:
+        """Draw some of the views, or of the pixels.
+
+        Args:
+            n: that there are
+            number: to draw
+
+        Returns:
+            ascending
+        """
         return torch.randperm(n, generator=self.generator)[:number].sort().values.to(self.pictures.device)
 
     def remember(self) -> dict:

@@ -34,16 +34,24 @@ GOLDEN_SECTION = (3 - math.sqrt(5)) / 2
 class SIRT(Solver):
     """Simultaneous algebraic reconstruction, with ordered subsets of views (SART).
 
-    Raises a `ValueError` for more subsets than views."""
+    Raises a `ValueError` for more subsets than views.
+
+    Args:
+        pictures: line integrals
+        volume: first guess (default: zero)
+        subsets: groups of views; as many as there are views for SART
+        relaxation: factor on steps, below 2
+        nonnegative: attenuation is not negative
+    """
 
     def __init__(
         self,
         projector: Projector,
-        pictures: Shaped[Tensor, "V 1 H W"] | Shaped[np.ndarray, "V 1 H W"],  # line integrals
-        volume: Shaped[Tensor, "X Y Z"] | Shaped[np.ndarray, "X Y Z"] | None = None,  # first guess (default: zero)
-        subsets: int = 1,  # groups of views; as many as there are views for SART
-        relaxation: float = 1.0,  # factor on steps, below 2
-        nonnegative: bool = True,  # attenuation is not negative
+        pictures: Shaped[Tensor, "V 1 H W"] | Shaped[np.ndarray, "V 1 H W"],
+        volume: Shaped[Tensor, "X Y Z"] | Shaped[np.ndarray, "X Y Z"] | None = None,
+        subsets: int = 1,
+        relaxation: float = 1.0,
+        nonnegative: bool = True,
     ):
         super().__init__(projector, pictures, volume)
         whole("subsets", subsets, most=len(projector))
@@ -56,11 +64,12 @@ class SIRT(Solver):
         fits = subsets * self.volume.nbytes <= CACHED_BYTES
         self.columns = [self.column(which) for which in self.groups] if fits else None
 
-    def column(
-        self,
-        which: slice,  # a group of views
-    ) -> Float[Tensor, "X Y Z"]:
-        "Compute one divided by the sums of the columns that belong to some views."
+    def column(self, which: slice) -> Float[Tensor, "X Y Z"]:
+        """Compute one divided by the sums of the columns that belong to some views.
+
+        Args:
+            which: a group of views
+        """
         return reciprocal(self.projector[which].T(torch.ones_like(self.pictures[which])))
 
     def step(self, state):

@@ -14,13 +14,17 @@ from ..geometry import RigidTransform, pose_from_positioner_angles
 __all__ = ['circular_orbit']
 
 # %% ../../nbs/api/reconstruction/801_orbit.ipynb #c4c11b1d
-def circular_orbit(
-    n_views: int,
-    sod: float,  # distance from the source to the isocentre, mm
-    arc: float = 360.0,  # degrees; views are spread evenly, and the last is one step before the end
-    orientation: str | None = "AP",  # of the subject
-) -> RigidTransform:  # (n_views)
-    "Turn a C-arm around the patient's long axis. Raises a `ValueError` for less than one view."
+def circular_orbit(n_views: int, sod: float, arc: float = 360.0, orientation: str | None = "AP") -> RigidTransform:
+    """Turn a C-arm around the patient's long axis. Raises a `ValueError` for less than one view.
+
+    Args:
+        sod: distance from the source to the isocentre, mm
+        arc: degrees; views are spread evenly, and the last is one step before the end
+        orientation: of the subject
+
+    Returns:
+        (n_views)
+    """
     whole("n_views", n_views)
     angles = [180.0 + arc * i / n_views for i in range(n_views)]  # the first one is frontal
     poses = [pose_from_positioner_angles(angle, 0.0, sod, orientation).matrix for angle in angles]

@@ -120,16 +120,25 @@ class Projector:
 
     Volumes are (X, Y, Z), such as attenuation in 1/mm; pictures are (V, 1, H, W). Calling it is differentiable in the
     volume, in poses and in cameras. Dtype and device are those of the poses. Raises a `TypeError` for anything but a
-    camera, a grid and poses, and a `ValueError` for views that do not fit together and renderers that are not linear."""
+    camera, a grid and poses, and a `ValueError` for views that do not fit together and renderers that are not linear.
+
+    Args:
+        camera: its tensors are () or (V), for intrinsics of each view
+        grid: of the voxels
+        pose: (V) one for each view
+        orientation: of the subject, as in `circular_orbit`; or its matrix
+        renderer: "siddon" for constant voxels, "trilinear" between them; or a module
+        views_at_once: bounds the memory
+    """
 
     def __init__(
         self,
-        camera: Camera,  # its tensors are () or (V), for intrinsics of each view
-        grid: Grid,  # of the voxels
-        pose: RigidTransform,  # (V) one for each view
-        orientation: str | Float[Tensor, "4 4"] | None = "AP",  # of the subject, as in `circular_orbit`; or its matrix
-        renderer: str | nn.Module = "siddon",  # "siddon" for constant voxels, "trilinear" between them; or a module
-        views_at_once: int = 8,  # bounds the memory
+        camera: Camera,
+        grid: Grid,
+        pose: RigidTransform,
+        orientation: str | Float[Tensor, "4 4"] | None = "AP",
+        renderer: str | nn.Module = "siddon",
+        views_at_once: int = 8,
     ):
         check_kind("camera", camera, Camera, "Projector.from_drr takes a DRR")
         check_kind("grid", grid, Grid, "Grid(shape, affine) makes one")
@@ -144,21 +153,23 @@ class Projector:
 
     @classmethod
     def from_drr(
-        cls,
-        drr: DRR,  # has the camera, the grid, the orientation and the renderer
-        pose: RigidTransform,  # (V) one for each view
-        camera: Camera | None = None,  # with intrinsics of each view, instead of those of the DRR
-        views_at_once: int = 8,  # bounds the memory
+        cls, drr: DRR, pose: RigidTransform, camera: Camera | None = None, views_at_once: int = 8
     ) -> Projector:
         """Make the projector of a DRR.
 
-        Raises a `ValueError` for poses of another dtype or device, and for DRRs that draw pixels at random."""
+        Raises a `ValueError` for poses of another dtype or device, and for DRRs that draw pixels at random.
+
+        Args:
+            drr: has the camera, the grid, the orientation and the renderer
+            pose: (V) one for each view
+            camera: with intrinsics of each view, instead of those of the DRR
+            views_at_once: bounds the memory
+        """
         if drr.detector.n_subsample is not None or not drr.reshape:
             raise ValueError("drr must render whole pictures: make it without p_subsample and with reshape=True")
         check_kind("pose", pose, AffineTransform, "circular_orbit makes a RigidTransform")
         agree("pose", pose.matrix, "the DRR", drr.affine.matrix)
         camera = drr.detector.camera if camera is None else camera
-        grid = Grid(drr.grid_shape, drr.affine.matrix[0], drr.renderer.voxel_shift)
         return cls(camera, drr.grid, pose, drr.detector.reorient.matrix[0], drr.renderer, views_at_once)
 
     def __len__(self) -> int:
@@ -215,10 +226,13 @@ class Projector:
             yield which, self[which]
 
     def rays(
-        self,
-        pixels: Int[Tensor, "N"] | None = None,  # counted row by row (default: all)
+        self, pixels: Int[Tensor, "N"] | None = None
     ) -> tuple[Float[Tensor, "V _ 3"], Float[Tensor, "V N 3"], Float[Tensor, "V 1 N"]]:
-        "Make source and target of all rays in voxel coordinates, and their length in mm."
+        """Make source and target of all rays in voxel coordinates, and their length in mm.
+
+        Args:
+            pixels: counted row by row (default: all)
+        """
         source, target = self.views.rays(pixels)
         squares = (target - source).square().sum(dim=-1).clamp(min=torch.finfo(target.dtype).tiny)
         return self.voxel_from_world(source), self.voxel_from_world(target), squares.sqrt()[:, None]
@@ -247,11 +261,16 @@ class Projector:
         return Transpose.apply(pictures, self)
 
     def there_and_back(
-        self,
-        volume: Float[Tensor, "X Y Z"],
-        change: Callable[[Tensor, slice], Tensor],  # (pictures of some views, which views) -> other pictures
-    ) -> tuple[Float[Tensor, "X Y Z"], Float[Tensor, "V 1 H W"]]:  # and the pictures of the volume
-        "Project a volume, change the pictures, and apply the transpose, in one pass over the views."
+        self, volume: Float[Tensor, "X Y Z"], change: Callable[[Tensor, slice], Tensor]
+    ) -> tuple[Float[Tensor, "X Y Z"], Float[Tensor, "V 1 H W"]]:
+        """Project a volume, change the pictures, and apply the transpose, in one pass over the views.
+
+        Args:
+            change: (pictures of some views, which views) -> other pictures
+
+        Returns:
+            and the pictures of the volume
+        """
         return there_and_back(self, volume, change)
 
     def as_linear_operator(self) -> LinearOperator:

@@ -28,13 +28,18 @@ __all__ = ['Solver']
 class Solver(ABC):
     """A method that improves a volume step by step.
 
-    Raises a `ValueError` for pictures and volumes that do not fit the projector, and if no view sees the volume."""
+    Raises a `ValueError` for pictures and volumes that do not fit the projector, and if no view sees the volume.
+
+    Args:
+        pictures: line integrals
+        volume: first guess (default: zero)
+    """
 
     def __init__(
         self,
         projector: Projector,
-        pictures: Shaped[Tensor, "V 1 H W"] | Shaped[np.ndarray, "V 1 H W"],  # line integrals
-        volume: Shaped[Tensor, "X Y Z"] | Shaped[np.ndarray, "X Y Z"] | None = None,  # first guess (default: zero)
+        pictures: Shaped[Tensor, "V 1 H W"] | Shaped[np.ndarray, "V 1 H W"],
+        volume: Shaped[Tensor, "X Y Z"] | Shaped[np.ndarray, "X Y Z"] | None = None,
     ):
         self.projector, self.pictures = projector.detach(), check_pictures(projector, pictures).detach()
         check_overlap(self.projector)
@@ -48,11 +53,15 @@ class Solver(ABC):
         return self.state["volume"]
 
     @abstractmethod
-    def step(
-        self,
-        state: dict,  # with the volume, and what else the method needs
-    ) -> tuple[dict, float | Float[Tensor, ""]]:  # the next state; the norm of $Ax - b$ before
-        "Improve a guess."
+    def step(self, state: dict) -> tuple[dict, float | Float[Tensor, ""]]:
+        """Improve a guess.
+
+        Args:
+            state: with the volume, and what else the method needs
+
+        Returns:
+            the next state; the norm of $Ax - b$ before
+        """
 
     def restore(self) -> None:
         "Put back what a step changes beside the state it is given, from `state`: nothing, for most methods."
@@ -70,17 +79,26 @@ class Solver(ABC):
     @serial_torch()  # many small pictures
     def run(
         self,
-        iterations: int,  # at most
-        tolerance: float = 0.0,  # stop when the residual, as a part of the norm of the pictures, is below
-        change: float = 0.0,  # stop when a step changes less than this part of the norm of the volume
-        callback: Callable[[Solver], object] | None = None,  # called after each step; to stop, it returns True
-        checkpoint: str | Path | None = None,  # file to write after each step
-        verbose: bool = True,  # show a progress bar
+        iterations: int,
+        tolerance: float = 0.0,
+        change: float = 0.0,
+        callback: Callable[[Solver], object] | None = None,
+        checkpoint: str | Path | None = None,
+        verbose: bool = True,
     ) -> Float[Tensor, "X Y Z"]:
         """Take steps.
 
-        Raises a `FloatingPointError` if the guess is not finite any more. After any error, and any interrupt, the state is that
-        after the last whole step."""
+        Raises a `FloatingPointError` if the guess is not finite any more. After any error, and any interrupt, the
+        state is that after the last whole step.
+
+        Args:
+            iterations: at most
+            tolerance: stop when the residual, as a part of the norm of the pictures, is below
+            change: stop when a step changes less than this part of the norm of the volume
+            callback: called after each step; to stop, it returns True
+            checkpoint: file to write after each step
+            verbose: show a progress bar
+        """
         with tqdm(range(iterations), desc=type(self).__name__, disable=not verbose) as bar:
             for _ in bar:
                 state, residual = self.whole_step()
@@ -96,8 +114,12 @@ class Solver(ABC):
 
     def whole_step(
         self,
-    ) -> tuple[dict, float]:  # the next state; the residual before, as a part of the norm of the pictures
-        "Take a step, or none."
+    ) -> tuple[dict, float]:
+        """Take a step, or none.
+
+        Returns:
+            the next state; the residual before, as a part of the norm of the pictures
+        """
         try:
             state, residual = self.step(self.state)
             residual = float(residual) / (self.norm or 1.0)
@@ -118,13 +140,14 @@ class Solver(ABC):
         with whole_file(path) as temporary:
             torch.save({"about": self.about, "state": self.state, "residuals": self.residuals}, temporary)
 
-    def load(
-        self,
-        path: str | Path,  # file that `save` wrote
-    ) -> None:
+    def load(self, path: str | Path) -> None:
         """Go on from a file.
 
-        Raises a `ValueError` for other files, and for the state of another method, grid or set of pictures."""
+        Raises a `ValueError` for other files, and for the state of another method, grid or set of pictures.
+
+        Args:
+            path: file that `save` wrote
+        """
         try:
             content = torch.load(path, map_location=self.pictures.device)
             about, state, residuals = content["about"], content["state"], content["residuals"]

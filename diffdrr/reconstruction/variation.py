@@ -42,14 +42,20 @@ def differences_transposed(
 class TotalVariation(Solver):
     """Least squares with total variation and without negative values, by a primal-dual method.
 
-    Raises a `ValueError` for a weight that is not positive."""
+    Raises a `ValueError` for a weight that is not positive.
+
+    Args:
+        pictures: line integrals
+        weight: of the total variation, per step along the finest axis: larger for smoother volumes
+        volume: first guess (default: zero)
+    """
 
     def __init__(
         self,
         projector: Projector,
-        pictures: Shaped[Tensor, "V 1 H W"] | Shaped[np.ndarray, "V 1 H W"],  # line integrals
-        weight: float,  # of the total variation, per step along the finest axis: larger for smoother volumes
-        volume: Shaped[Tensor, "X Y Z"] | Shaped[np.ndarray, "X Y Z"] | None = None,  # first guess (default: zero)
+        pictures: Shaped[Tensor, "V 1 H W"] | Shaped[np.ndarray, "V 1 H W"],
+        weight: float,
+        volume: Shaped[Tensor, "X Y Z"] | Shaped[np.ndarray, "X Y Z"] | None = None,
     ):
         super().__init__(projector, pictures, volume)
         self.weight = positive("weight", weight)
@@ -87,11 +93,12 @@ class TotalVariation(Solver):
         }
         return state, (seen - self.pictures).norm()
 
-    def objective(
-        self,
-        volume: Float[Tensor, "X Y Z"] | None = None,  # the current guess by default
-    ) -> float:
-        "Compute what is minimised."
+    def objective(self, volume: Float[Tensor, "X Y Z"] | None = None) -> float:
+        """Compute what is minimised.
+
+        Args:
+            volume: the current guess by default
+        """
         volume = self.volume if volume is None else volume
         misfit = (self.projector(volume) - self.pictures).square().sum() / 2
         return float(misfit + self.weight * (self.closeness * differences(volume)).norm(dim=0).sum())

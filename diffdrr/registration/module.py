@@ -19,15 +19,24 @@ __all__ = ['Registration']
 class Registration(nn.Module):
     """Hold the parameters of a pose, and render from there.
 
-    The parameters are copies: an optimiser does not change what it was given. Raises the errors of `convert` for parameters that make no pose."""
+    The parameters are copies: an optimiser does not change what it was given. Raises the errors of `convert` for
+    parameters that make no pose.
+
+    Args:
+        drr: renders the moving picture
+        rotation: initial rotation
+        translation: initial translation, mm
+        parameterization: of the rotation, see `geometry.PARAMETERIZATIONS`
+        convention: for Euler angles, such as "ZXY"
+    """
 
     def __init__(
         self,
-        drr: DRR,  # renders the moving picture
-        rotation: Float[Tensor, "B ..."],  # initial rotation
-        translation: Float[Tensor, "B 3"],  # initial translation, mm
-        parameterization: str,  # of the rotation, see `geometry.PARAMETERIZATIONS`
-        convention: str | None = None,  # for Euler angles, such as "ZXY"
+        drr: DRR,
+        rotation: Float[Tensor, "B ..."],
+        translation: Float[Tensor, "B 3"],
+        parameterization: str,
+        convention: str | None = None,
     ):
         super().__init__()
         convert(rotation, translation, parameterization=parameterization, convention=convention)
@@ -36,11 +45,12 @@ class Registration(nn.Module):
         self._translation = nn.Parameter(translation.detach().clone())
         self.parameterization, self.convention = parameterization, convention
 
-    def forward(
-        self,
-        **kwargs,  # arguments of `DRR.forward`, such as `n_points`
-    ) -> Float[Tensor, "B C *picture"]:
-        "Render from the current pose."
+    def forward(self, **kwargs) -> Float[Tensor, "B C *picture"]:
+        """Render from the current pose.
+
+        Args:
+            **kwargs: arguments of `DRR.forward`, such as `n_points`
+        """
         return self.drr(self.pose, **kwargs)
 
     @property
@@ -51,11 +61,19 @@ class Registration(nn.Module):
         )
 
     @property
-    def rotation(self) -> nn.Parameter:  # (B, width)
-        "The parameters of the rotation."
+    def rotation(self) -> nn.Parameter:
+        """The parameters of the rotation.
+
+        Returns:
+            (B, width)
+        """
         return self._rotation
 
     @property
-    def translation(self) -> nn.Parameter:  # (B, 3) mm
-        "The parameters of the translation."
+    def translation(self) -> nn.Parameter:
+        """The parameters of the translation.
+
+        Returns:
+            (B, 3) mm
+        """
         return self._translation

@@ -53,7 +53,9 @@ def levenberg_marquardt(
     """Minimise a robust sum of squares by damped Gauss-Newton steps (Levenberg, 1944; Marquardt, 1963; Nocedal and
     Wright, Numerical Optimization, 2006, section 10.3).
 
-    The damping multiplies the diagonal of the normal matrix, so the units of the parameters do not matter. A step that does not lower the loss is not taken."""
+    The damping multiplies the diagonal of the normal matrix, so the units of the parameters do not matter. A step
+    that does not lower the loss is not taken.
+    """
     placement = start
     residual, jacobian = objective.linearize(start)
     damping = torch.full((len(start),), 1e-3, dtype=torch.float64, device=residual.device)

@@ -123,24 +123,42 @@ def check_search(
 # %% ../../nbs/api/registration/723_pipeline.ipynb #ef6ab63d
 @serial_torch()  # many small pictures
 def register(
-    drr: DRR | Subject | Sequence[DRR],  # one for all views, or one for each; a subject will do for an `XRay`
-    xray: Shaped[Tensor, "..."] | XRay | Sequence[Tensor | XRay],  # (V, 1, H, W) line integrals, see `xrays.prepare`
-    init: RigidTransform | None = None,  # (V) initial poses, rigid to each other; an `XRay` may hold its own
-    mask: Shaped[Tensor, "..."] | Sequence[Tensor] | None = None,  # like `xray`: 0 where the patient is hidden
-    spread: Sequence[float] = (15.0, 45.0),  # how wrong `init` may be: standard deviations, degrees and mm
-    n_starts: int = 200,  # random starts; 1 to begin from `init` only
-    refine: Sequence[str] = (),  # intrinsics to refine at the end: any of sdd, delx, dely, x0, y0
-    solver: Callable[[Objective, Placement, float], list[Iterate]] = levenberg_marquardt,  # or `first_order`
-    schedule: Sequence[Stage] = SCHEDULE,  # from coarse to fine
-    attempts: int = 3,  # after a failure, search again with twice the starts and 1.5 times the spread
-    seed: int = 0,  # of the random starts
-    verbose: bool = True,  # show a progress bar
+    drr: DRR | Subject | Sequence[DRR],
+    xray: Shaped[Tensor, "..."] | XRay | Sequence[Tensor | XRay],
+    init: RigidTransform | None = None,
+    mask: Shaped[Tensor, "..."] | Sequence[Tensor] | None = None,
+    spread: Sequence[float] = (15.0, 45.0),
+    n_starts: int = 200,
+    refine: Sequence[str] = (),
+    solver: Callable[[Objective, Placement, float], list[Iterate]] = levenberg_marquardt,
+    schedule: Sequence[Stage] = SCHEDULE,
+    attempts: int = 3,
+    seed: int = 0,
+    verbose: bool = True,
 ) -> RegistrationResult:
     """Find the pose of an X-ray, or of several taken of a patient who does not move.
 
-    The similarity is the local correlation coefficient, made robust against what a CT does not show. Volume, pixels and candidates go from coarse to fine. If `failed` is set in the result, `reason` says why its pose should not be trusted.
+    The similarity is the local correlation coefficient, made robust against what a CT does not show. Volume, pixels
+    and candidates go from coarse to fine. If `failed` is set in the result, `reason` says why its pose should not be
+    trusted.
 
-    Raises a `ValueError` or a `TypeError` when X-rays, masks, poses and DRRs do not fit each other, when the CT is out of view, and for options that make no sense."""
+    Raises a `ValueError` or a `TypeError` when X-rays, masks, poses and DRRs do not fit each other, when the CT is
+    out of view, and for options that make no sense.
+
+    Args:
+        drr: one for all views, or one for each; a subject will do for an `XRay`
+        xray: (V, 1, H, W) line integrals, see `xrays.prepare`
+        init: (V) initial poses, rigid to each other; an `XRay` may hold its own
+        mask: like `xray`: 0 where the patient is hidden
+        spread: how wrong `init` may be: standard deviations, degrees and mm
+        n_starts: random starts; 1 to begin from `init` only
+        refine: intrinsics to refine at the end: any of sdd, delx, dely, x0, y0
+        solver: or `first_order`
+        schedule: from coarse to fine
+        attempts: after a failure, search again with twice the starts and 1.5 times the spread
+        seed: of the random starts
+        verbose: show a progress bar
+    """
     begin, strategy = time.perf_counter(), Strategy(schedule, refine, solver)
     check_search(strategy, spread, n_starts, attempts)
     pyramid = make_pyramid(make_views(drr, xray, init, mask), [stage.pixels for stage in schedule])

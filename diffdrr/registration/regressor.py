@@ -24,16 +24,26 @@ N_ANGULAR_COMPONENTS = {
 class PoseRegressor(nn.Module):
     """Predict the pose of an X-ray.
 
-    Raises a `ValueError` for a parameterisation that a network cannot predict, and an `ImportError` without timm, which comes with the extra `diffdrr[pose]`."""
+    Raises a `ValueError` for a parameterisation that a network cannot predict, and an `ImportError` without timm,
+    which comes with the extra `diffdrr[pose]`.
+
+    Args:
+        model_name: of timm, such as "resnet18"
+        parameterization: a key of `N_ANGULAR_COMPONENTS`
+        convention: for Euler angles
+        pretrained: download weights
+        height: of the pictures, pixels
+        **kwargs: arguments of `timm.create_model`
+    """
 
     def __init__(
         self,
-        model_name: str,  # of timm, such as "resnet18"
-        parameterization: str,  # a key of `N_ANGULAR_COMPONENTS`
-        convention: str | None = None,  # for Euler angles
-        pretrained: bool = False,  # download weights
-        height: int = 256,  # of the pictures, pixels
-        **kwargs,  # arguments of `timm.create_model`
+        model_name: str,
+        parameterization: str,
+        convention: str | None = None,
+        pretrained: bool = False,
+        height: int = 256,
+        **kwargs,
     ):
         super().__init__()
         one_of("parameterization", parameterization, N_ANGULAR_COMPONENTS)
@@ -48,11 +58,15 @@ class PoseRegressor(nn.Module):
         self.xyz_regression = nn.Linear(width, 3)
         self.rot_regression = nn.Linear(width, N_ANGULAR_COMPONENTS[parameterization])
 
-    def forward(
-        self,
-        x: Float[Tensor, "B 1 H W"],  # pictures
-    ) -> RigidTransform:  # (B)
-        "Predict poses."
+    def forward(self, x: Float[Tensor, "B 1 H W"]) -> RigidTransform:
+        """Predict poses.
+
+        Args:
+            x: pictures
+
+        Returns:
+            (B)
+        """
         features = self.backbone(x)
         precision = self.xyz_regression.weight.dtype  # under autocast the layers return half precision
         rotation, translation = (layer(features).to(precision) for layer in (self.rot_regression, self.xyz_regression))

@@ -83,16 +83,27 @@ def trace_table(
 # %% ../../nbs/api/registration/722_result.ipynb #b62874d3
 @dataclass(frozen=True, eq=False)
 class RegistrationResult:
-    "The pose of an X-ray, and how much to trust it."
+    """The pose of an X-ray, and how much to trust it.
 
-    pose: RigidTransform  # (V) world from camera, one for each view
-    pose_in_scanner: RigidTransform  # (V) the same in the coordinates of the CT's file
-    similarity: float  # local correlation coefficient of pictures and X-rays, at most 1
-    covariance: Float[Tensor, "P P"]  # of the twist about the isocentre (mm, rad) and refined intrinsics (mm)
-    intrinsics: list[dict[str, float]]  # the refined intrinsics of each view, mm
-    reason: str | None  # why the pose should not be trusted; None if nothing speaks against it
-    trace: DataFrame  # one row for each iteration: how the first view's pose went
-    seconds: float  # how long it took
+    Args:
+        pose: (V) world from camera, one for each view
+        pose_in_scanner: (V) the same in the coordinates of the CT's file
+        similarity: local correlation coefficient of pictures and X-rays, at most 1
+        covariance: of the twist about the isocentre (mm, rad) and refined intrinsics (mm)
+        intrinsics: the refined intrinsics of each view, mm
+        reason: why the pose should not be trusted; None if nothing speaks against it
+        trace: one row for each iteration: how the first view's pose went
+        seconds: how long it took
+    """
+
+    pose: RigidTransform
+    pose_in_scanner: RigidTransform
+    similarity: float
+    covariance: Float[Tensor, "P P"]
+    intrinsics: list[dict[str, float]]
+    reason: str | None
+    trace: DataFrame
+    seconds: float
 
     @property
     def failed(self) -> bool:
@@ -105,10 +116,14 @@ class RegistrationResult:
         return int((self.trace.iteration > 0).sum())
 
     @property
-    def standard_deviation(self) -> Float[Tensor, "P"]:  # mm, rad, mm
+    def standard_deviation(self) -> Float[Tensor, "P"]:
         """Return the square roots of the variances.
 
-        They hold noise that pixels do not share, not a wrong model, so they are optimistic."""
+        They hold noise that pixels do not share, not a wrong model, so they are optimistic.
+
+        Returns:
+            mm, rad, mm
+        """
         return self.covariance.diagonal().sqrt()
 
     def __str__(self) -> str:
@@ -127,11 +142,12 @@ class RegistrationResult:
         ]
         return "\n".join(lines + [f"intrinsics      {x}" for x in self.intrinsics if x])
 
-    def save(
-        self,
-        path: str | Path,  # a file that ends in .json
-    ) -> None:
-        "Write everything to a file that people and programs can read. Raises a `ValueError` for another suffix."
+    def save(self, path: str | Path) -> None:
+        """Write everything to a file that people and programs can read. Raises a `ValueError` for another suffix.
+
+        Args:
+            path: a file that ends in .json
+        """
         path = check_json(path)
         poses = {name: getattr(self, name).matrix.tolist() for name in ("pose", "pose_in_scanner")}
         plain = {name: getattr(self, name) for name in ("similarity", "intrinsics", "reason", "seconds")}
@@ -141,11 +157,12 @@ class RegistrationResult:
             temporary.write_text(json.dumps(content, indent=1))
 
     @classmethod
-    def load(
-        cls,
-        path: str | Path,  # a file that `save` wrote
-    ) -> RegistrationResult:
-        "Read a result. Raises a `ValueError` for a file that holds none."
+    def load(cls, path: str | Path) -> RegistrationResult:
+        """Read a result. Raises a `ValueError` for a file that holds none.
+
+        Args:
+            path: a file that `save` wrote
+        """
         from pandas import DataFrame
 
         path = check_json(path)

@@ -37,7 +37,9 @@ def standardize_locally(
 ) -> Float[Tensor, "B 1 H W"] | tuple[Float[Tensor, "B 1 H W"], Float[Tensor, "B P H W"]]:  # and its derivatives
     """Subtract the mean and divide by the standard deviation within a Gaussian window around each pixel.
 
-    The product of two such pictures, averaged, is their local correlation coefficient (Cachier and Pennec, MICCAI 2000): it does not see haze and gain that vary slowly."""
+    The product of two such pictures, averaged, is their local correlation coefficient (Cachier and Pennec, MICCAI
+    2000): it does not see haze and gain that vary slowly.
+    """
     weight = blur(mask, sigma).clamp(min=1e-3)
 
     def local_mean(x: Tensor) -> Tensor:

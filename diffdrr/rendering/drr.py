@@ -59,29 +59,51 @@ def pose_for(
 class DRR(RayRenderer):
     """Render digitally reconstructed radiographs of a subject.
 
-    Raises a `ValueError` for unknown renderers, and for sizes, distances and proportions that make no sense."""
+    Raises a `ValueError` for unknown renderers, and for sizes, distances and proportions that make no sense.
+
+    Args:
+        subject: a volume prepared by `read` or `load_example_ct`
+        sdd: source-to-detector distance, mm
+        height: rows of the picture, pixels
+        delx: width of a pixel, mm
+        width: columns of the picture, pixels (default: `height`)
+        dely: height of a pixel, mm (default: `delx`)
+        x0: shift of the detector along its rows, mm
+        y0: shift of the detector along its columns, mm
+        p_subsample: proportion of the pixels to render, drawn at random
+        reshape: return pictures (B, C, H, W) instead of rays (B, C, N)
+        reverse_x_axis: show the patient's right on the left of the picture, as radiologists expect
+        patch_size: with the torch backend, render this many pixels squared at a time
+        renderer: "siddon" or "trilinear"
+        voxel_shift: 0.5 if the affine maps whole numbers to centres of voxels, 0 if to lower corners
+        persistent: keep volume and affine in the `state_dict`
+        compile_renderer: compile the renderer with `torch.compile`
+        checkpoint_gradients: compute the whole rendering again in the backward pass
+        beam: "cone", or "parallel" for a source infinitely far away
+        **renderer_kwargs: other arguments of the renderer, see `renderers`
+    """
 
     def __init__(
         self,
-        subject: Subject,  # a volume prepared by `read` or `load_example_ct`
-        sdd: float | Real[Tensor, ""],  # source-to-detector distance, mm
-        height: int,  # rows of the picture, pixels
-        delx: float | Real[Tensor, ""],  # width of a pixel, mm
-        width: int | None = None,  # columns of the picture, pixels (default: `height`)
-        dely: float | Real[Tensor, ""] | None = None,  # height of a pixel, mm (default: `delx`)
-        x0: float | Real[Tensor, ""] = 0.0,  # shift of the detector along its rows, mm
-        y0: float | Real[Tensor, ""] = 0.0,  # shift of the detector along its columns, mm
-        p_subsample: float | None = None,  # proportion of the pixels to render, drawn at random
-        reshape: bool = True,  # return pictures (B, C, H, W) instead of rays (B, C, N)
-        reverse_x_axis: bool = True,  # show the patient's right on the left of the picture, as radiologists expect
-        patch_size: int | None = None,  # with the torch backend, render this many pixels squared at a time
-        renderer: str = "siddon",  # "siddon" or "trilinear"
-        voxel_shift: float = 0.5,  # 0.5 if the affine maps whole numbers to centres of voxels, 0 if to lower corners
-        persistent: bool = True,  # keep volume and affine in the `state_dict`
-        compile_renderer: bool = False,  # compile the renderer with `torch.compile`
-        checkpoint_gradients: bool = False,  # compute the whole rendering again in the backward pass
-        beam: str = "cone",  # "cone", or "parallel" for a source infinitely far away
-        **renderer_kwargs,  # other arguments of the renderer, see `renderers`
+        subject: Subject,
+        sdd: float | Real[Tensor, ""],
+        height: int,
+        delx: float | Real[Tensor, ""],
+        width: int | None = None,
+        dely: float | Real[Tensor, ""] | None = None,
+        x0: float | Real[Tensor, ""] = 0.0,
+        y0: float | Real[Tensor, ""] = 0.0,
+        p_subsample: float | None = None,
+        reshape: bool = True,
+        reverse_x_axis: bool = True,
+        patch_size: int | None = None,
+        renderer: str = "siddon",
+        voxel_shift: float = 0.5,
+        persistent: bool = True,
+        compile_renderer: bool = False,
+        checkpoint_gradients: bool = False,
+        beam: str = "cone",
+        **renderer_kwargs,
     ):
         if p_subsample is not None and not 0 < p_subsample <= 1:
             raise ValueError(f"p_subsample must be a proportion above 0 and at most 1, not {p_subsample!r}")
@@ -96,14 +118,14 @@ class DRR(RayRenderer):
         self.subject, self.reshape, self.checkpoint_gradients = subject, reshape, checkpoint_gradients
 
     @classmethod
-    def empty(
-        cls,
-        camera: Camera,  # not a batch
-        grid: Grid,
-        orientation: str | None = "AP",  # what the camera looks along before its pose, see `ORIENTATIONS`
-        **options,  # other arguments of `DRR`, such as `renderer`
-    ) -> DRR:
-        "Make a DRR from a camera and a grid, without a subject, and without a volume until one is assigned or given."
+    def empty(cls, camera: Camera, grid: Grid, orientation: str | None = "AP", **options) -> DRR:
+        """Make a DRR from a camera and a grid, without a subject, and without a volume until one is assigned or given.
+
+        Args:
+            camera: not a batch
+            orientation: what the camera looks along before its pose, see `ORIENTATIONS`
+            **options: other arguments of `DRR`, such as `renderer`
+        """
         image = SimpleNamespace(data=torch.zeros(()).expand(1, *grid.shape), affine=grid.affine)  # takes no memory
         blank = SimpleNamespace(volume=image, density=image, mask=None, reorient=orientation_matrix(orientation))
         drr = cls(blank, **vars(camera), voxel_shift=grid.voxel_shift, **options)
@@ -112,18 +134,31 @@ class DRR(RayRenderer):
 
     def forward(
         self,
-        *args: AffineTransform | Float[Tensor, "B ..."],  # a pose, or the rotation and the translation of one
-        parameterization: str | None = None,  # of the rotation, see `PARAMETERIZATIONS`
-        convention: str | None = None,  # for Euler angles, such as "ZXY"
-        calibration: RigidTransform | None = None,  # instead of the detector's intrinsics, see `calibration_matrix`
-        mask_to_channels: bool = False,  # one channel per label
-        degrees: bool = False,  # Euler angles in degrees
-        **kwargs,  # arguments of the renderer's `forward`, such as `n_points`
-    ) -> Float[Tensor, "B C H W"] | Float[Tensor, "B C N"]:  # the second with `reshape=False`
+        *args: AffineTransform | Float[Tensor, "B ..."],
+        parameterization: str | None = None,
+        convention: str | None = None,
+        calibration: RigidTransform | None = None,
+        mask_to_channels: bool = False,
+        degrees: bool = False,
+        **kwargs,
+    ) -> Float[Tensor, "B C H W"] | Float[Tensor, "B C N"]:
         """Render one picture per pose.
 
         Raises a `TypeError` for anything but a pose or the parameters of one, and a `ValueError` for poses of another
-        dtype or device, or label channels without a label map."""
+        dtype or device, or label channels without a label map.
+
+        Args:
+            *args: a pose, or the rotation and the translation of one
+            parameterization: of the rotation, see `PARAMETERIZATIONS`
+            convention: for Euler angles, such as "ZXY"
+            calibration: instead of the detector's intrinsics, see `calibration_matrix`
+            mask_to_channels: one channel per label
+            degrees: Euler angles in degrees
+            **kwargs: arguments of the renderer's `forward`, such as `n_points`
+
+        Returns:
+            the second with `reshape=False`
+        """
         pose = pose_for(self, args, parameterization, convention, degrees)
         with serial_for_few(len(pose) * self.detector.target.shape[1], self.device):
             rays = self.detector(pose, calibration)
@@ -135,20 +170,86 @@ class DRR(RayRenderer):
 
     def jacobian(
         self,
-        *args: AffineTransform | Float[Tensor, "B ..."],  # a pose, or the rotation and the translation of one
-        parameterization: str | None = None,  # of the rotation, see `PARAMETERIZATIONS`
-        convention: str | None = None,  # for Euler angles, such as "ZXY"
-        calibration: RigidTransform | None = None,  # instead of the detector's own intrinsics
-        degrees: bool = False,  # Euler angles in degrees
-        frame: str = "world",  # where the twist acts: "world", after the pose, or "camera", before it
-        intrinsics: bool = False,  # also differentiate with respect to sdd, delx, dely, x0 and y0
-        **kwargs,  # arguments of the renderer's `forward`, such as `n_points`
-    ) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:  # picture (B, 1, H, W), derivatives (B, 6 or 11, H, W)
+        *args: AffineTransform | Float[Tensor, "B ..."],
+        parameterization: str | None = None,
+        convention: str | None = None,
+        calibration: RigidTransform | None = None,
+        degrees: bool = False,
+        frame: str = "world",
+        intrinsics: bool = False,
+        **kwargs,
+    ) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
         """Render a picture and its derivatives with respect to the pose, in one pass.
 
         This is the Jacobian of Gauss-Newton and Levenberg-Marquardt methods. Its six parameters are a twist as in
-        `se3`, translation (mm) and then rotation (rad), at zero: the derivative is that of `pose.compose(exp)` in the
-        frame of the world, and of `exp.compose(pose)` in that of the camera, where `exp` is the exponential of the twist.
+        `se3`, translation (mm) and then rotation (rad), at zero: the derivative is that of `pose.compose(exp)` in
+        the frame of the world, and of `exp.compose(pose)` in that of the camera, where `exp` is the exponential of
+        the twist.
+
+        Args:
+            camera: not a batch
+            orientation: what the camera looks along before its pose, see `ORIENTATIONS`
+            **options: other arguments of `DRR`, such as `renderer`
+        """
+        image = SimpleNamespace(data=torch.zeros(()).expand(1, *grid.shape), affine=grid.affine)  # takes no memory
+        blank = SimpleNamespace(volume=image, density=image, mask=None, reorient=orientation_matrix(orientation))
+        drr = cls(blank, **vars(camera), voxel_shift=grid.voxel_shift, **options)
+        drr.subject = drr.density = None
+        return drr
+
+    def forward(
+        self,
+        *args: AffineTransform | Float[Tensor, "B ..."],
+        parameterization: str | None = None,
+        convention: str | None = None,
+        calibration: RigidTransform | None = None,
+        mask_to_channels: bool = False,
+        degrees: bool = False,
+        **kwargs,
+    ) -> Float[Tensor, "B C H W"] | Float[Tensor, "B C N"]:
+        """Render one picture per pose.
+
+        Raises a `TypeError` for anything but a pose or the parameters of one, and a `ValueError` for poses of another
+        dtype or device, or label channels without a label map.
+
+        Args:
+            *args: a pose, or the rotation and the translation of one
+            parameterization: of the rotation, see `PARAMETERIZATIONS`
+            convention: for Euler angles, such as "ZXY"
+            calibration: instead of the detector's intrinsics, see `calibration_matrix`
+            mask_to_channels: one channel per label
+            degrees: Euler angles in degrees
+            **kwargs: arguments of the renderer's `forward`, such as `n_points`
+
+        Returns:
+            the second with `reshape=False`
+        """
+        pose = pose_for(self, args, parameterization, convention, degrees)
+        with serial_for_few(len(pose) * self.detector.target.shape[1], self.device):
+            rays = self.detector(pose, calibration)
+        if self.checkpoint_gradients:
+            img = checkpoint(self.render, self.density, *rays, mask_to_channels, use_reentrant=False, **kwargs)
+        else:
+            img = self.render(self.density, *rays, mask_to_channels, **kwargs)
+        return self.reshape_transform(img, batch_size=len(rays[1]))
+
+    def jacobian(
+        self,
+        *args: AffineTransform | Float[Tensor, "B ..."],
+        parameterization: str | None = None,
+        convention: str | None = None,
+        calibration: RigidTransform | None = None,
+        degrees: bool = False,
+        frame: str = "world",
+        intrinsics: bool = False,
+        **kwargs,
+    ) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
+        """Render a picture and its derivatives with respect to the pose, in one pass.
+
+        This is the Jacobian of Gauss-Newton and Levenberg-Marquardt methods. Its six parameters are a twist as in
+        `se3`, translation (mm) and then rotation (rad), at zero: the derivative is that of `pose.compose(exp)` in
+        the frame of the world, and of `exp.compose(pose)` in that of the camera, where `exp` is the exponential of
+        the twist.
 
         *args: a rigid pose (B); or, with `parameterization`, the rotation and the translation of one.
         parameterization, convention, degrees: how the rotation is written, as in `convert`.
@@ -157,20 +258,35 @@ class DRR(RayRenderer):
         intrinsics: also give the derivatives with respect to sdd, delx, dely, x0 and y0, per mm.
         **kwargs: arguments of the renderer's `forward`, such as `n_points=None` for the exact trilinear integral.
 
-        Returns the picture (B, 1, H, W) and the derivative images (B, 6, H, W), or (B, 11, H, W) with intrinsics."""
+        Returns the picture (B, 1, H, W) and the derivative images (B, 6, H, W), or (B, 11, H, W) with intrinsics.
+
+        Args:
+            *args: a pose, or the rotation and the translation of one
+            parameterization: of the rotation, see `PARAMETERIZATIONS`
+            convention: for Euler angles, such as "ZXY"
+            calibration: instead of the detector's own intrinsics
+            degrees: Euler angles in degrees
+            frame: where the twist acts: "world", after the pose, or "camera", before it
+            intrinsics: also differentiate with respect to sdd, delx, dely, x0 and y0
+            **kwargs: arguments of the renderer's `forward`, such as `n_points`
+
+        Returns:
+            picture (B, 1, H, W), derivatives (B, 6 or 11, H, W)
+        """
         check_density(self.density)
         pose = pose_for(self, args, parameterization, convention, degrees)
         images = jacobian_images(self, pose, calibration, frame, intrinsics, kwargs)
         return tuple(self.reshape_transform(x, batch_size=len(x)) for x in images)
 
-    def coarsen(
-        self,
-        pixels: int,  # rows and columns of pixels that become one; what is left over is cut off evenly
-        voxels: tuple[int, int, int],  # voxels along each axis that become one
-    ) -> DRR:
+    def coarsen(self, pixels: int, voxels: tuple[int, int, int]) -> DRR:
         """Return a DRR with larger pixels and larger voxels in the same places, without label map.
 
-        It is one level of a coarse-to-fine method. Raises a `ValueError` without a volume."""
+        It is one level of a coarse-to-fine method. Raises a `ValueError` without a volume.
+
+        Args:
+            pixels: rows and columns of pixels that become one; what is left over is cut off evenly
+            voxels: voxels along each axis that become one
+        """
         check_density(self.density)
         return coarsen(self, pixels, voxels)
 

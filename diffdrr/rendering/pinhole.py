@@ -125,10 +125,12 @@ def get_pinhole_camera(
     pose: RigidTransform,  # (B) world from camera
     dtype: torch.dtype = torch.float64,  # precision of the computation; the result is float32
 ) -> PinholeCamera:
-    """Describe a view as a pinhole camera, in closed form.
+    r"""Describe a view as a pinhole camera, in closed form.
 
-    With $FK$ and the inverse $E$ of the reoriented pose, $FK\\,E$ projects. $FK$ is the intrinsic matrix up to the signs $S$ of its columns, so $S E$ is the extrinsic one, up to a common sign that makes it a rotation. Raises a `ValueError` for a parallel beam, which has no
-    source."""
+    With $FK$ and the inverse $E$ of the reoriented pose, $FK\,E$ projects. $FK$ is the intrinsic matrix up to the
+    signs $S$ of its columns, so $S E$ is the extrinsic one, up to a common sign that makes it a rotation. Raises a
+    `ValueError` for a parallel beam, which has no source.
+    """
     if drr.detector.beam != "cone":
         raise ValueError(f"a pinhole camera has a cone beam, not a {drr.detector.beam} one")
     pixel_from_camera = drr.detector.pixel_from_camera()[0].to("cpu", dtype)

@@ -62,18 +62,29 @@ def reshape_subsampled_drr(
 
 # %% ../../nbs/api/rendering/503_rays.ipynb #868df501
 class RayRenderer(Setup):
-    "Render a volume on a grid along rays of the world."
+    """Render a volume on a grid along rays of the world.
+
+    Args:
+        setup: camera, grid, and what is applied before the pose
+        density: a volume of the shape of the grid
+        mask: its label map, of whole numbers
+        renderer: a key of `RENDERERS`
+        patch_size: with the torch backend, render this many pixels squared at a time
+        n_subsample: number of pixels to draw at random
+        persistent: keep volume and affine in the `state_dict`
+        **renderer_kwargs: other arguments of the renderer, see `renderers`
+    """
 
     def __init__(
         self,
-        setup: tuple[Camera, Grid, Float[Tensor, "4 4"]],  # camera, grid, and what is applied before the pose
-        density: Float[Tensor, "X Y Z"] | None,  # a volume of the shape of the grid
-        mask: Shaped[Tensor, "X Y Z"] | None = None,  # its label map, of whole numbers
-        renderer: str = "siddon",  # a key of `RENDERERS`
-        patch_size: int | None = None,  # with the torch backend, render this many pixels squared at a time
-        n_subsample: int | None = None,  # number of pixels to draw at random
-        persistent: bool = True,  # keep volume and affine in the `state_dict`
-        **renderer_kwargs,  # other arguments of the renderer, see `renderers`
+        setup: tuple[Camera, Grid, Float[Tensor, "4 4"]],
+        density: Float[Tensor, "X Y Z"] | None,
+        mask: Shaped[Tensor, "X Y Z"] | None = None,
+        renderer: str = "siddon",
+        patch_size: int | None = None,
+        n_subsample: int | None = None,
+        persistent: bool = True,
+        **renderer_kwargs,
     ):
         one_of("renderer", renderer, RENDERERS)
         if patch_size is not None:
@@ -135,13 +146,24 @@ class RayRenderer(Setup):
 
     def render(
         self,
-        density: Float[Tensor, "..."] | None,  # (X, Y, Z) or, for a volume of its own for each picture, (B, X, Y, Z)
-        source: Float[Tensor, "B M 3"],  # world coordinates, mm; M is 1 or N
-        target: Float[Tensor, "B N 3"],  # world coordinates, mm
-        mask_to_channels: bool = False,  # one channel per label
-        **kwargs,  # arguments of the renderer's `forward`
-    ) -> Float[Tensor, "B C ..."]:  # N, and what a function `reducefn` keeps
-        "Render any volume on the grid of the subject along any rays."
+        density: Float[Tensor, "..."] | None,
+        source: Float[Tensor, "B M 3"],
+        target: Float[Tensor, "B N 3"],
+        mask_to_channels: bool = False,
+        **kwargs,
+    ) -> Float[Tensor, "B C ..."]:
+        """Render any volume on the grid of the subject along any rays.
+
+        Args:
+            density: (X, Y, Z) or, for a volume of its own for each picture, (B, X, Y, Z)
+            source: world coordinates, mm; M is 1 or N
+            target: world coordinates, mm
+            mask_to_channels: one channel per label
+            **kwargs: arguments of the renderer's `forward`
+
+        Returns:
+            N, and what a function `reducefn` keeps
+        """
         return self._integrate(density, *self._in_voxels(source, target), mask_to_channels, **kwargs)
 
     def _integrate(
@@ -165,12 +187,16 @@ class RayRenderer(Setup):
                 kwargs["n_labels"] = self._n_labels
         return self.renderer(density, source, target, length.mT, **kwargs)
 
-    def reshape_transform(
-        self,
-        img: Float[Tensor, "B C *N"],  # one pixel per ray
-        batch_size: int,  # B
-    ) -> Float[Tensor, "B C ..."]:  # H and W, or unchanged with `reshape=False`
-        "Arrange rays as pictures."
+    def reshape_transform(self, img: Float[Tensor, "B C *N"], batch_size: int) -> Float[Tensor, "B C ..."]:
+        """Arrange rays as pictures.
+
+        Args:
+            img: one pixel per ray
+            batch_size: B
+
+        Returns:
+            H and W, or unchanged with `reshape=False`
+        """
         if not self.reshape:
             return img
         if self.detector.n_subsample is not None:

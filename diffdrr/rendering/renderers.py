@@ -32,39 +32,54 @@ def to_centres(
 
 # %% ../../nbs/api/rendering/501_renderers.ipynb #d15d36e9
 class Renderer(nn.Module):
-    "The choices that all renderers offer."
+    """The choices that all renderers offer.
+
+    Args:
+        voxel_shift: 0.5 if whole numbers are centres of voxels, 0 if they are lower corners
+        mode: how values are read: "nearest" or "bilinear"
+        reducefn: how samples are combined
+        eps: accepted for code written for 0.6.1
+        backend: who computes
+    """
 
     name: str  # what `DRR` calls it
     exact: dict  # arguments of `forward` that ask for the exact integral
 
     def __init__(
-        self,
-        voxel_shift: float,  # 0.5 if whole numbers are centres of voxels, 0 if they are lower corners
-        mode: str,  # how values are read: "nearest" or "bilinear"
-        reducefn: str | Callable[[Tensor], Tensor],  # how samples are combined
-        eps: float,  # accepted for code written for 0.6.1
-        backend: str,  # who computes
+        self, voxel_shift: float, mode: str, reducefn: str | Callable[[Tensor], Tensor], eps: float, backend: str
     ):
         super().__init__()
         check_choices(mode, reducefn, backend)
         self.voxel_shift, self.mode, self.reducefn, self.eps, self.backend = voxel_shift, mode, reducefn, eps, backend
 
-    def dims(
-        self,
-        volume: Tensor,  # (X, Y, Z)
-    ) -> Tensor:  # (3,)
-        "Return the shape of the volume as a tensor of its dtype."
+    def dims(self, volume: Tensor) -> Tensor:
+        """Return the shape of the volume as a tensor of its dtype.
+
+        Args:
+            volume: (X, Y, Z)
+
+        Returns:
+            (3,)
+        """
         return torch.tensor(volume.shape).to(volume)
 
     def rays(
         self,
-        shape: tuple[int, ...],  # of the volume
-        source: Float[Tensor, "B #N 3"],  # voxel coordinates
-        target: Float[Tensor, "B N 3"],  # voxel coordinates
-        img: Float[Tensor, "B 1 N"],  # length of the rays, mm
-        align_corners: bool = False,  # the outer centres lie on the outer faces
+        shape: tuple[int, ...],
+        source: Float[Tensor, "B #N 3"],
+        target: Float[Tensor, "B N 3"],
+        img: Float[Tensor, "B 1 N"],
+        align_corners: bool = False,
     ) -> Rays:
-        "Make rays of what a caller gives."
+        """Make rays of what a caller gives.
+
+        Args:
+            shape: of the volume
+            source: voxel coordinates
+            target: voxel coordinates
+            img: length of the rays, mm
+            align_corners: the outer centres lie on the outer faces
+        """
         source, target = (to_centres(x, shape, self.voxel_shift, align_corners) for x in (source, target))
         return Rays(source, target, img[:, 0])
 
@@ -79,15 +94,25 @@ class Renderer(nn.Module):
     def backproject(
         self,
         pictures: Float[Tensor, "B C N"],
-        shape: tuple[int, ...],  # of the volume: (X, Y, Z), or (B, X, Y, Z) for one for each picture
-        source: Float[Tensor, "B #N 3"],  # voxel coordinates
-        target: Float[Tensor, "B N 3"],  # voxel coordinates
-        img: Float[Tensor, "B 1 N"],  # length of the rays, mm
-        mask: Shaped[Tensor, "*M X Y Z"] | None = None,  # label map, for one channel per label
-        align_corners: bool = False,  # the outer centres lie on the outer faces
-        **options,  # what else `rule` takes: n_points
+        shape: tuple[int, ...],
+        source: Float[Tensor, "B #N 3"],
+        target: Float[Tensor, "B N 3"],
+        img: Float[Tensor, "B 1 N"],
+        mask: Shaped[Tensor, "*M X Y Z"] | None = None,
+        align_corners: bool = False,
+        **options,
     ) -> Float[Tensor, "*V X Y Z"]:
-        "Spread pixels over the voxels along their rays: the adjoint of `forward`, with `reducefn='sum'`."
+        """Spread pixels over the voxels along their rays: the adjoint of `forward`, with `reducefn='sum'`.
+
+        Args:
+            shape: of the volume: (X, Y, Z), or (B, X, Y, Z) for one for each picture
+            source: voxel coordinates
+            target: voxel coordinates
+            img: length of the rays, mm
+            mask: label map, for one channel per label
+            align_corners: the outer centres lie on the outer faces
+            **options: what else `rule` takes: n_points
+        """
         if self.reducefn != "sum":
             raise ValueError(f"only a sum along rays has an adjoint: reducefn must be 'sum', not {self.reducefn!r}")
         rays = self.rays(shape, source, target, img, align_corners)
@@ -95,19 +120,29 @@ class Renderer(nn.Module):
 
 # %% ../../nbs/api/rendering/501_renderers.ipynb #a5b5e43a
 class Siddon(Renderer):
-    "Integrate a volume of constant voxels exactly (Siddon, Medical Physics 12(2), 1985)."
+    """Integrate a volume of constant voxels exactly (Siddon, Medical Physics 12(2), 1985).
+
+    Args:
+        voxel_shift: 0.5 if whole numbers are centres of voxels, 0 if they are lower corners
+        mode: what is read in the middle of each voxel crossed: "nearest" or "bilinear"
+        stop_gradients_through_grid_sample: no gradient through the values read
+        filter_intersections_outside_volume: for code of 0.6.1; rays are always clipped
+        reducefn: "sum", "max" or a function of (B, N, S) contributions
+        eps: accepted for code written for 0.6.1; rays parallel to an axis are handled as such
+        backend: who computes, see `kernels.dispatch`
+    """
 
     name, exact = "siddon", {}
 
     def __init__(
         self,
-        voxel_shift: float = 0.5,  # 0.5 if whole numbers are centres of voxels, 0 if they are lower corners
-        mode: str = "nearest",  # what is read in the middle of each voxel crossed: "nearest" or "bilinear"
-        stop_gradients_through_grid_sample: bool = False,  # no gradient through the values read
-        filter_intersections_outside_volume: bool = False,  # for code of 0.6.1; rays are always clipped
-        reducefn: str | Callable[[Tensor], Tensor] = "sum",  # "sum", "max" or a function of (B, N, S) contributions
-        eps: float = 1e-08,  # accepted for code written for 0.6.1; rays parallel to an axis are handled as such
-        backend: str = "auto",  # who computes, see `kernels.dispatch`
+        voxel_shift: float = 0.5,
+        mode: str = "nearest",
+        stop_gradients_through_grid_sample: bool = False,
+        filter_intersections_outside_volume: bool = False,
+        reducefn: str | Callable[[Tensor], Tensor] = "sum",
+        eps: float = 1e-08,
+        backend: str = "auto",
     ):
         super().__init__(voxel_shift, mode, reducefn, eps, backend)
         self.stop_gradients_through_grid_sample = stop_gradients_through_grid_sample
@@ -115,28 +150,43 @@ class Siddon(Renderer):
 
     def forward(
         self,
-        volume: Shaped[Tensor, "*V X Y Z"],  # (X, Y, Z), or (B, X, Y, Z) for a volume of its own for each picture
-        source: Float[Tensor, "B #N 3"],  # voxel coordinates
-        target: Float[Tensor, "B N 3"],  # voxel coordinates
-        img: Float[Tensor, "B 1 N"],  # length of the rays, mm
-        align_corners: bool = False,  # the outer centres lie on the outer faces
-        mask: Shaped[Tensor, "*M X Y Z"] | None = None,  # label map of the volume, for one channel per label
-        rays_per_chunk: int | None = None,  # rays of each image to render at once, with the torch backend
-        n_labels: int | None = None,  # number of channels (default: one more than the largest label)
-    ) -> Tensor:  # (B, C, N)
-        "Render one pixel per ray."
+        volume: Shaped[Tensor, "*V X Y Z"],
+        source: Float[Tensor, "B #N 3"],
+        target: Float[Tensor, "B N 3"],
+        img: Float[Tensor, "B 1 N"],
+        align_corners: bool = False,
+        mask: Shaped[Tensor, "*M X Y Z"] | None = None,
+        rays_per_chunk: int | None = None,
+        n_labels: int | None = None,
+    ) -> Tensor:
+        """Render one pixel per ray.
+
+        Args:
+            volume: (X, Y, Z), or (B, X, Y, Z) for a volume of its own for each picture
+            source: voxel coordinates
+            target: voxel coordinates
+            img: length of the rays, mm
+            align_corners: the outer centres lie on the outer faces
+            mask: label map of the volume, for one channel per label
+            rays_per_chunk: rays of each image to render at once, with the torch backend
+            n_labels: number of channels (default: one more than the largest label)
+
+        Returns:
+            (B, C, N)
+        """
         rays, detach = (
             self.rays(volume.shape, source, target, img, align_corners),
             self.stop_gradients_through_grid_sample,
         )
         return project(volume, rays, self.rule(mask, n_labels), self.reducefn, detach, rays_per_chunk, self.backend)
 
-    def rule(
-        self,
-        labels: Shaped[Tensor, "*M X Y Z"] | None = None,  # of the shape of the volume, for one channel per label
-        n_labels: int | None = None,  # number of channels
-    ) -> Rule:
-        "State how this renderer integrates."
+    def rule(self, labels: Shaped[Tensor, "*M X Y Z"] | None = None, n_labels: int | None = None) -> Rule:
+        """State how this renderer integrates.
+
+        Args:
+            labels: of the shape of the volume, for one channel per label
+            n_labels: number of channels
+        """
         return Rule("siddon", None, self.mode, labels, n_labels)
 
 # %% ../../nbs/api/rendering/501_renderers.ipynb #49a42389
@@ -153,35 +203,60 @@ def alphas_between(
 
 # %% ../../nbs/api/rendering/501_renderers.ipynb #5e91ea38
 class Trilinear(Renderer):
-    "Integrate a volume interpolated between voxel centres, exactly or from samples."
+    """Integrate a volume interpolated between voxel centres, exactly or from samples.
+
+    Args:
+        voxel_shift: 0.5 if whole numbers are centres of voxels, 0 if they are lower corners
+        mode: how samples are read: "bilinear" or "nearest"
+        reducefn: "sum", "max" or a function of (B, N, S) contributions
+        eps: accepted for code written for 0.6.1; rays parallel to an axis are handled as such
+        backend: who computes, see `kernels.dispatch`
+    """
 
     name, exact = "trilinear", {"n_points": None}
 
     def __init__(
         self,
-        voxel_shift: float = 0.5,  # 0.5 if whole numbers are centres of voxels, 0 if they are lower corners
-        mode: str = "bilinear",  # how samples are read: "bilinear" or "nearest"
-        reducefn: str | Callable[[Tensor], Tensor] = "sum",  # "sum", "max" or a function of (B, N, S) contributions
-        eps: float = 1e-08,  # accepted for code written for 0.6.1; rays parallel to an axis are handled as such
-        backend: str = "auto",  # who computes, see `kernels.dispatch`
+        voxel_shift: float = 0.5,
+        mode: str = "bilinear",
+        reducefn: str | Callable[[Tensor], Tensor] = "sum",
+        eps: float = 1e-08,
+        backend: str = "auto",
     ):
         super().__init__(voxel_shift, mode, reducefn, eps, backend)
 
     def forward(
         self,
-        volume: Shaped[Tensor, "*V X Y Z"],  # (X, Y, Z), or (B, X, Y, Z) for a volume of its own for each picture
-        source: Float[Tensor, "B #N 3"],  # voxel coordinates
-        target: Float[Tensor, "B N 3"],  # voxel coordinates
-        img: Float[Tensor, "B 1 N"],  # length of the rays, mm
-        n_points: int | None = 500,  # samples per ray; None integrates exactly
-        align_corners: bool = False,  # the outer centres lie on the outer faces
-        mask: Shaped[Tensor, "*M X Y Z"] | None = None,  # label map of the volume, for one channel per label
-        alphamin: float | Tensor | None = None,  # where to begin sampling, instead of where each ray enters
-        alphamax: float | Tensor | None = None,  # where to end sampling, instead of where each ray leaves
-        rays_per_chunk: int | None = None,  # rays of each image to render at once, with the torch backend
-        n_labels: int | None = None,  # number of channels (default: one more than the largest label)
-    ) -> Tensor:  # (B, C, N)
-        "Render one pixel per ray. Raises a `ValueError` for options that need samples when there are none."
+        volume: Shaped[Tensor, "*V X Y Z"],
+        source: Float[Tensor, "B #N 3"],
+        target: Float[Tensor, "B N 3"],
+        img: Float[Tensor, "B 1 N"],
+        n_points: int | None = 500,
+        align_corners: bool = False,
+        mask: Shaped[Tensor, "*M X Y Z"] | None = None,
+        alphamin: float | Tensor | None = None,
+        alphamax: float | Tensor | None = None,
+        rays_per_chunk: int | None = None,
+        n_labels: int | None = None,
+    ) -> Tensor:
+        """Render one pixel per ray. Raises a `ValueError` for options that need samples when there are none.
+
+        Args:
+            volume: (X, Y, Z), or (B, X, Y, Z) for a volume of its own for each picture
+            source: voxel coordinates
+            target: voxel coordinates
+            img: length of the rays, mm
+            n_points: samples per ray; None integrates exactly
+            align_corners: the outer centres lie on the outer faces
+            mask: label map of the volume, for one channel per label
+            alphamin: where to begin sampling, instead of where each ray enters
+            alphamax: where to end sampling, instead of where each ray leaves
+            rays_per_chunk: rays of each image to render at once, with the torch backend
+            n_labels: number of channels (default: one more than the largest label)
+
+        Returns:
+            (B, C, N)
+        """
         rays = self.rays(volume.shape, source, target, img, align_corners)
         rule, special = self.rule(mask, n_labels, n_points), None
         if alphamin is not None or alphamax is not None:
@@ -194,12 +269,15 @@ class Trilinear(Renderer):
         return project(volume, rays, rule, self.reducefn, False, rays_per_chunk, self.backend, special)
 
     def rule(
-        self,
-        labels: Shaped[Tensor, "*M X Y Z"] | None = None,  # of the shape of the volume, for one channel per label
-        n_labels: int | None = None,  # number of channels
-        n_points: int | None = 500,  # samples per ray; None integrates exactly
+        self, labels: Shaped[Tensor, "*M X Y Z"] | None = None, n_labels: int | None = None, n_points: int | None = 500
     ) -> Rule:
-        "State how this renderer integrates. Raises a `ValueError` for options that need samples when there are none."
+        """State how this renderer integrates. Raises a `ValueError` for options that need samples when there are none.
+
+        Args:
+            labels: of the shape of the volume, for one channel per label
+            n_labels: number of channels
+            n_points: samples per ray; None integrates exactly
+        """
         if n_points is not None and (n_points < 1 or n_points != int(n_points)):
             raise ValueError(
                 f"n_points must be a whole number of at least 1, or None for the exact integral, not {n_points}"

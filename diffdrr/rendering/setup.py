@@ -18,15 +18,22 @@ __all__ = ['Setup']
 
 # %% ../../nbs/api/rendering/502_setup.ipynb #a4a02c78
 class Setup(nn.Module):
-    "A detector and a grid of voxels in one world."
+    """A detector and a grid of voxels in one world.
+
+    Args:
+        camera: not a batch
+        reorient: applied before the pose, see `orientation_matrix`
+        n_subsample: number of pixels to draw at random
+        persistent: keep the affine in the `state_dict`
+    """
 
     def __init__(
         self,
-        camera: Camera,  # not a batch
+        camera: Camera,
         grid: Grid,
-        reorient: Float[Tensor, "4 4"],  # applied before the pose, see `orientation_matrix`
-        n_subsample: int | None = None,  # number of pixels to draw at random
-        persistent: bool = True,  # keep the affine in the `state_dict`
+        reorient: Float[Tensor, "4 4"],
+        n_subsample: int | None = None,
+        persistent: bool = True,
     ):
         super().__init__()
         self.detector = Detector.from_camera(camera, reorient.clone(), n_subsample)
@@ -65,61 +72,87 @@ class Setup(nn.Module):
         "The precision in which the module renders."
         return self._affine.dtype
 
-    def set_camera_(
-        self,
-        camera: Camera,  # not a batch
-        n_subsample: int | None = None,  # number of pixels to draw at random
-    ) -> None:
-        "Replace the camera (in place)."
+    def set_camera_(self, camera: Camera, n_subsample: int | None = None) -> None:
+        """Replace the camera (in place).
+
+        Args:
+            camera: not a batch
+            n_subsample: number of pixels to draw at random
+        """
         detector = Detector.from_camera(camera, self.detector._reorient, n_subsample)
         self.detector = detector.to(self.device, self.dtype)
 
     def set_intrinsics_(
         self,
-        sdd: float | Real[Tensor, ""] | None = None,  # source-to-detector distance, mm
-        height: int | None = None,  # rows, pixels
-        width: int | None = None,  # columns, pixels
-        delx: float | Real[Tensor, ""] | None = None,  # width of a pixel, mm
-        dely: float | Real[Tensor, ""] | None = None,  # height of a pixel, mm
-        x0: float | Real[Tensor, ""] | None = None,  # shift of the detector along its rows, mm
-        y0: float | Real[Tensor, ""] | None = None,  # shift of the detector along its columns, mm
-        n_subsample: int | None = None,  # number of pixels to draw at random
-        reverse_x_axis: bool | None = None,  # flip the picture horizontally
+        sdd: float | Real[Tensor, ""] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        delx: float | Real[Tensor, ""] | None = None,
+        dely: float | Real[Tensor, ""] | None = None,
+        x0: float | Real[Tensor, ""] | None = None,
+        y0: float | Real[Tensor, ""] | None = None,
+        n_subsample: int | None = None,
+        reverse_x_axis: bool | None = None,
     ) -> None:
-        "Replace the intrinsics that are given (in place)."
+        """Replace the intrinsics that are given (in place).
+
+        Args:
+            sdd: source-to-detector distance, mm
+            height: rows, pixels
+            width: columns, pixels
+            delx: width of a pixel, mm
+            dely: height of a pixel, mm
+            x0: shift of the detector along its rows, mm
+            y0: shift of the detector along its columns, mm
+            n_subsample: number of pixels to draw at random
+            reverse_x_axis: flip the picture horizontally
+        """
         given = dict(sdd=sdd, height=height, width=width, delx=delx, dely=dely, x0=x0, y0=y0)
         given["reverse_x_axis"] = reverse_x_axis
         camera = self.camera.replace(**{name: value for name, value in given.items() if value is not None})
         self.set_camera_(camera, self.detector.n_subsample if n_subsample is None else n_subsample)
 
-    def rescale_detector_(
-        self,
-        scale: float,  # factor on the number of pixels
-    ) -> None:
+    def rescale_detector_(self, scale: float) -> None:
         """Change the number of pixels while the detector keeps its size (in place).
 
-        A random subset keeps its proportion."""
+        A random subset keeps its proportion.
+
+        Args:
+            scale: factor on the number of pixels
+        """
         before, camera, n = self.camera, self.camera.rescale(scale), self.detector.n_subsample
         if n is not None:
             n = max(1, round(n * camera.height * camera.width / (before.height * before.width)))
         self.set_camera_(camera, n)
 
     def perspective_projection(
-        self,
-        pose: RigidTransform,  # (B)
-        pts: Float[Tensor, "#B N 3"],  # world coordinates, mm
-        calibration: RigidTransform | None = None,  # instead of the detector's own intrinsics
-    ) -> Float[Tensor, "B N 2"]:  # pixel coordinates
-        "Project points of the world to the picture."
+        self, pose: RigidTransform, pts: Float[Tensor, "#B N 3"], calibration: RigidTransform | None = None
+    ) -> Float[Tensor, "B N 2"]:
+        """Project points of the world to the picture.
+
+        Args:
+            pose: (B)
+            pts: world coordinates, mm
+            calibration: instead of the detector's own intrinsics
+
+        Returns:
+            pixel coordinates
+        """
         return self.detector.project(pose, pts, calibration)
 
     def inverse_projection(
-        self,
-        pose: RigidTransform,  # (B)
-        pts: Float[Tensor, "#B N 2"],  # pixel coordinates
-        calibration: RigidTransform | None = None,  # instead of the detector's own intrinsics
-    ) -> Float[Tensor, "B N 3"]:  # world coordinates, mm
-        "Find the points of the detector, in the world, that pixels show."
+        self, pose: RigidTransform, pts: Float[Tensor, "#B N 2"], calibration: RigidTransform | None = None
+    ) -> Float[Tensor, "B N 3"]:
+        """Find the points of the detector, in the world, that pixels show.
+
+        Args:
+            pose: (B)
+            pts: pixel coordinates
+            calibration: instead of the detector's own intrinsics
+
+        Returns:
+            world coordinates, mm
+        """
         return self.detector.backproject(pose, pts, calibration)
 
     def _in_voxels(

@@ -365,14 +365,21 @@ def lay_out(
 
 # %% ../../nbs/api/show/920_explorer.ipynb #a92b6435
 def explore(
-    subject: Subject | DRR,  # a CT, or a renderer whose camera is shown first
-    pose: RigidTransform | None = None,  # (1) to begin with (default: as the orientation says, 850 mm away)
-    source: str | None = None,  # what makes the subject, such as 'read("chest.nii.gz")', for the code
-) -> panel.viewable.Viewable:  # displays itself in a notebook, or in a browser with `.show()`
+    subject: Subject | DRR, pose: RigidTransform | None = None, source: str | None = None
+) -> panel.viewable.Viewable:
     """Show a CT as the camera sees it, beside sliders and the code of what is shown.
 
     Raises an `ImportError` without Panel, and a `ValueError` for more than one pose, or a renderer that does not
-    simply integrate."""
+    simply integrate.
+
+    Args:
+        subject: a CT, or a renderer whose camera is shown first
+        pose: (1) to begin with (default: as the orientation says, 850 mm away)
+        source: what makes the subject, such as 'read("chest.nii.gz")', for the code
+
+    Returns:
+        displays itself in a notebook, or in a browser with `.show()`
+    """
     pn = import_panel()
     if isinstance(subject, DRR):
         check_explorable(subject)

@@ -257,23 +257,41 @@ def render_poses(
 
 # %% ../../nbs/api/show/914_film.ipynb #74b1f33a
 def animate(
-    out: str | Path,  # .gif, .webp or .mp4 to write; "<bytes>" to return its content
-    df: pd.DataFrame,  # one pose per row, in columns as above; "loss", "ncc" or "similarity" is drawn as a curve
-    drr: DRR,  # renders the moving pictures
-    parameterization: str,  # of the rotations, see `convert`
-    convention: str | None = None,  # for Euler angles
-    ground_truth: Shaped[Tensor, "1 _ H W"] | None = None,  # fixed picture, of the size of the detector
-    verbose: bool = True,  # show a progress bar
-    dtype: torch.dtype = torch.float32,  # precision in which the poses are made
-    device: str | torch.device = "cpu",  # where the poses are made; they are rendered where `drr` is
-    extension: str | None = None,  # such as ".webp": the format of "<bytes>"
-    degrees: bool = False,  # Euler angles in degrees
-    **kwargs: Any,  # for the writer, such as `fps`: see `write_images` and `write_video`
-) -> bytes | None:  # the content if `out` is "<bytes>"
+    out: str | Path,
+    df: pd.DataFrame,
+    drr: DRR,
+    parameterization: str,
+    convention: str | None = None,
+    ground_truth: Shaped[Tensor, "1 _ H W"] | None = None,
+    verbose: bool = True,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    extension: str | None = None,
+    degrees: bool = False,
+    **kwargs: Any,
+) -> bytes | None:
     """Render every pose of a table, and write a film of it.
 
     Raises a `ValueError` for an unknown format, a table without poses, or a fixed picture of another size, before
-    anything is rendered, and an `ImportError` if MP4 is wanted without the extra."""
+    anything is rendered, and an `ImportError` if MP4 is wanted without the extra.
+
+    Args:
+        out: .gif, .webp or .mp4 to write; "<bytes>" to return its content
+        df: one pose per row, in columns as above; "loss", "ncc" or "similarity" is drawn as a curve
+        drr: renders the moving pictures
+        parameterization: of the rotations, see `convert`
+        convention: for Euler angles
+        ground_truth: fixed picture, of the size of the detector
+        verbose: show a progress bar
+        dtype: precision in which the poses are made
+        device: where the poses are made; they are rendered where `drr` is
+        extension: such as ".webp": the format of "<bytes>"
+        degrees: Euler angles in degrees
+        **kwargs: for the writer, such as `fps`: see `write_images` and `write_video`
+
+    Returns:
+        the content if `out` is "<bytes>"
+    """
     suffix = suffix_of(out, extension)
     poses = poses_from_table(df, parameterization, convention, dtype, device, degrees)
     check_film(drr, ground_truth)

@@ -117,14 +117,26 @@ def overlay(
 
 # %% ../../nbs/api/show/913_overlays.ipynb #49d8d079
 def plot_overlay(
-    fixed: Shaped[Tensor, "#B _ H W"],  # such as an X-ray
-    moving: Shaped[Tensor, "#B _ H W"],  # such as a rendering
-    kind: str = "checkerboard",  # "checkerboard", "edges", "difference" or "colors"
-    title: str | Sequence[str] | None = None,  # one title, or one for each picture
-    ticks: bool | None = False,  # show pixel coordinates
-    axs: Axes | Sequence[Axes] | np.ndarray | None = None,  # axes to draw into
-) -> np.ndarray:  # (B,) of axes
-    "Plot pictures laid over each other. Raises the errors of `overlay` and `plot_drr`."
+    fixed: Shaped[Tensor, "#B _ H W"],
+    moving: Shaped[Tensor, "#B _ H W"],
+    kind: str = "checkerboard",
+    title: str | Sequence[str] | None = None,
+    ticks: bool | None = False,
+    axs: Axes | Sequence[Axes] | np.ndarray | None = None,
+) -> np.ndarray:
+    """Plot pictures laid over each other. Raises the errors of `overlay` and `plot_drr`.
+
+    Args:
+        fixed: such as an X-ray
+        moving: such as a rendering
+        kind: "checkerboard", "edges", "difference" or "colors"
+        title: one title, or one for each picture
+        ticks: show pixel coordinates
+        axs: axes to draw into
+
+    Returns:
+        (B,) of axes
+    """
     pictures = overlay(fixed, moving, kind)
     axs = draw_pictures(torch.zeros(pictures.shape[:3]), title, ticks, axs)
     for picture, ax in zip(pictures, axs, strict=True):
@@ -133,14 +145,26 @@ def plot_overlay(
 
 # %% ../../nbs/api/show/913_overlays.ipynb #b941bfbb
 def plot_registration(
-    drr: DRR,  # with the geometry of the X-ray
-    xray: Float[Tensor, "1 1 H W"],  # line integrals
-    init: RigidTransform,  # (1) where the registration began
-    pose: RigidTransform,  # (1) what it found
-    mask: Shaped[Tensor, "1 1 H W"] | None = None,  # 0 where the X-ray does not count
-    axs: Sequence[Axes] | np.ndarray | None = None,  # four axes to draw into
-) -> np.ndarray:  # (4,) axes
-    "Plot an X-ray, and what is seen from the initial pose and from the one that was found, laid over it."
+    drr: DRR,
+    xray: Float[Tensor, "1 1 H W"],
+    init: RigidTransform,
+    pose: RigidTransform,
+    mask: Shaped[Tensor, "1 1 H W"] | None = None,
+    axs: Sequence[Axes] | np.ndarray | None = None,
+) -> np.ndarray:
+    """Plot an X-ray, and what is seen from the initial pose and from the one that was found, laid over it.
+
+    Args:
+        drr: with the geometry of the X-ray
+        xray: line integrals
+        init: (1) where the registration began
+        pose: (1) what it found
+        mask: 0 where the X-ray does not count
+        axs: four axes to draw into
+
+    Returns:
+        (4,) axes
+    """
     axs = check_axes(axs, 4)
     mask = torch.ones_like(xray) if mask is None else mask
     with torch.no_grad():

@@ -366,16 +366,20 @@ def check_drawing() -> None:
 
 # %% ../../nbs/api/show/915_page.ipynb #d3f5747c
 def save_scene(
-    path: str | Path,  # .html or .png
-    pl: pyvista.Plotter,  # such as `visualize_scene` makes; for .png with off_screen=True
-    max_triangles: int = 150_000,  # in a page, of all meshes together, about
-    title: str = "Scene",  # of the page
-    verbose: bool = True,  # show a progress bar
+    path: str | Path, pl: pyvista.Plotter, max_triangles: int = 150_000, title: str = "Scene", verbose: bool = True
 ) -> None:
     """Save a plot as a picture, or as a page with everything in it that turns in a browser, without a network.
 
     A page shows meshes and labels, but no coordinate grid, axes or legends. Raises a `ValueError` for another
-    format, or meshes coloured by their values, and a `RuntimeError` if a picture cannot be drawn on this machine."""
+    format, or meshes coloured by their values, and a `RuntimeError` if a picture cannot be drawn on this machine.
+
+    Args:
+        path: .html or .png
+        pl: such as `visualize_scene` makes; for .png with off_screen=True
+        max_triangles: in a page, of all meshes together, about
+        title: of the page
+        verbose: show a progress bar
+    """
     path = Path(path)
     if path.suffix not in (".html", ".png"):
         raise ValueError(f"path must end in .html or .png, not {str(path)!r}")

@@ -97,14 +97,26 @@ def draw_pictures(
 
 # %% ../../nbs/api/show/912_pictures.ipynb #c27403e7
 def plot_mask(
-    img: Shaped[Tensor, "B C H W"],  # one channel per structure; leave out the background: `img[:, 1:]`
-    axs: Axes | Sequence[Axes] | np.ndarray,  # axes to draw into, such as those of `plot_drr`
-    colors: str | Sequence[str | Sequence[float]] | None = MASK_COLORS,  # one, or some in turn; None: all differ
-    alpha: float = 0.5,  # opacity
-    return_masks: bool = False,  # return the silhouettes
-    names: pd.DataFrame | Sequence[str] | None = None,  # `subject.structures`, or C names: adds a legend
-) -> UInt8[Tensor, "B C H W 4"] | None:  # red, green, blue and opacity; transparent where a structure is not
-    "Draw the silhouettes of structures over pictures."
+    img: Shaped[Tensor, "B C H W"],
+    axs: Axes | Sequence[Axes] | np.ndarray,
+    colors: str | Sequence[str | Sequence[float]] | None = MASK_COLORS,
+    alpha: float = 0.5,
+    return_masks: bool = False,
+    names: pd.DataFrame | Sequence[str] | None = None,
+) -> UInt8[Tensor, "B C H W 4"] | None:
+    """Draw the silhouettes of structures over pictures.
+
+    Args:
+        img: one channel per structure; leave out the background: `img[:, 1:]`
+        axs: axes to draw into, such as those of `plot_drr`
+        colors: one, or some in turn; None: all differ
+        alpha: opacity
+        return_masks: return the silhouettes
+        names: `subject.structures`, or C names: adds a legend
+
+    Returns:
+        red, green, blue and opacity; transparent where a structure is not
+    """
     masks = check_pictures(img) > 0
     n = masks.shape[1]
     names = None if names is None else structure_names(names, n)
@@ -149,18 +161,31 @@ def one_or_all(
 
 # %% ../../nbs/api/show/912_pictures.ipynb #caf451bf
 def plot_drr(
-    img: Shaped[Tensor, "B C H W"],  # several channels are added up, and all but the first drawn over their sum
-    title: str | Sequence[str] | None = None,  # one title, or one for each picture
-    ticks: bool | None = True,  # show pixel coordinates
-    axs: Axes | Sequence[Axes] | np.ndarray | None = None,  # axes to draw into
-    cmap: str = "gray",  # of matplotlib
-    look: str = "integral",  # "integral" or "transmission": what a pixel shows of its line integral
-    **imshow_kwargs: Any,  # for `Axes.imshow`
-) -> np.ndarray | Axes:  # (B,) of axes; of one picture with several channels, the axes themselves
+    img: Shaped[Tensor, "B C H W"],
+    title: str | Sequence[str] | None = None,
+    ticks: bool | None = True,
+    axs: Axes | Sequence[Axes] | np.ndarray | None = None,
+    cmap: str = "gray",
+    look: str = "integral",
+    **imshow_kwargs: Any,
+) -> np.ndarray | Axes:
     """Plot a batch of radiographs side by side, with the silhouettes of their structures if there are several
     channels.
 
-    Raises a `ValueError` for an unknown look, or titles or axes that are too many or too few."""
+    Raises a `ValueError` for an unknown look, or titles or axes that are too many or too few.
+
+    Args:
+        img: several channels are added up, and all but the first drawn over their sum
+        title: one title, or one for each picture
+        ticks: show pixel coordinates
+        axs: axes to draw into
+        cmap: of matplotlib
+        look: "integral" or "transmission": what a pixel shows of its line integral
+        **imshow_kwargs: for `Axes.imshow`
+
+    Returns:
+        (B,) of axes; of one picture with several channels, the axes themselves
+    """
     one_of("look", look, LOOKS)
     pictures = LOOKS[look](check_pictures(img).sum(dim=1))
     axs = draw_pictures(pictures, title, ticks, axs, cmap=cmap, **imshow_kwargs)
@@ -171,17 +196,32 @@ def plot_drr(
 
 # %% ../../nbs/api/show/912_pictures.ipynb #fe0fc08d
 def plot_img_and_mask(
-    img: Shaped[Tensor, "B C H W"],  # one channel per label; the first is the background
-    title: str | Sequence[str] | None = None,  # one title, or one for each picture
-    ticks: bool | None = True,  # show pixel coordinates
-    axs: Axes | Sequence[Axes] | np.ndarray | None = None,  # axes to draw into
-    cmap: str = "gray",  # of matplotlib
-    alpha: float = 0.5,  # opacity of the silhouettes
-    names: pd.DataFrame | Sequence[str] | None = None,  # `subject.structures`, or C - 1 names: adds a legend
-    colors: str | Sequence[str | Sequence[float]] | None = None,  # of the structures, see `plot_mask`
-    **imshow_kwargs: Any,  # for `Axes.imshow`, of the pictures
-) -> Axes | np.ndarray:  # of one picture, or (B,) of several
-    "Plot radiographs with the silhouettes of their structures, all labels but the background."
+    img: Shaped[Tensor, "B C H W"],
+    title: str | Sequence[str] | None = None,
+    ticks: bool | None = True,
+    axs: Axes | Sequence[Axes] | np.ndarray | None = None,
+    cmap: str = "gray",
+    alpha: float = 0.5,
+    names: pd.DataFrame | Sequence[str] | None = None,
+    colors: str | Sequence[str | Sequence[float]] | None = None,
+    **imshow_kwargs: Any,
+) -> Axes | np.ndarray:
+    """Plot radiographs with the silhouettes of their structures, all labels but the background.
+
+    Args:
+        img: one channel per label; the first is the background
+        title: one title, or one for each picture
+        ticks: show pixel coordinates
+        axs: axes to draw into
+        cmap: of matplotlib
+        alpha: opacity of the silhouettes
+        names: `subject.structures`, or C - 1 names: adds a legend
+        colors: of the structures, see `plot_mask`
+        **imshow_kwargs: for `Axes.imshow`, of the pictures
+
+    Returns:
+        of one picture, or (B,) of several
+    """
     pictures = check_pictures(img)
     n = pictures.shape[1] - 1
     if n < 1:

@@ -59,15 +59,16 @@ VIEWS = {"side": (1, 2), "front": (0, 2), "top": (0, 1)}  # the world axes to th
 AXIS_NAMES = ("right (+x)", "anterior (+y)", "head (+z)")
 
 # %% ../../nbs/api/show/917_scene.ipynb #efcb7bdf
-def plot_geometry(
-    drr: DRR,
-    pose: RigidTransform,  # of one picture
-    view: str = "side",  # "side", "front" or "top": where to look from
-    ax: Axes | None = None,  # axes to draw into
-) -> Axes:
+def plot_geometry(drr: DRR, pose: RigidTransform, view: str = "side", ax: Axes | None = None) -> Axes:
     """Draw source, volume and detector in world coordinates, in mm.
 
-    Raises a `ValueError` for an unknown view or several poses."""
+    Raises a `ValueError` for an unknown view or several poses.
+
+    Args:
+        pose: of one picture
+        view: "side", "front" or "top": where to look from
+        ax: axes to draw into
+    """
     one_of("view", view, VIEWS)
     across, up = VIEWS[view]
     axes = [across, up]
@@ -216,17 +217,30 @@ def fit_camera(
 # %% ../../nbs/api/show/917_scene.ipynb #00853ced
 def visualize_scene(
     drr: DRR,
-    pose: RigidTransform,  # (B) one or several
-    labelmap: bool = False,  # show labelled structures instead of bones
-    grid: bool = True,  # show coordinates
-    verbose: bool = False,  # show progress bars
-    threshold: float = 150,  # HU, of the surface of the bones
-    extract_largest: bool | None = None,  # of it, keep the largest part (True), all (False), or the patient's (None)
-    **kwargs: Any,  # for `pyvista.Plotter`, such as `off_screen` and `window_size`
-) -> pyvista.Plotter:  # `.show()` opens it
+    pose: RigidTransform,
+    labelmap: bool = False,
+    grid: bool = True,
+    verbose: bool = False,
+    threshold: float = 150,
+    extract_largest: bool | None = None,
+    **kwargs: Any,
+) -> pyvista.Plotter:
     """Plot the anatomy with source, beam and detector of each pose.
 
-    Raises a `ValueError` if there is no anatomy to show, and an `ImportError` without PyVista."""
+    Raises a `ValueError` if there is no anatomy to show, and an `ImportError` without PyVista.
+
+    Args:
+        pose: (B) one or several
+        labelmap: show labelled structures instead of bones
+        grid: show coordinates
+        verbose: show progress bars
+        threshold: HU, of the surface of the bones
+        extract_largest: of it, keep the largest part (True), all (False), or the patient's (None)
+        **kwargs: for `pyvista.Plotter`, such as `off_screen` and `window_size`
+
+    Returns:
+        `.show()` opens it
+    """
     pyvista = import_pyvista()
     known(
         "visualize_scene",

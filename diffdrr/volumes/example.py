@@ -79,19 +79,25 @@ OPTIONS = ("fiducials", "transform", "center_volume", "resample_target", "energy
 
 # %% ../../nbs/api/volumes/221_example.ipynb #ebc11d32
 def load_example_ct(
-    labels: int
-    | list[int]
-    | str
-    | None = None,  # structures to render; or the name of a real CT to download, such as "CTChest"
-    orientation: str | None = "AP",  # of the unmoved camera: "AP", "PA" or None
-    bone_attenuation_multiplier: float = 1.0,  # factor on voxels above 350 HU
-    shape: tuple[int, int, int] = (512, 512, 133),  # voxels
-    spacing: tuple[float, float, float] = (0.7, 0.7, 2.5),  # mm
-    **options,  # `fiducials`, `transform`, `center_volume`, `resample_target`, `energy` and `extra` of `read`
+    labels: int | list[int] | str | None = None,
+    orientation: str | None = "AP",
+    bone_attenuation_multiplier: float = 1.0,
+    shape: tuple[int, int, int] = (512, 512, 133),
+    spacing: tuple[float, float, float] = (0.7, 0.7, 2.5),
+    **options,
 ) -> Subject:
     """Load an example chest CT: procedural, labelled, with a table of its `structures`; or a real one by name.
 
-    Raises a `TypeError` for an option that there is not, and the errors of `read`."""
+    Raises a `TypeError` for an option that there is not, and the errors of `read`.
+
+    Args:
+        labels: structures to render; or the name of a real CT to download, such as "CTChest"
+        orientation: of the unmoved camera: "AP", "PA" or None
+        bone_attenuation_multiplier: factor on voxels above 350 HU
+        shape: voxels
+        spacing: mm
+        **options: `fiducials`, `transform`, `center_volume`, `resample_target`, `energy` and `extra` of `read`
+    """
     known(
         "load_example_ct",
         options,

@@ -109,11 +109,17 @@ def voxel_from_block(
 # %% ../../nbs/api/volumes/201_grid.ipynb #34c4972b
 @dataclass(frozen=True, eq=False)
 class Grid:
-    "Where the voxels of a volume are. Raises a `ValueError` unless the affine matrix is finite and invertible."
+    """Where the voxels of a volume are. Raises a `ValueError` unless the affine matrix is finite and invertible.
 
-    shape: tuple[int, int, int]  # voxels along each axis
-    affine: Float[Tensor, "4 4"]  # world (mm) from voxel; kept in float64, on the CPU
-    voxel_shift: float = 0.5  # 0.5 if whole numbers are centres of voxels, 0 if they are lower corners
+    Args:
+        shape: voxels along each axis
+        affine: world (mm) from voxel; kept in float64, on the CPU
+        voxel_shift: 0.5 if whole numbers are centres of voxels, 0 if they are lower corners
+    """
+
+    shape: tuple[int, int, int]
+    affine: Float[Tensor, "4 4"]
+    voxel_shift: float = 0.5
 
     def __post_init__(self) -> None:
         shape = tuple(int(n) for n in self.shape)
@@ -127,11 +133,17 @@ class Grid:
     @classmethod
     def around(
         cls,
-        shape: tuple[int, int, int],  # voxels along each axis
-        spacing: tuple[float, float, float],  # size of a voxel, mm
-        centre: tuple[float, float, float] = (0.0, 0.0, 0.0),  # of the grid, in world coordinates, mm
+        shape: tuple[int, int, int],
+        spacing: tuple[float, float, float],
+        centre: tuple[float, float, float] = (0.0, 0.0, 0.0),
     ) -> Grid:
-        "Lay a grid along the axes of the world, around a point."
+        """Lay a grid along the axes of the world, around a point.
+
+        Args:
+            shape: voxels along each axis
+            spacing: size of a voxel, mm
+            centre: of the grid, in world coordinates, mm
+        """
         affine = torch.diag(torch.tensor([*spacing, 1.0], dtype=torch.float64))
         for i in range(3):
             affine[i, 3] = centre[i] - spacing[i] * (shape[i] - 1) / 2
@@ -168,11 +180,12 @@ class Grid:
         axes = [torch.arange(n, dtype=torch.float64) + 0.5 - self.voxel_shift for n in self.shape]
         return self._to_world(torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1))
 
-    def coarsen(
-        self,
-        factors: tuple[int, int, int],  # voxels along each axis that become one, as in `block_mean`
-    ) -> Grid:
-        "Return the grid of blocks of voxels. The last block of an axis may reach beyond the volume."
+    def coarsen(self, factors: tuple[int, int, int]) -> Grid:
+        """Return the grid of blocks of voxels. The last block of an axis may reach beyond the volume.
+
+        Args:
+            factors: voxels along each axis that become one, as in `block_mean`
+        """
         shape = tuple(-(-n // f) for n, f in zip(self.shape, factors, strict=True))
         return replace(self, shape=shape, affine=self.affine @ voxel_from_block(factors, self.voxel_shift))
 

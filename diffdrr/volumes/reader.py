@@ -40,11 +40,16 @@ def translation_matrix(
     return matrix
 
 # %% ../../nbs/api/volumes/220_reader.ipynb #cf3bb698
-def pose_in_scanner(
-    subject: Subject,  # as `read` made it
-    pose: RigidTransform,  # (B) world from camera
-) -> RigidTransform:  # (B) scanner from camera
-    "Express a pose in the CT's own frame, that of the coordinates in its file."
+def pose_in_scanner(subject: Subject, pose: RigidTransform) -> RigidTransform:
+    """Express a pose in the CT's own frame, that of the coordinates in its file.
+
+    Args:
+        subject: as `read` made it
+        pose: (B) world from camera
+
+    Returns:
+        (B) scanner from camera
+    """
     return pose.compose(RigidTransform(subject.world_from_scanner.to(pose.matrix)).inverse())
 
 # %% ../../nbs/api/volumes/220_reader.ipynb #5d4b3637
@@ -104,35 +109,20 @@ def check_extra(
 
 # %% ../../nbs/api/volumes/220_reader.ipynb #8abc3e25
 def read(
-    volume: str
-    | Path
-    | ScalarImage
-    | Shaped[Tensor, "..."]
-    | Shaped[
-        np.ndarray, "..."
-    ],  # CT in Hounsfield units: a file, a folder with a DICOM series, an image, or a tensor (X, Y, Z)
-    labelmap: str
-    | Path
-    | LabelMap
-    | Shaped[Tensor, "..."]
-    | Shaped[np.ndarray, "..."]
-    | None = None,  # label map; on another grid it is resampled to the volume (nearest neighbour)
-    labels: int | list[int] | None = None,  # structures to render (default: everything)
-    orientation: str | None = "AP",  # of the unmoved camera: "AP", "PA" or None
-    bone_attenuation_multiplier: float = 1.0,  # factor on voxels above 350 HU
-    fiducials: Float[Tensor, "1 N 3"]
-    | None = None,  # points in the coordinates of the volume after `transform`, mm; they move with the centring
-    transform: RigidTransform | None = None,  # applied to the volume before centring
-    center_volume: bool = True,  # move the isocentre to the origin of the world
-    resample_target=None,  # spacing in mm, or whatever `torchio.Resample` takes
-    affine: Shaped[np.ndarray, "4 4"]
-    | Shaped[Tensor, "4 4"]
-    | None = None,  # world from voxel, when volume and label map are tensors
-    energy: float | None = None,  # keV; the density is then the linear attenuation in 1/mm (extra `[physics]`)
-    structures: pd.DataFrame
-    | None = None,  # names of structures in the column `structure`, their labels in `id`; see `structure_table`
-    extra: Mapping[str, Any] | None = None,  # other entries of the subject, by name
-    **unknown,  # refused
+    volume: str | Path | ScalarImage | Shaped[Tensor, "..."] | Shaped[np.ndarray, "..."],
+    labelmap: str | Path | LabelMap | Shaped[Tensor, "..."] | Shaped[np.ndarray, "..."] | None = None,
+    labels: int | list[int] | None = None,
+    orientation: str | None = "AP",
+    bone_attenuation_multiplier: float = 1.0,
+    fiducials: Float[Tensor, "1 N 3"] | None = None,
+    transform: RigidTransform | None = None,
+    center_volume: bool = True,
+    resample_target=None,
+    affine: Shaped[np.ndarray, "4 4"] | Shaped[Tensor, "4 4"] | None = None,
+    energy: float | None = None,
+    structures: pd.DataFrame | None = None,
+    extra: Mapping[str, Any] | None = None,
+    **unknown,
 ) -> Subject:
     """Read a CT and prepare it for rendering.
 
@@ -142,7 +132,24 @@ def read(
 
     Raises a `FileNotFoundError` for a missing file, a `TypeError` for an argument that there is not, and a `ValueError`
     for anything else that cannot be rendered: unreadable or not three-dimensional images, several DICOM series, NaN
-    voxels, a singular affine, labels that are not in the map, an unknown orientation."""
+    voxels, a singular affine, labels that are not in the map, an unknown orientation.
+
+    Args:
+        volume: CT in Hounsfield units: a file, a folder with a DICOM series, an image, or a tensor (X, Y, Z)
+        labelmap: label map; on another grid it is resampled to the volume (nearest neighbour)
+        labels: structures to render (default: everything)
+        orientation: of the unmoved camera: "AP", "PA" or None
+        bone_attenuation_multiplier: factor on voxels above 350 HU
+        fiducials: points in the coordinates of the volume after `transform`, mm; they move with the centring
+        transform: applied to the volume before centring
+        center_volume: move the isocentre to the origin of the world
+        resample_target: spacing in mm, or whatever `torchio.Resample` takes
+        affine: world from voxel, when volume and label map are tensors
+        energy: keV; the density is then the linear attenuation in 1/mm (extra `[physics]`)
+        structures: names of structures in the column `structure`, their labels in `id`; see `structure_table`
+        extra: other entries of the subject, by name
+        **unknown: refused
+    """
     known("read", unknown, list(signature(read).parameters)[:-1], "what a subject is to keep goes into extra={...}")
     reorient = orientation_matrix(orientation)
     check_placement(fiducials, transform)

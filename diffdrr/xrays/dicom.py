@@ -149,18 +149,27 @@ def choose_frame(
 
 # %% ../../nbs/api/xrays/302_dicom.ipynb #506761bc
 def read_xray(
-    path: str | Path,  # DICOM file
-    frame: int | None = None,  # of several, counted from 0
-    sdd: float | None = None,  # source-to-detector distance, mm; from the file by default, like the others
-    sod: float | None = None,  # distance from the source to the patient, mm
-    delx: float | None = None,  # width of a pixel of the detector, mm
-    dely: float | None = None,  # height of a pixel of the detector, mm; as for the width by default, if that is given
+    path: str | Path,
+    frame: int | None = None,
+    sdd: float | None = None,
+    sod: float | None = None,
+    delx: float | None = None,
+    dely: float | None = None,
 ) -> XRay:
     """Read an X-ray.
 
     Raises a `FileNotFoundError` or a `ValueError` for a file that is missing or not an X-ray in DICOM format, for a
     frame that is not there, and for geometry that is neither in the file nor given; a `ModuleNotFoundError` without
-    pydicom."""
+    pydicom.
+
+    Args:
+        path: DICOM file
+        frame: of several, counted from 0
+        sdd: source-to-detector distance, mm; from the file by default, like the others
+        sod: distance from the source to the patient, mm
+        delx: width of a pixel of the detector, mm
+        dely: height of a pixel of the detector, mm; as for the width by default, if that is given
+    """
     dataset = open_dicom(path)
     from pydicom.pixels import apply_modality_lut, pixel_array
 
@@ -263,15 +272,16 @@ def make_dataset(
     return dataset
 
 # %% ../../nbs/api/xrays/302_dicom.ipynb #4043456b
-def write_xray(
-    path: str | Path,  # DICOM file to write
-    xray: XRay,
-    name: str = "DRR",  # of the patient
-) -> None:
+def write_xray(path: str | Path, xray: XRay, name: str = "DRR") -> None:
     """Write an X-ray under a temporary name, and rename it when it is complete.
 
     Raises a `ValueError` for pixels that are not finite and for a principal point beside the middle, for which the
-    format has no tag, and a `FileNotFoundError` for a folder that does not exist."""
+    format has no tag, and a `FileNotFoundError` for a folder that does not exist.
+
+    Args:
+        path: DICOM file to write
+        name: of the patient
+    """
     finite("xray.image", xray.image, "pixels", "replace them, such as by xray.image.nan_to_num()")
     x0, y0 = xray.camera.x0, xray.camera.y0
     if abs(x0) > 1e-6 or abs(y0) > 1e-6:

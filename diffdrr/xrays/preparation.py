@@ -117,11 +117,16 @@ def to_line_integrals(
     return replace(xray, image=image.clamp(min=0), bright_bones=True, logarithmic=True)
 
 # %% ../../nbs/api/xrays/303_preparation.ipynb #94034748
-def prepare(
-    xray: XRay,  # as it was read
-    pixels: int = 256,  # along the longer side, at most
-) -> XRay:  # line integrals within the field
-    "Prepare an X-ray for registration. Raises the errors of its steps."
+def prepare(xray: XRay, pixels: int = 256) -> XRay:
+    """Prepare an X-ray for registration. Raises the errors of its steps.
+
+    Args:
+        xray: as it was read
+        pixels: along the longer side, at most
+
+    Returns:
+        line integrals within the field
+    """
     field = crop_to_field(find_field(xray))
     return to_line_integrals(field.resize(min(pixels, max(field.image.shape[-2:]))))
 

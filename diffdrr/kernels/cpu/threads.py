@@ -42,7 +42,9 @@ def serial_torch() -> Iterator[None]:
 
     What the kernels use stays the same.
 
-    A Python thread that uses torch for the first time meanwhile begins with one thread of torch. If it never renders, it keeps that: start it before, or call `torch.set_num_threads` in it."""
+    A Python thread that uses torch for the first time meanwhile begins with one thread of torch. If it never
+    renders, it keeps that: start it before, or call `torch.set_num_threads` in it.
+    """
     if _kernel_threads.get():  # this thread is inside already
         yield
         return

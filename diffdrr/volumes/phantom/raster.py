@@ -131,9 +131,7 @@ class Phantom:
         self,
         source: Shaped[np.ndarray, "#N 3"] | Coordinates,  # mm
         target: Shaped[np.ndarray, "N 3"] | Coordinates,  # mm
-        value: Callable[
-            [np.ndarray], np.ndarray
-        ] = water_equivalent,  # what is integrated, as a function of Hounsfield units
+        value: Callable[[np.ndarray], np.ndarray] = water_equivalent,  # what is integrated, a function of HU
         labels: Sequence[int] | None = None,  # integrate each of these structures by itself
         chunk: int = 4096,  # rays at a time, which bounds the memory
     ) -> (
