@@ -85,7 +85,8 @@ def split_docstring(
     symbol: object,
 ) -> tuple[str, dict[str, str]]:  # prose; what its sections say, the result as `return`
     "Separate the prose of a docstring from its sections `Args:` and `Returns:`."
-    text = inspect.cleandoc(getattr(symbol, "__doc__", None) or "")
+    inherits = inspect.isroutine(symbol)  # a method that overrides another has its docstring
+    text = (inspect.getdoc(symbol) if inherits else inspect.cleandoc(getattr(symbol, "__doc__", None) or "")) or ""
     meanings: dict[str, str] = {}
     for title, body in SECTION.findall(text):
         if title == "Returns":

@@ -41,9 +41,7 @@ TOO_MANY_PARAMETERS: dict[str, str] = {
     "pipeline.register": "the one call that most users make: each of its choices has a name and a default",
 }
 TOO_LONG: dict[str, str] = {}
-TOO_LONG_CLASSES: dict[str, str] = {
-    "drr.DRR": "a third of its lines are the parameters that 0.6.1 binds, one on each",
-}
+TOO_LONG_CLASSES: dict[str, str] = {}
 
 LAMBDA = re.compile(r"^\s*\w+ = lambda\b")
 BY_HAND = re.compile(r"must be one of \{|must be one of '|, '\.join\(map\(repr,")

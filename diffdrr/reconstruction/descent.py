@@ -63,6 +63,7 @@ class Descent(Solver):
     Raises a `ValueError` for a number of views or pixels that is not there, and for optimisers that do not fit.
 
     Args:
+        projector: of the views, or their geometry where it is refined
         pictures: line integrals
         optimizer: makes one from groups of parameters
         rate: learning rate of the volume, 1/mm
