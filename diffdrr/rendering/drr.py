@@ -25,16 +25,7 @@ if TYPE_CHECKING:
     from torchio import Subject
 
 # %% auto #0
-__all__ = ['INTRINSICS', 'DRR']
-
-# %% ../../nbs/api/rendering/506_drr.ipynb #2da5e59b
-INTRINSICS = {
-    "sdd": (2, 2),
-    "delx": (0, 0),
-    "dely": (1, 1),
-    "x0": (0, 3),
-    "y0": (1, 3),
-}  # where they are in the calibration matrix
+__all__ = ['DRR']
 
 # %% ../../nbs/api/rendering/506_drr.ipynb #9174c188
 def pose_for(
