@@ -182,7 +182,7 @@ def sampling_interval(
 ) -> Interval:
     "Find the part of a ray to integrate."
     if alphas is not None:
-        return Interval(float(alphas[b, n, 0]), float(alphas[b, n, 1]), -1, -1)
+        return Interval(np.float64(alphas[b, n, 0]), np.float64(alphas[b, n, 1]), -1, -1)
     if nearest:
         enter, leave, enter_axis, leave_axis = clip(s, t, shape)
     else:
