@@ -8,6 +8,7 @@ Usage: python -m tools.docs
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
@@ -28,6 +29,8 @@ from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 from smalldocs.config import load
 from smalldocs.site import Page, Site
+
+from tools.rooms import ROOMS, door_names
 
 KATEX_VERSION = "0.16.22"
 KATEX_PLACEHOLDER = "KATEX-FOLDER"
@@ -82,10 +85,39 @@ def mixed_cell_problem(message: str, notebooks: Path) -> str:
     return f"{', '.join(sorted(names))}: imports need a cell of their own, without other code:\n{source}"
 
 
+def documented_names(module: str) -> set[str]:
+    "Read the names that a module documents."
+    path = Path(*module.split("."))
+    source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
+    found = re.search(r"^__all__ = (\[.*?\])", source, re.DOTALL | re.MULTILINE)
+    return set(ast.literal_eval(found[1])) if found else set()
+
+
+def link_documented_names(library: str) -> None:
+    "Let names in backticks lead to what is documented: to names behind front doors first, never to private ones."
+    lookup = NbdevLookup()
+    places: dict[str, list[tuple]] = {}
+    for module, symbols in lookup.entries[library]["syms"].items():
+        room, documented = module.split(".")[1], documented_names(module)
+        offered = door_names(room) if room in ROOMS and room != "cli" else set()
+        for qualified, place in symbols.items():
+            short = qualified.removeprefix(f"{module}.")
+            top, others = short.split(".")[0], places.setdefault(short, [])
+            if top in documented:
+                others.insert(0 if top in offered else len(others), place)
+            else:
+                lookup.syms.pop(qualified, None)
+    for short, found in places.items():
+        lookup.syms.pop(short, None)
+        if found:
+            lookup.syms[short] = found[0]
+
+
 def process(notebooks: Path) -> tuple[Path, list[str]]:
     "Let nbdev process the notebooks; return the folder with the results, and what is wrong with them."
     refresh_quarto_yml()
     nbdev.doclinks._build_modidx()
+    link_documented_names(get_config().lib_name)
     with warnings.catch_warnings(record=True) as caught:
         warnings.filterwarnings("always", message=MIXED_CELL)
         folder = Path(proc_nbs(n_workers=0, force=True))
