@@ -203,9 +203,10 @@ def source_link(name: str) -> str:
     lookup = NbdevLookup()
     entry = lookup.entries.get(get_config().lib_name, {"syms": {}})
     homes = [module for module, symbols in entry["syms"].items() if f"{module}.{name}" in symbols]
-    if len(homes) != 1:
+    source = lookup.code(name) if len(homes) == 1 else None
+    if source is None:
         return ""
-    return f'[source]({lookup.code(name)}){{target="_blank" style="float:right; font-size:smaller"}}'
+    return f'[source]({source}){{target="_blank" style="float:right; font-size:smaller"}}'
 
 
 class TableRenderer:
