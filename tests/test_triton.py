@@ -29,10 +29,10 @@ on_gpu = pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
 # thousand voxels, and noise hides none of it.
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-11}
 KERNELS = {
-    "siddon": (siddon, reference.siddon, Rule("siddon")),
-    "exact": (trilinear, reference.trilinear, Rule("trilinear")),
-    "samples": (trilinear, reference.trilinear, Rule("trilinear", 16)),
-    "nearest": (trilinear, reference.trilinear, Rule("trilinear", 16, "nearest")),
+    "siddon": (siddon, Rule("siddon")),
+    "exact": (trilinear, Rule("trilinear")),
+    "samples": (trilinear, Rule("trilinear", 16)),
+    "nearest": (trilinear, Rule("trilinear", 16, "nearest")),
 }
 kernels = pytest.mark.parametrize("kernel", KERNELS)
 
@@ -73,20 +73,6 @@ def by_label(rule: Rule, labels: torch.Tensor) -> Rule:
     return rule._replace(labels=labels, n_labels=3)
 
 
-def expected(kernel: str, volume: torch.Tensor, rays: Rays, rule: Rule) -> torch.Tensor:
-    "Render each picture by the reference."
-    _, render, _ = KERNELS[kernel]
-    options = {} if rule.n_points is None else dict(n_points=rule.n_points, mode=rule.mode or "bilinear")
-    if rule.alphas is not None:
-        options |= dict(alphamin=rule.alphas[..., :1], alphamax=rule.alphas[..., 1:])
-    pictures = []
-    for b in range(len(rays.target)):
-        v = b if len(volume) > 1 else 0
-        labels = None if rule.labels is None else rule.labels[v]
-        pictures.append(render(volume[v], *rays.picture(b), labels, rule.n_labels, **options))
-    return torch.cat(pictures)
-
-
 def close(ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype = torch.float64) -> bool:
     return torch.allclose(ours.double(), theirs.double(), rtol=0, atol=TOLERANCE[dtype] * theirs.abs().max().item())
 
@@ -95,27 +81,27 @@ def close(ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype = torch.f
 @kernels
 def test_odd_shapes(kernel, shape):
     "The long one has rays in two parts."
-    module, _, rule = KERNELS[kernel]
+    module, rule = KERNELS[kernel]
     volume, _, rays = scene(shape, 64)
     with poisoned():
-        assert close(module.render(volume, rays, rule), expected(kernel, volume, rays, rule))
+        assert close(module.render(volume, rays, rule), reference.render(volume, rays, rule))
 
 
 @pytest.mark.parametrize("labelled", [False, True], ids=["sum", "labels"])
 @kernels
 def test_batch_of_volumes(kernel, labelled):
     "Two pictures of two volumes, 9 x 9 rays, in tiles that stick out."
-    module, _, rule = KERNELS[kernel]
+    module, rule = KERNELS[kernel]
     volume, labels, rays = scene((5, 4, 6), 81, pictures=2, volumes=2)
     rule = by_label(rule, labels) if labelled else rule
     with poisoned():
-        assert close(module.render(volume, rays, rule), expected(kernel, volume, rays, rule))
+        assert close(module.render(volume, rays, rule), reference.render(volume, rays, rule))
 
 
 @pytest.mark.parametrize("kernel", ["siddon", "exact"])
 def test_labels_and_volumes_may_be_shared(kernel):
     "One of both serves all pictures."
-    module, _, rule = KERNELS[kernel]
+    module, rule = KERNELS[kernel]
     volume, labels, rays = scene((2, 3, 2), 20, pictures=2, volumes=2)
     gradient = torch.randn(2, 3, 20, dtype=torch.float64, device=DEVICE)
     for v, l in ((volume, labels[:1]), (volume[:1], labels)):
@@ -130,7 +116,7 @@ def test_labels_and_volumes_may_be_shared(kernel):
 @kernels
 def test_rays_may_share_their_source(kernel):
     "The source of each picture is read once, not copied for every ray; it may be given once, too."
-    module, _, rule = KERNELS[kernel]
+    module, rule = KERNELS[kernel]
     volume, _, rays = scene((5, 4, 6), 70, pictures=2)
     one = rays._replace(source=rays.source[:, :1])
     image, slopes = module.render_with_slopes(volume, one.each_with_source().map(torch.Tensor.contiguous), rule)
@@ -154,22 +140,22 @@ def lattice_rays() -> Rays:
 @pytest.mark.parametrize("kernel", ["siddon", "exact", "samples"])
 def test_values_of_lattice_rays(kernel, dtype):
     "Whatever rounding does at an edge, it decides about no length; a ray in a face is in the upper voxel."
-    module, _, rule = KERNELS[kernel]
+    module, rule = KERNELS[kernel]
     volume = scene((4, 3, 5), 1)[0]
     rays = lattice_rays()
     with poisoned():
         ours = module.render(volume, rays.map(lambda x: x.to(dtype)), rule)
-    assert close(ours, expected(kernel, volume, rays, rule), dtype)
+    assert close(ours, reference.render(volume, rays, rule), dtype)
 
 
 @pytest.mark.parametrize("labelled", [False, True], ids=["sum", "labels"])
 @kernels
 def test_gradients(kernel, labelled):
-    module, _, rule = KERNELS[kernel]
+    module, rule = KERNELS[kernel]
     volume, labels, rays = scene((5, 18, 3), 90, pictures=2, volumes=2 if labelled else 1)
     rule = by_label(rule, labels) if labelled else rule
     inputs = [x.clone().requires_grad_() for x in (volume, *rays)]
-    image = expected(kernel, inputs[0], Rays(*inputs[1:]), rule)
+    image = reference.render(inputs[0], Rays(*inputs[1:]), rule)
     gradient = torch.randn_like(image)
     theirs = torch.autograd.grad(image, inputs, gradient, allow_unused=True)
     with poisoned():
@@ -182,13 +168,13 @@ def test_gradients(kernel, labelled):
 @kernels
 def test_slopes(kernel):
     "A volume long enough to have rays in parts."
-    module, _, rule = KERNELS[kernel]
+    module, rule = KERNELS[kernel]
     volume, _, rays = scene((3, 4, 36), 60)
     inputs = rays.map(lambda x: x.clone().requires_grad_())
     with poisoned():
         image, slopes = module.render_with_slopes(volume, rays, rule)
         assert close(image, module.render(volume, rays, rule))
-    theirs = expected(kernel, volume, inputs, rule)
+    theirs = reference.render(volume, inputs, rule)
     assert close(image, theirs)
     assert close(slopes.mT, torch.cat(torch.autograd.grad(theirs.sum(), inputs[:2]), dim=-1))
 
@@ -200,7 +186,7 @@ def test_alphas(mode):
     alphas = torch.stack([torch.rand_like(rays.length) * 1.5 - 0.4, torch.rand_like(rays.length) * 1.5], dim=-1)
     rule = Rule("trilinear", 9, mode, labels, 3, alphas)
     inputs = [x.clone().requires_grad_() for x in (volume, *rays)]
-    theirs = expected("samples", inputs[0], Rays(*inputs[1:]), rule)
+    theirs = reference.render(inputs[0], Rays(*inputs[1:]), rule)
     gradient = torch.randn_like(theirs)
     grads = torch.autograd.grad(theirs, inputs, gradient, allow_unused=True)
     grads = [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, grads)]
@@ -214,10 +200,10 @@ def test_alphas(mode):
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("kernel", ["siddon", "exact"])
 def test_volumes_are_read_as_stored(kernel, stored):
-    module, _, rule = KERNELS[kernel]
+    module, rule = KERNELS[kernel]
     volume, _, rays = scene((5, 4, 6), 60)
     volume, rays = volume.to(stored), rays.map(torch.Tensor.float)
-    theirs = expected(kernel, volume.double(), rays.map(torch.Tensor.double), rule)
+    theirs = reference.render(volume.double(), rays.map(torch.Tensor.double), rule)
     with poisoned():
         ours = module.render(volume, rays, rule)
     assert ours.dtype == torch.float32 and close(ours, theirs, torch.float32)
@@ -236,7 +222,7 @@ def test_labels_of_any_integers(integers):
 @pytest.mark.parametrize("kernel", ["siddon", "exact"])
 def test_float32_of_a_long_march(kernel):
     "A cone beam through 300 voxels from a source 900 voxels away, against float64."
-    module, _, rule = KERNELS[kernel]
+    module, rule = KERNELS[kernel]
     torch.manual_seed(0)
     volume = torch.rand(1, 12, 300, 9, device=DEVICE)
     source = torch.tensor([5.0, -900.0, 4.0], device=DEVICE).expand(1, 64, 3)
@@ -244,7 +230,7 @@ def test_float32_of_a_long_march(kernel):
     target = torch.rand(1, 64, 3, device=DEVICE) * size + low
     rays = Rays(source, target, (target - source).norm(dim=-1))
     inputs = rays.map(lambda x: x.double().contiguous().requires_grad_())
-    theirs = expected(kernel, volume.double(), inputs, rule)
+    theirs = reference.render(volume.double(), inputs, rule)
     image, slopes = module.render_with_slopes(volume, rays, rule)
     assert close(image, theirs, torch.float32)
     assert close(slopes.mT, torch.cat(torch.autograd.grad(theirs.sum(), inputs[:2]), dim=-1), torch.float32)
@@ -258,7 +244,7 @@ def test_label_of_a_ray_close_to_a_face():
     target = torch.tensor([[[0.0, 7.4999, -300.0]]], device=DEVICE)
     rays = Rays(source, target, torch.ones(1, 1, device=DEVICE))
     for kernel in ("siddon", "exact"):
-        module, _, rule = KERNELS[kernel]
+        module, rule = KERNELS[kernel]
         below, above = module.render(volume, rays, rule._replace(labels=labels, n_labels=2))[0, :, 0].tolist()
         assert below > 0 and above == 0
 
@@ -266,7 +252,7 @@ def test_label_of_a_ray_close_to_a_face():
 @kernels
 def test_lost_rays_are_nan(kernel):
     "Coordinates that are not finite give NaN, and disturb no other ray."
-    module, _, rule = KERNELS[kernel]
+    module, rule = KERNELS[kernel]
     volume, _, rays = scene((5, 4, 6), 40)
     theirs = module.render(volume, rays, rule)
     rays.source[0, 3, 1], rays.target[0, 5, 2], rays.target[0, 7, 0] = torch.nan, torch.inf, -torch.inf
@@ -279,7 +265,7 @@ def test_lost_rays_are_nan(kernel):
 
 @kernels
 def test_no_rays(kernel):
-    module, _, rule = KERNELS[kernel]
+    module, rule = KERNELS[kernel]
     volume, labels, rays = scene((5, 4, 6), 0)
     assert module.render(volume, rays, rule).shape == (1, 1, 0)
     assert module.render(volume, rays, by_label(rule, labels)).shape == (1, 3, 0)
@@ -288,7 +274,7 @@ def test_no_rays(kernel):
 
 @kernels
 def test_inputs_need_not_be_contiguous(kernel):
-    module, _, rule = KERNELS[kernel]
+    module, rule = KERNELS[kernel]
     volume, labels, rays = scene((5, 4, 6), 40)
     rays = rays._replace(source=rays.source[:, :1].expand_as(rays.target))
     theirs = module.render(volume, rays.map(torch.Tensor.contiguous), by_label(rule, labels))
@@ -303,7 +289,7 @@ def test_inputs_need_not_be_contiguous(kernel):
 
 @kernels
 def test_deterministic_adjoint_is_refused(kernel):
-    module, _, rule = KERNELS[kernel]
+    module, rule = KERNELS[kernel]
     volume, _, rays = scene((5, 4, 6), 1)
     with poisoned(), pytest.raises(RuntimeError, match="backend='torch'"):
         module.backproject(torch.ones(1, 1, 1, dtype=torch.float64, device=DEVICE), volume, rays, rule)
@@ -311,7 +297,7 @@ def test_deterministic_adjoint_is_refused(kernel):
 
 @pytest.mark.parametrize("kernel", ["siddon", "exact"])
 def test_shapes_that_disagree(kernel):
-    module, _, rule = KERNELS[kernel]
+    module, rule = KERNELS[kernel]
     volume, labels, rays = scene((5, 4, 6), 1, pictures=3, volumes=2)
     with pytest.raises(ValueError, match="volume must have one entry, or one for each of the 3 pictures"):
         module.render(volume, rays, rule)
@@ -409,21 +395,21 @@ def view(dtype: torch.dtype, shape: tuple[int, int, int] = (160, 193, 90), size:
 @on_gpu
 @kernels
 def test_pictures_on_a_gpu(kernel):
-    module, _, rule = KERNELS[kernel]
+    module, rule = KERNELS[kernel]
     few = kernel in ("samples", "nearest")  # samples of noise show where they are
     for dtype in [torch.float64] if few else TOLERANCE:
         volume, rays = view(dtype)
         exact = rays.map(torch.Tensor.double)
         with torch.no_grad():
             chunks = [exact.some(slice(i, i + 2000)) for i in range(0, 40000, 2000)]
-            theirs = [expected(kernel, volume.double(), chunk, rule) for chunk in chunks]
+            theirs = [reference.render(volume.double(), chunk, rule) for chunk in chunks]
         assert close(module.render(volume, rays, rule), torch.cat(theirs, dim=-1), dtype)
 
 
 @on_gpu
 @kernels
 def test_adjoint_on_a_gpu(kernel):
-    module, _, rule = KERNELS[kernel]
+    module, rule = KERNELS[kernel]
     for dtype in TOLERANCE:
         volume, rays = view(dtype)
         image = module.render(volume, rays, rule)
@@ -437,7 +423,7 @@ def test_adjoint_on_a_gpu(kernel):
 @kernels
 def test_cuda_graph(kernel):
     "Nothing waits for the GPU, so that a graph can be captured, and replayed with other rays."
-    module, _, rule = KERNELS[kernel]
+    module, rule = KERNELS[kernel]
     volume, rays = view(torch.float32)
     module.render_with_slopes(volume, rays, rule)  # compiles
     torch.cuda.synchronize()
@@ -484,5 +470,5 @@ def test_volume_beyond_32_bits():
     inside = 99.5 / 110 * 2  # up to the last face, of 2 mm
     rays = Rays(source, target, torch.full((1, 1), 2.0, device=DEVICE))
     for kernel in ("siddon", "exact"):
-        module, _, rule = KERNELS[kernel]
+        module, rule = KERNELS[kernel]
         assert abs(module.render(volume, rays, rule).item() - inside) < 0.02
