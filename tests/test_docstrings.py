@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import inspect
 import re
+from dataclasses import fields
 
 import pytest
+from fastcore.docments import docments
 
 import diffdrr
+from diffdrr.cli import COMMANDS
 from tools.docs_renderer import TableRenderer, split_docstring
 
 NAMES = sorted({name for rooms in diffdrr.NAMES.values() for names in rooms.values() for name in names})
@@ -79,3 +82,11 @@ def test_help_says_what_each_parameter_is(name: str):
         meanings = split_docstring(function)[1]
         missing += [f"{label}({p.name})" for p in parameters if p.name not in meanings and not explains_itself(p)]
     assert not missing, f"no meaning in the docstring of {', '.join(missing)}"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_options_of_a_command_have_help(command: str):
+    "It is the comment beside each option, on its line."
+    _, options = COMMANDS[command]
+    missing = [field.name for field in fields(options) if not docments(options)[field.name]]
+    assert not missing, f"no help for {', '.join(missing)}"

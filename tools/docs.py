@@ -197,7 +197,8 @@ def build() -> list[str]:
     site = NbdevSite(source, output, config.doc_host + config.doc_baseurl)
     site.build()
     drop_fonts_elsewhere(output)
-    shutil.copy(Path(__file__).with_name("search.js"), output / "site_libs" / "fuse" / "fuse.min.js")
+    scripts = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("search.js", "sidebar.js"))
+    (output / "site_libs" / "fuse" / "fuse.min.js").write_text("\n".join(scripts), encoding="utf-8")
     bundle_katex(output, katex(config.config_path / ".cache"))
     return problems + site.warnings
 

@@ -18,6 +18,7 @@ NAMES = {
     "result": ["RegistrationResult"],
     "search": ["SCHEDULE", "Stage", "draw_motions"],
     "views": ["make_views"],
+    "pyramid": ["make_pyramid"],
     "windows": ["blur", "standardize_locally"],
 }
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=NAMES)
