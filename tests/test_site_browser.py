@@ -22,10 +22,10 @@ SOURCES = ("nbs", "diffdrr", "tools", "settings.ini", "_quarto.yml", "CHANGELOG.
 DESKTOP, PHONE = {"width": 1280, "height": 720}, {"width": 390, "height": 844}
 LEFT_BEHIND = "net::ERR_ABORTED"  # the failure of a request that the page no longer waits for, because it was left
 FIRST_RESULTS = {
-    "DRR": "api/drr.html",
-    "pose_from_view": "api/views.html#pose_from_view",
+    "DRR": "api/rendering/drr.html",
+    "pose_from_view": "api/geometry/views.html#pose_from_view",
     "DICOM": "tutorials/own_data.html",
-    "gradient correlation": "api/metrics.html",
+    "gradient correlation": "api/compare/edges.html",
 }
 AUDIT = r"""async () => {
   await document.fonts.ready;
@@ -188,7 +188,7 @@ def test_audit_can_fail(browser, address: str):
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_search(browser, address: str, viewport: dict, scheme: str):
     with opened(browser, address, viewport=viewport, color_scheme=scheme) as (page, problems):
-        page.goto(address + "api/so3.html")
+        page.goto(address + "api/geometry/so3.html")
         if viewport is PHONE:
             page.locator(".navbar-toggler").click()
         field, results = page.locator(".smalldocs-search input"), page.locator(".search-result")
@@ -196,11 +196,12 @@ def test_search(browser, address: str, viewport: dict, scheme: str):
             field.fill(query)
             page.locator(f".search-result:first-child[href*='{first}']").wait_for()
         field.fill("Siddon")
-        results.first.filter(has_text="renderers").wait_for()
+        found = page.locator(".search-result:nth-child(-n + 3)[href*='rendering/renderers.html#siddon']").first
+        found.wait_for()
         assert results.count() > 5
         problems += page.evaluate(AUDIT)
-        results.first.click()
-        page.wait_for_url("**/api/renderers.html#siddon*")
+        found.click()
+        page.wait_for_url("**/api/rendering/renderers.html#siddon*")
         assert page.locator("main").filter(has_text="Siddon").is_visible()
     assert problems == []
 
@@ -218,7 +219,7 @@ def test_reader_turns_the_light_off(browser, address: str):
 
 def test_menu_on_a_phone(browser, address: str):
     with opened(browser, address, viewport=PHONE) as (page, problems):
-        page.goto(address + "api/drr.html")
+        page.goto(address + "api/rendering/drr.html")
         page.locator(".quarto-btn-toggle").first.click()
         page.locator("#quarto-sidebar.show .sidebar-link.active").filter(has_text="drr").wait_for()
         page.locator("#quarto-sidebar").get_by_text("Changelog").click()
