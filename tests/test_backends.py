@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -11,10 +12,14 @@ import pytest
 import torch
 
 from diffdrr.geometry import RigidTransform, convert
+from diffdrr.kernels import Rays, Rule
+from diffdrr.kernels.cpu import siddon as numba_siddon
+from diffdrr.kernels.cpu import trilinear as numba_trilinear
 from diffdrr.kernels.dispatch import as_classes
 from diffdrr.rendering import DRR
 from diffdrr.volumes import load_example_ct
 
+ROOT = Path(__file__).parents[1]
 GRID = dict(shape=(65, 64, 33), spacing=(5.6, 5.6, 10.0))
 # Of the largest value. Both compute the same integral; the reference does it in the precision of the rays, at voxel
 # coordinates of some hundred.
@@ -291,4 +296,41 @@ end = torch.tensor([[[1.0, 1.0, 9.0]]])
 assert project(torch.ones(3, 3, 3), Rays(-end, end, torch.full((1, 1), 1.0)), Rule("siddon"), backend="numba") > 0
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+
+
+def render_in_all_ways(labels: torch.Tensor | None) -> None:
+    "Call every kernel for the CPU once."
+    torch.manual_seed(0)
+    volume = torch.rand(1, 5, 6, 7)
+    rays = Rays(torch.rand(1, 20, 3) * 20 - 7, torch.rand(1, 20, 3) * 20 - 7, torch.rand(1, 20))
+    n_labels = 1 if labels is None else 3
+    for module, rule in (
+        (numba_siddon, Rule("siddon", None, "nearest", labels, n_labels)),
+        (numba_trilinear, Rule("trilinear", None, "bilinear", labels, n_labels)),
+        (numba_trilinear, Rule("trilinear", 9, "bilinear", labels, n_labels)),
+        (numba_trilinear, Rule("trilinear", 9, "nearest", labels, n_labels)),
+    ):
+        picture = module.render(volume, rays, rule)
+        module.ray_gradient(picture, volume, rays, rule)
+        module.backproject(picture, volume, rays, rule)
+
+
+def test_kernels_give_back_the_memory_they_reserve():
+    "References are counted only where memory is reserved: a wrong place would lose some, or give back too much."
+    code = """
+import torch
+from numba.core.runtime import rtsys
+from test_backends import render_in_all_ways
+for labels in (None, torch.randint(0, 3, (1, 5, 6, 7), dtype=torch.uint8)):
+    render_in_all_ways(labels)
+    before = rtsys.get_allocation_stats()
+    render_in_all_ways(labels)
+    after = rtsys.get_allocation_stats()
+    reserved = after.mi_alloc - before.mi_alloc
+    assert reserved > 0, "nothing was counted"
+    assert after.mi_free - before.mi_free == reserved, (before, after)
+"""
+    environment = os.environ | {"NUMBA_NRT_STATS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr

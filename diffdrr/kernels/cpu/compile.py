@@ -32,7 +32,7 @@ def can_write_cache() -> bool:
 
 
 FAST_MATH = {"reassoc", "contract", "nsz", "arcp"}
-OPTIONS = dict(cache=can_write_cache(), error_model="numpy", nogil=True, fastmath=FAST_MATH)
+OPTIONS = dict(cache=can_write_cache(), error_model="numpy", nogil=True, fastmath=FAST_MATH, _nrt=False)
 
 # %% ../../../nbs/api/kernels/cpu/411_compile.ipynb #8e130f78
 def digest_sources() -> str:
@@ -75,6 +75,7 @@ def compile_with(
 
 
 compiled = compile_with()
+reserving = compile_with(_nrt=True)
 inlined = compile_with(forceinline=True)
 strict = compile_with(forceinline=True, fastmath=False)
 

@@ -10,7 +10,7 @@ from math import ceil, floor
 
 import numpy as np
 
-from .compile import Kind, Voxels, compiled, inlined, read
+from .compile import Kind, Voxels, compiled, inlined, read, reserving
 from .march import Memory, clip, cut, dominant, ends, other_axes, set_up
 from ..request import Rays
 
@@ -201,7 +201,7 @@ Pieces = namedtuple(
 )
 
 
-@compiled
+@reserving
 def cut_ray(
     kind: Kind,
     voxels: Voxels,
@@ -235,7 +235,7 @@ def layers_of(
     return 0, voxels.shape[dominant(s, t)]
 
 
-@compiled
+@reserving
 def new_memory(
     kind: Kind,
     voxels: Voxels,

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from .compile import Kind, Voxels, compiled, inlined, read
+from .compile import Kind, Voxels, compiled, inlined, read, reserving
 from .launch import Slopes, backproject_with, differentiate_with, render_with
 from diffdrr.kernels.cpu.march import (
     Axis,
@@ -289,7 +289,7 @@ Listed = namedtuple(
 )
 
 
-@compiled
+@reserving
 def new_list(
     kind: Kind,
     voxels: Voxels,
@@ -352,7 +352,7 @@ def add_to_channel(
     image[b, voxels.labels[which, p], n] += kind.real(read(voxels.values, which, p)) * extent
 
 
-@compiled
+@reserving
 def render_channels(
     kind: Kind,
     voxels: Voxels,
@@ -415,7 +415,7 @@ def is_blank(
     return labels is None and pixel == 0
 
 
-@compiled
+@reserving
 def backproject_rays(
     kind: Kind,
     voxels: Voxels,  # their values are added to

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from .compile import Kind, Voxels, compiled, inlined, read
+from .compile import Kind, Voxels, compiled, inlined, read, reserving
 from diffdrr.kernels.cpu.field import (
     Line,
     Pieces,
@@ -99,7 +99,7 @@ Taken = namedtuple(
 )
 
 
-@compiled
+@reserving
 def new_chunk(
     kind: Kind,
 ) -> Taken:
@@ -241,7 +241,7 @@ def add_label_jumps(
             before = after
 
 # %% ../../../nbs/api/kernels/cpu/417_trilinear.ipynb #0c8be921
-@compiled
+@reserving
 def render_rays(
     kind: Kind,
     voxels: Voxels,
@@ -265,7 +265,7 @@ def render_rays(
             image[b, 0, n] = scale * integrate(kind, voxels, which, pieces, points)
 
 
-@compiled
+@reserving
 def render_channels(
     kind: Kind,
     voxels: Voxels,
@@ -297,7 +297,7 @@ def render_channels(
                     image[b, channel, n] += taken.weight[m + i * CHUNK] * x
 
 # %% ../../../nbs/api/kernels/cpu/417_trilinear.ipynb #7d8ce00f
-@compiled
+@reserving
 def differentiate_rays(
     kind: Kind,
     voxels: Voxels,
@@ -371,7 +371,7 @@ def is_blank(
     return labels is None and pixel == 0
 
 
-@compiled
+@reserving
 def backproject_rays(
     kind: Kind,
     voxels: Voxels,  # their values are added to
