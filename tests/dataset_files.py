@@ -1,7 +1,7 @@
 """Write small files in the layouts of public data sets: the phantom, photographed by cameras that are built here from
 the documents of the data sets.
 
-Nothing of `diffdrr.datasets` is used. Pictures are integrals along rays from the source to the centre of each pixel,
+Nothing of `diffdrr.xrays.datasets` is used. Pictures are integrals along rays from the source to the centre of each pixel,
 both placed in the voxels of the stored volume by this file, so that a loader that misreads an axis, a flip, a unit
 or half a pixel gives another picture.
 """

@@ -80,7 +80,7 @@ class Detector(nn.Module):
         dely: float | Real[Tensor, "*#B"],  # height of a pixel, mm
         x0: float | Real[Tensor, "*#B"],  # shift of the detector along its rows, mm
         y0: float | Real[Tensor, "*#B"],  # shift of the detector along its columns, mm
-        reorient: Float[Tensor, "4 4"],  # applied before the pose, see `camera.orientation_matrix`
+        reorient: Float[Tensor, "4 4"],  # applied before the pose, see `orientation_matrix`
         n_subsample: int | None = None,  # number of pixels to draw at random
         reverse_x_axis: bool = False,  # flip the picture horizontally
         beam: str = "cone",  # "cone" or "parallel"
@@ -106,7 +106,7 @@ class Detector(nn.Module):
     def from_camera(
         cls,
         camera: Camera,  # not a batch
-        reorient: Float[Tensor, "4 4"],  # applied before the pose, see `camera.orientation_matrix`
+        reorient: Float[Tensor, "4 4"],  # applied before the pose, see `orientation_matrix`
         n_subsample: int | None = None,  # number of pixels to draw at random
     ) -> Detector:
         "Make the detector of a camera."

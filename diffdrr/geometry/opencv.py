@@ -42,7 +42,7 @@ def pose_from_opencv(
 
     Args:
         extrinsic: camera from world, in OpenCV's convention
-        reorient: of the subject, see `camera.orientation_matrix`
+        reorient: of the subject, see `orientation_matrix`
         reverse_x_axis: as for the `DRR`
     """
     signs = opencv_signs(reverse_x_axis).to(extrinsic)

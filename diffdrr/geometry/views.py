@@ -38,7 +38,7 @@ def world_from_positioner(
 
 # %% ../../nbs/api/geometry/108_views.ipynb #dea3098e
 def camera_at_rest(
-    orientation: str | None,  # a key of `camera.ORIENTATIONS`
+    orientation: str | None,  # a key of `ORIENTATIONS`
 ) -> Float[Tensor, "3 3"]:  # world from camera
     "Place a camera behind the patient that looks forward, with the head up, mirrored if the orientation mirrors."
     mirrored = torch.linalg.det(orientation_matrix(orientation)[:3, :3]) < 0
