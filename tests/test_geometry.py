@@ -3,6 +3,8 @@ camera and the flips."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,9 @@ from diffdrr.geometry import (
     convert,
     opencv_camera,
     orientation_matrix,
+    pose_from_landmarks,
+    pose_from_opencv,
+    random_views,
 )
 from diffdrr.rendering import DRR
 from diffdrr.volumes import read
@@ -219,17 +224,79 @@ def test_cameras_carry_gradients():
     assert torch.autograd.gradcheck(matrices, (values,))
 
 
-def test_opencv_counts_pixels_from_the_centre_of_the_first():
-    "OpenCV itself projects points half a pixel before where we do."
+CAMERAS = [  # non-square pictures, pixels that are not square, a principal point beside the middle; both flips
+    Camera(1000.0, 96, 128, 2.0, 1.5, 9.0, -3.0, True),
+    Camera(900.0, 131, 77, 1.1, 1.7, -6.0, 12.0, False),
+]
+
+
+def opencv_projects(points: np.ndarray, K: torch.Tensor, extrinsic: torch.Tensor) -> np.ndarray:
+    "Have OpenCV project points. A mirrored camera sees mirrored points: rotation vectors know no reflection."
     cv2 = pytest.importorskip("cv2")
-    for reverse_x_axis in (True, False):
-        camera = Camera(1000.0, 96, 128, 2.0, 1.5, 9.0, -3.0, reverse_x_axis)
-        detector = Detector.from_camera(camera, orientation_matrix("AP" if reverse_x_axis else "PA"))
-        pose = frontal("AP" if reverse_x_axis else "PA", (0.2, -0.1, 0.3))
-        points = 30 * torch.randn(10, 3)
-        K, extrinsic = (x.double().numpy() for x in opencv_camera(detector, pose))
-        theirs = cv2.projectPoints(
-            points.double().numpy(), cv2.Rodrigues(extrinsic[0, :3, :3])[0], extrinsic[0, :3, 3], K, None
-        )[0][:, 0]
-        ours = detector.project(pose, points[None])[0]
-        assert np.allclose(theirs + 0.5, ours.numpy(), atol=1e-2)
+    K, extrinsic = K.double().numpy(), extrinsic[0].double().numpy()
+    mirror = np.diag([np.sign(np.linalg.det(extrinsic[:3, :3])), 1.0, 1.0])
+    rotation = cv2.Rodrigues(extrinsic[:3, :3] @ mirror)[0]
+    return cv2.projectPoints(points @ mirror, rotation, extrinsic[:3, 3], K, None)[0][:, 0]
+
+
+@pytest.mark.parametrize("orientation", list(ORIENTATIONS))
+@pytest.mark.parametrize("camera", CAMERAS, ids=["reversed", "not reversed"])
+def test_opencv_counts_pixels_from_the_centre_of_the_first(camera, orientation):
+    "OpenCV itself projects points half a pixel before where we do, and its matrices come back as they went out."
+    reorient = orientation_matrix(orientation)
+    detector, pose = Detector.from_camera(camera, reorient), frontal(orientation, (0.2, -0.1, 0.3))
+    points = 30 * torch.randn(10, 3)
+    K, extrinsic = opencv_camera(detector, pose)
+    theirs = opencv_projects(points.double().numpy(), K, extrinsic)
+    assert np.allclose(theirs + 0.5, detector.project(pose, points[None])[0].numpy(), atol=1e-2)
+    again = Camera.from_opencv(K, camera.height, camera.width, camera.sdd, camera.reverse_x_axis)
+    assert all(getattr(again, name) == pytest.approx(getattr(camera, name), abs=1e-3) for name in INTRINSICS)
+    back = pose_from_opencv(extrinsic, reorient, camera.reverse_x_axis)
+    assert torch.allclose(back.matrix, pose.matrix, atol=1e-3)
+
+
+@pytest.mark.parametrize("orientation", ["AP", "PA"])
+@pytest.mark.parametrize("camera", CAMERAS, ids=["reversed", "not reversed"])
+def test_balls_are_seen_where_opencv_projects_them(camera, orientation):
+    "The centre of the picture of a small ball, as SciPy counts pixels, is where OpenCV projects the ball."
+    from scipy import ndimage
+
+    pose = frontal(orientation, (0.2, -0.1, 0.3))
+    for centre in ([20.0, -12.0, 15.0], [-18.0, 25.0, -9.0], [3.0, 14.0, -22.0]):
+        subject, _ = ball_subject(np.diag([1.9, 1.9, 1.9, 1.0]), centre, orientation)
+        drr = DRR(subject, **vars(camera), renderer="trilinear")
+        row, column = ndimage.center_of_mass(drr(pose, n_points=None)[0, 0].numpy())
+        theirs = opencv_projects(np.array([centre]), *opencv_camera(drr.detector, pose))[0]
+        assert np.allclose([column, row], theirs, atol=0.05)
+
+
+def seen_from_somewhere(n: int) -> Iterator[tuple[Detector, torch.Tensor, torch.Tensor, torch.Generator]]:
+    "Draw detectors, landmarks in the world, and the pixels that show them."
+    generator = torch.Generator().manual_seed(0)
+    turns, offsets = (180.0, 30.0, 15.0), (20.0, 20.0, 20.0)
+    for i in range(n):
+        orientation, reverse_x_axis = list(ORIENTATIONS)[i % 3], bool(i % 2)
+        pose = random_views(1, ["AP"], turns, (600.0, 900.0), offsets, orientation, generator)
+        height, width, n_points = torch.randint(150, 400, (3,), generator=generator).tolist()
+        dely, x0, y0 = (torch.rand(3, generator=generator) * torch.tensor([0.6, 30.0, 30.0])).tolist()
+        camera = Camera(1050.0, height, width, 1.5, 1.2 + dely, x0 - 15, y0 - 15, reverse_x_axis)
+        detector = Detector.from_camera(camera, orientation_matrix(orientation))
+        points = 50 * torch.randn(6 + n_points % 7, 3, generator=generator)
+        yield detector, points, detector.project(pose, points[None])[0], generator
+
+
+@pytest.mark.filterwarnings("ignore:pixels fit somewhat better")
+@pytest.mark.parametrize("noise, most", [(0.0, 0), (1.0, 12), (3.0, 30)])  # pixels; how many swaps noise may hide
+def test_rows_and_columns_in_the_wrong_order_are_refused(noise, most):
+    "Right clicks are never refused, however far off; swapped ones are, unless noise is larger than the difference."
+    pytest.importorskip("cv2")
+    accepted = 0
+    for detector, points, pixels, generator in seen_from_somewhere(60):
+        clicks = pixels + noise * torch.randn(pixels.shape, generator=generator)
+        pose_from_landmarks(detector, points, clicks)
+        try:
+            pose_from_landmarks(detector, points, clicks.flip(-1))
+        except ValueError:
+            continue
+        accepted += 1
+    assert accepted <= most

@@ -83,6 +83,7 @@ NAMES = {
         "pose_from_positioner_angles",
         "pose_from_view",
         "positioner_angles",
+        "random_views",
     ],
 }
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=NAMES)

@@ -57,7 +57,10 @@ def pose_from_opencv(
 def decompose_projection_matrix(
     P: Float[Tensor, "3 4"],  # projection matrix, of any scale
 ) -> tuple[Float[Tensor, "3 3"], Float[Tensor, "4 4"]]:  # K with a positive diagonal and K[2, 2] = 1; [R | t], rigid
-    "Take a projection matrix apart into intrinsic and extrinsic matrix, in OpenCV's convention, in float64."
+    """Take a projection matrix apart into intrinsic and extrinsic matrix, in OpenCV's convention, in float64.
+
+    Pixels stay as the matrix counts them: take 0.5 off `K[:2, 2]` for `Camera.from_opencv` if it counts from the
+    corner of the first one. Raises a `ValueError` for a matrix without a camera at a finite place."""
     shaped("P", P, "3 4")
     P = P.double()
     scale = torch.linalg.det(P[:, :3])
@@ -90,7 +93,9 @@ def get_principal_point(
     dely: float,  # height of a pixel, mm
     of_picture: bool = True,  # False for the matrix of the unflipped detector, such as `detector.intrinsic`
 ) -> tuple[float | Float[Tensor, ""], float | Float[Tensor, ""]]:  # x0 and y0, mm
-    "Return how far the principal point is from the centre of the picture: `x0` and `y0` of a `DRR` that is reversed."
+    """Return how far the principal point is from the centre of the picture: `x0` and `y0` of a `DRR` that is reversed.
+
+    As in 0.6.1, pixels are counted from the corner of the first one. `Camera.from_opencv` reads OpenCV's matrices."""
     x0, y0 = principal_offset(intrinsic[0, 2], intrinsic[1, 2], (height, width), (delx, dely))
     sign = 1 if of_picture else -1
     return number(sign * x0), number(sign * y0)
@@ -104,6 +109,8 @@ def parse_intrinsic_matrix(
     dely: float,  # height of a pixel, mm
     of_picture: bool = True,  # False for the matrix of the unflipped detector, such as `detector.intrinsic`
 ) -> tuple[float | Float[Tensor, ""], float | Float[Tensor, ""], float | Float[Tensor, ""]]:  # sdd, x0 and y0, mm
-    "Return the source-to-detector distance and the principal point."
+    """Return the source-to-detector distance and the principal point.
+
+    As in 0.6.1, pixels are counted from the corner of the first one. `Camera.from_opencv` reads OpenCV's matrices."""
     point = get_principal_point(intrinsic, height, width, delx, dely, of_picture)
     return get_focal_length(intrinsic, delx, dely), *point

@@ -59,7 +59,8 @@ def resample(
 
 # %% ../../nbs/api/rendering/510_pinhole.ipynb #867b583d
 class PinholeCamera:
-    "A view as a pinhole camera. `projmat` takes homogeneous world coordinates (mm) to homogeneous pixels."
+    """A view as a pinhole camera. `projmat` takes homogeneous world coordinates (mm) to homogeneous pixels, counted from
+    the corner of the first one; OpenCV's are half a pixel less, see `opencv_camera`."""
 
     def __init__(
         self,
