@@ -16,7 +16,7 @@ import torch
 
 # %% auto #0
 __all__ = ['INSTALL', 'one_of', 'some_of', 'known', 'number', 'positive', 'proportion', 'whole', 'shaped', 'agree', 'finite',
-           'need']
+           'can_look', 'need']
 
 # %% ../nbs/api/010_checks.ipynb #3d2d23f8
 def guess(
@@ -247,6 +247,15 @@ def finite(
     if bad:
         raise ValueError(f"{name} must be finite, but {bad} of {tensor.numel()} {of} are NaN or infinite{end(remedy)}")
     return tensor
+
+# %% ../nbs/api/010_checks.ipynb #0ef676ec
+def can_look(
+    tensor: torch.Tensor,
+) -> bool:
+    "Say whether the numbers of a tensor can be read at once: on a CPU, outside of compiled and transformed functions."
+    if tensor.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return not torch._C._functorch.get_interpreter_stack()
 
 # %% ../nbs/api/010_checks.ipynb #c0631910
 INSTALL = "pip install '.[{extra}]' in a clone of the repository"

@@ -33,6 +33,7 @@ NAMES = {
         "AffineTransform",
         "PARAMETERIZATIONS",
         "RigidTransform",
+        "check_pose",
         "convert",
         "make_matrix",
         "parameterization_of",

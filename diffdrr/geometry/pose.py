@@ -5,14 +5,17 @@
 # %% ../../nbs/api/geometry/104_pose.ipynb #526cefdf
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..checks import one_of
+from ..checks import can_look, finite, one_of
 from .precision import matmul
 from .se3 import homogeneous, matrix_to_twist, twist_to_matrix
 from diffdrr.geometry.so3 import (
@@ -36,10 +39,10 @@ from diffdrr.geometry.so3 import (
 )
 
 # %% auto #0
-__all__ = ['PARAMETERIZATIONS', 'make_matrix', 'AffineTransform', 'RigidTransform', 'Parameterization', 'parameterization_of',
-           'check_parameters', 'convert', 'random_rigid_transform', 'rotation_9d_to_matrix', 'matrix_to_rotation_9d',
-           'rotation_10d_to_quaternion', 'quaternion_to_rotation_10d', 'quaternion_adjugate_to_quaternion',
-           'quaternion_to_quaternion_adjugate']
+__all__ = ['TOLERANCE', 'PARAMETERIZATIONS', 'make_matrix', 'AffineTransform', 'RigidTransform', 'check_pose', 'Parameterization',
+           'parameterization_of', 'check_parameters', 'convert', 'random_rigid_transform', 'rotation_9d_to_matrix',
+           'matrix_to_rotation_9d', 'rotation_10d_to_quaternion', 'quaternion_to_rotation_10d',
+           'quaternion_adjugate_to_quaternion', 'quaternion_to_quaternion_adjugate']
 
 # %% ../../nbs/api/geometry/104_pose.ipynb #b78237dc
 _all_ = [  # code written for 0.6.1 imports these from diffdrr.pose
@@ -132,7 +135,8 @@ class AffineTransform(nn.Module):
 class RigidTransform(AffineTransform):
     """A batch of rigid transforms, elements of SE(3): poses map camera coordinates to world coordinates.
 
-    The matrix is taken at its word: that its upper left block is a rotation is not checked."""
+    The matrix is taken at its word: that its upper left block is a rotation is checked by what takes it for a pose,
+    such as a `DRR`, and not here, where 0.6.1 also keeps calibrations."""
 
     def inverse(self) -> RigidTransform:
         "Return the inverse transform: $R^T$ and $-R^T t$."
@@ -167,6 +171,38 @@ class RigidTransform(AffineTransform):
         """
         with torch.autocast(self.matrix.device.type, enabled=False):
             return matrix_to_twist(self.matrix)
+
+# %% ../../nbs/api/geometry/104_pose.ipynb #febc5c77
+TOLERANCE = 0.01  # of the products of axes: what half precision, and a long chain of float32, make of a rotation
+
+
+def check_pose(
+    pose: AffineTransform,
+) -> None:
+    """Raise a `ValueError` for a pose that is not finite or has another last row than (0, 0, 0, 1), and warn of a
+    `RigidTransform` that scales or mirrors."""
+    if not can_look(pose.matrix):
+        return
+    matrix = pose.matrix.detach().double().numpy()
+    if not np.isfinite(matrix).all():
+        finite("pose", pose.matrix, "entries", "check the rotation and the translation it was made from")
+    if np.abs(matrix[:, 3] - (0, 0, 0, 1)).max(initial=0) > TOLERANCE:
+        found = ", ".join(f"{x:.4g}" for x in matrix[np.abs(matrix[:, 3] - (0, 0, 0, 1)).max(axis=1).argmax(), 3])
+        remedy = "of a matrix for row vectors, which has the translation there, take matrix.mT"
+        raise ValueError(f"pose must have the last row (0, 0, 0, 1), not ({found}); {remedy}")
+    if not isinstance(pose, RigidTransform):
+        return
+    axes = matrix[:, :3, :3]
+    off = np.abs(axes.transpose(0, 2, 1) @ axes - np.eye(3)).max(initial=0)
+    if off > TOLERANCE:
+        lengths = ", ".join(f"{x:.4g}" for x in np.linalg.norm(axes[0], axis=0))
+        remedy = "divide the scale out, or give an AffineTransform if it is meant"
+        warnings.warn(
+            f"pose is not rigid: its axes have lengths {lengths}, or are not at right angles; {remedy}", stacklevel=4
+        )
+    elif (np.linalg.det(axes) < 0).any():
+        remedy = "change the orientation or reverse_x_axis instead"
+        warnings.warn(f"pose is a reflection, so that the patient is seen mirrored; {remedy}", stacklevel=4)
 
 # %% ../../nbs/api/geometry/104_pose.ipynb #49af4c3d
 class Parameterization(NamedTuple):
@@ -255,11 +291,22 @@ def check_parameters(
                 f"{getattr(translation, what)}"
             )
 
+# %% ../../nbs/api/geometry/104_pose.ipynb #abc7f2bb
+def check_angles(
+    rotation: Float[Tensor, "B 3"],  # rad
+) -> None:
+    "Warn of angles beyond a whole turn: they may be degrees."
+    if can_look(rotation) and (largest := rotation.detach().abs().amax().item() if len(rotation) else 0) > 2 * math.pi:
+        remedy = "if it is in degrees, give degrees=True (Euler angles) or torch.deg2rad(rotation)"
+        warnings.warn(f"rotation holds an angle of {largest:.4g} rad, more than a whole turn; {remedy}", stacklevel=3)
+
 # %% ../../nbs/api/geometry/104_pose.ipynb #060be3f6
 def convert(
     *args: Float[Tensor, "B ..."], parameterization: str, convention: str | None = None, degrees: bool = False
 ) -> RigidTransform:
     """Make a pose from a rotation and a translation. Raises a `ValueError` that says what is wrong with the arguments.
+
+    Warns of angles beyond a whole turn, which may be degrees.
 
     Args:
         *args: rotation (B, width) and translation (B, 3) in mm; "matrix" also takes a single (B, 4, 4)
@@ -276,6 +323,8 @@ def convert(
         )
     rotation, translation = args
     check_parameters(rotation, translation, parameterization, parameters.width)
+    if parameterization in ("euler_angles", "axis_angle") and not degrees:
+        check_angles(rotation)
     batch = len(rotation) if len(translation) == 1 else len(translation)
     rotation, translation = rotation.expand(batch, *rotation.shape[1:]), translation.expand(batch, 3)
     with torch.autocast(rotation.device.type, enabled=False):
@@ -287,6 +336,9 @@ def convert(
 # %% ../../nbs/api/geometry/104_pose.ipynb #8de3dc2c
 def random_rigid_transform(batch_size: int = 1) -> RigidTransform:
     """Draw rotations uniformly, and translations from a normal distribution with a standard deviation of 100 mm.
+
+    These are transforms to try transforms on: to check a loss, or an inverse. As poses they are of no use, because the
+    source stands anywhere, and often looks past the patient; `random_views` draws poses.
 
     Args:
         batch_size: number of transforms
