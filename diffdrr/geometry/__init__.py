@@ -78,6 +78,7 @@ NAMES = {
         "symmetric_from_triangle",
         "triangle_from_symmetric",
     ],
+    "visibility": ["why_unseen"],
     "views": [
         "angles_of_view",
         "pose_from_landmarks",

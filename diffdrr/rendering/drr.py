@@ -5,6 +5,7 @@
 # %% ../../nbs/api/rendering/506_drr.ipynb #a4011541
 from __future__ import annotations
 
+import warnings
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,8 @@ from jaxtyping import Float, Real
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..checks import agree
-from ..geometry import AffineTransform, Camera, RigidTransform, convert, orientation_matrix
+from ..checks import agree, can_look
+from ..geometry import AffineTransform, Camera, RigidTransform, check_pose, convert, orientation_matrix
 from ..kernels import serial_for_few
 from .coarse import coarsen, shallow_copy
 from .jacobian import jacobian_images
@@ -44,7 +45,22 @@ def pose_for(
     else:
         pose = convert(*args, parameterization=parameterization, convention=convention, degrees=degrees)
     agree("pose", pose.matrix, "drr", drr._affine)
+    check_pose(pose)
     return pose
+
+# %% ../../nbs/api/rendering/506_drr.ipynb #31d06ee9
+def warn_if_black(
+    drr: RayRenderer,
+    pose: AffineTransform,  # (B)
+    calibration: RigidTransform | None,  # instead of the detector's own intrinsics
+    img: Float[Tensor, "B C N"],
+) -> None:
+    "Warn if all pictures are black though the volume is not, and say why the first one is."
+    if not can_look(img) or img.numel() == 0 or img.any() or not drr.density.any():
+        return
+    reason = drr.explain(pose, calibration)[0] or "rays cross the volume, but only where its density is zero"
+    which = "the picture is black:" if len(img) == 1 else f"all {len(img)} pictures are black, the first because"
+    warnings.warn(f"{which} {reason}", stacklevel=4)
 
 # %% ../../nbs/api/rendering/506_drr.ipynb #13293fad
 class DRR(RayRenderer):
@@ -136,7 +152,8 @@ class DRR(RayRenderer):
         """Render one picture per pose.
 
         Raises a `TypeError` for anything but a pose or the parameters of one, and a `ValueError` for poses of another
-        dtype or device, or label channels without a label map.
+        dtype or device, for what is no pose, such as a matrix for row vectors, or label channels without a label map.
+        On a CPU, warns when all pictures are black, and says why, as `explain` does.
 
         Args:
             *args: a pose, or the rotation and the translation of one
@@ -157,6 +174,7 @@ class DRR(RayRenderer):
             img = checkpoint(self.render, self.density, *rays, mask_to_channels, use_reentrant=False, **kwargs)
         else:
             img = self.render(self.density, *rays, mask_to_channels, **kwargs)
+        warn_if_black(self, pose, calibration, img)
         return self.reshape_transform(img, batch_size=len(rays[1]))
 
     def jacobian(

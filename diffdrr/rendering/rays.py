@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..checks import one_of, whole
-from ..geometry import Camera, Detector
+from ..geometry import Camera, Detector, RigidTransform, why_unseen
 from .renderers import Siddon, Trilinear
 from .setup import Setup
 from ..volumes import Grid, as_labels
@@ -137,6 +137,17 @@ class RayRenderer(Setup):
         "Count the labels for a compiled graph, which must know the number of channels beforehand."
         mask = self._buffers.get("mask")
         self._n_labels = None if mask is None else int(mask.max()) + 1
+
+    def explain(self, pose: RigidTransform, calibration: RigidTransform | None = None) -> list[str]:
+        """Say for each pose why its picture is black, or what is odd about the view; with an empty text if nothing is.
+
+        Only geometry is looked at, which takes milliseconds. Raises a `ValueError` for what is no pose.
+
+        Args:
+            pose: (B) world from camera
+            calibration: instead of the detector's own intrinsics
+        """
+        return why_unseen(self.detector, pose, self.grid.corners, calibration)
 
     @property
     def n_patches(self) -> int:
