@@ -41,6 +41,7 @@ NAMES = {
     ],
     "precision": ["matmul"],
     "se3": ["matrix_to_twist", "se3_exp_map", "se3_log_map", "twist_to_matrix"],
+    "slicer": ["Landmarks", "read_landmarks", "read_transform", "write_landmarks", "write_transform"],
     "so3": [
         "DEFAULT_ACOS_BOUND",
         "EULER_CONVENTIONS",
