@@ -198,11 +198,11 @@ def check_pose(
         lengths = ", ".join(f"{x:.4g}" for x in np.linalg.norm(axes[0], axis=0))
         remedy = "divide the scale out, or give an AffineTransform if it is meant"
         warnings.warn(
-            f"pose is not rigid: its axes have lengths {lengths}, or are not at right angles; {remedy}", stacklevel=4
+            f"pose is not rigid: its axes have lengths {lengths}, or are not at right angles; {remedy}", stacklevel=6
         )
     elif (np.linalg.det(axes) < 0).any():
         remedy = "change the orientation or reverse_x_axis instead"
-        warnings.warn(f"pose is a reflection, so that the patient is seen mirrored; {remedy}", stacklevel=4)
+        warnings.warn(f"pose is a reflection, so that the patient is seen mirrored; {remedy}", stacklevel=6)
 
 # %% ../../nbs/api/geometry/104_pose.ipynb #49af4c3d
 class Parameterization(NamedTuple):

@@ -60,7 +60,7 @@ def warn_if_black(
         return
     reason = drr.explain(pose, calibration)[0] or "rays cross the volume, but only where its density is zero"
     which = "the picture is black:" if len(img) == 1 else f"all {len(img)} pictures are black, the first because"
-    warnings.warn(f"{which} {reason}", stacklevel=4)
+    warnings.warn(f"{which} {reason}", stacklevel=5)  # where drr(pose) is called
 
 # %% ../../nbs/api/rendering/506_drr.ipynb #13293fad
 class DRR(RayRenderer):
