@@ -15,6 +15,7 @@ import SimpleITK as sitk
 import torch
 import torchio
 from jaxtyping import Float, Shaped
+from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import SpatialImage
 from torch import Tensor
 from torchio import LabelMap, ScalarImage
@@ -121,7 +122,13 @@ def from_file(
         voxels, affine = read_nifti(path, what)
         return to_tensor(voxels), affine, {}
     if not sitk.ImageFileReader().GetImageIOFromFileName(str(path)):  # such as a file of FreeSurfer
-        voxels, affine = from_nibabel(nib.load(path), what)
+        try:
+            voxels, affine = from_nibabel(nib.load(path), what)
+        except ImageFileError as error:
+            raise ValueError(
+                "no reader knows its format; give it as NIfTI, NRRD, MetaImage or DICOM, or its voxels with their "
+                "place: read(array, affine=...)"
+            ) from error
         return to_tensor(voxels), affine, {}
     image, units = read_itk(path, what)
     return from_simpleitk(image, kind, what, units)

@@ -47,6 +47,18 @@ def numbers(
     return [float(word) if re.fullmatch(r"[-+]?[\d.]+([eE][-+]?\d+)?", word) else math.nan for word in words]
 
 
+def counts(
+    fields: dict[str, str],  # of the header
+    field: str,  # one of them
+    default: str = "",
+) -> list[int]:
+    "Read whole numbers from a header. Raises a `ValueError` for what is none."
+    text = fields.get(field, default)
+    if not re.fullmatch(r"(-?\d{1,15}\s*)+", text):
+        raise ValueError(f"{field} is {text!r} in its header, which must be whole numbers; {CUT_SHORT}")
+    return [int(word) for word in text.split()]
+
+
 def unit_factors(
     field: str,  # of the header
     units: Iterable[str],  # what it holds
@@ -101,13 +113,13 @@ def check_metaimage_size(
     start: int,  # bytes of the header
 ) -> None:
     "Raise a `ValueError` if there are fewer voxels than the header says, or none of the file that should hold them."
-    where = fields["ElementDataFile"]
+    where = fields.get("ElementDataFile", "LOCAL")
     size = BYTES.get(fields.get("ElementType", "").removeprefix("MET_"))
     if size is None or where.startswith("LIST") or "%" in where or fields.get("BinaryData", "True")[:1] not in "Tt1":
         return  # several files, or numbers in words, which SimpleITK counts itself
-    voxels = math.prod(int(n) for n in fields["DimSize"].split()) * int(fields.get("ElementNumberOfChannels", 1))
+    voxels = math.prod(counts(fields, "DimSize")) * counts(fields, "ElementNumberOfChannels", "1")[0]
     if where.upper() != "LOCAL":
-        path, start = path.parent / where, max(int(fields.get("HeaderSize", 0)), 0)
+        path, start = path.parent / where, max(counts(fields, "HeaderSize", "0")[0], 0)
         if not path.exists():
             raise ValueError(f"its voxels are in {str(path)!r}, which does not exist; copy both files of the pair")
     compressed = fields.get("CompressedData", "False")[:1] in ("T", "t", "1")
@@ -128,7 +140,7 @@ def check_metaimage(
     field = next((field for field in ("ElementSpacing", "ElementSize") if field in fields), None)
     if field is None:
         raise ValueError(f"its header has no ElementSpacing, so the size of its voxels is unknown; {GIVE_PLACE}")
-    check_sizes(field, fields[field], numbers(fields[field]), min(int(fields["NDims"]), 3))
+    check_sizes(field, fields[field], numbers(fields[field]), min(counts(fields, "NDims")[0], 3))
     check_metaimage_size(path, fields, start)
     return np.repeat(unit_factors("DistanceUnits", [fields.get("DistanceUnits", "mm")]), 3)
 
@@ -164,7 +176,7 @@ def check_nrrd_sizes(
     text = fields[field]
     vectors = [numbers(vector, ",") for vector in re.findall(r"\(([^)]*)\)", text)]
     sizes = [math.hypot(*vector) for vector in vectors] if field == "space directions" else numbers(text)
-    check_sizes(field, text, sizes, min(int(fields["dimension"]), 3))
+    check_sizes(field, text, sizes, min(counts(fields, "dimension")[0], 3))
 
 
 def check_nrrd_stream(

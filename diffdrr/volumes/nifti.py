@@ -10,6 +10,8 @@ import itertools
 import math
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -17,7 +19,7 @@ import nibabel as nib
 import numpy as np
 from jaxtyping import Float, Shaped
 from nibabel.arrayproxy import ArrayProxy
-from nibabel.spatialimages import SpatialHeader, SpatialImage
+from nibabel.spatialimages import HeaderDataError, SpatialHeader, SpatialImage
 
 # %% auto #0
 __all__ = []
@@ -208,6 +210,33 @@ def open_nifti(
     return kind, header, {part: nib.FileHolder(fileobj=BytesIO(files[name])) for part, name in names.items()}
 
 
+@contextmanager
+def silence() -> Iterator[None]:
+    "Keep nibabel from telling what it mends in its copy of a header."
+    logger = nib.imageglobals.logger
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def check_size(
+    proxy: ArrayProxy,
+    found: int,  # bytes in the file of the voxels
+    what: str,  # is read, for messages
+) -> None:
+    "Raise a `ValueError` for fewer bytes than there are voxels, and warn of more."
+    right = proxy.offset + math.prod(proxy.shape) * proxy.dtype.itemsize
+    speaks = f"header speaks of {' x '.join(map(str, proxy.shape))} voxels"
+    if min(proxy.shape, default=0) < 1:
+        raise ValueError(f"its {speaks}; {CUT_SHORT}")
+    if found < right:
+        raise ValueError(f"its {speaks}, {right} bytes in all, but it holds {found}; {CUT_SHORT}")
+    if found > right:
+        warnings.warn(f"{what} holds {found - right} bytes more than there are voxels; its {speaks}")
+
+
 def read_nifti(
     path: Path,
     what: str,  # is read, for messages
@@ -218,13 +247,10 @@ def read_nifti(
     voxels."""
     kind, header, files = open_nifti(path)
     affine = nifti_affine(header, what)
-    with nib.imageglobals.LoggingOutputSuppressor():  # of what it mends in its copy of the header
-        image = kind.from_file_map(files)
-    proxy = image.dataobj
-    size = proxy.offset + math.prod(proxy.shape) * proxy.dtype.itemsize
-    if (surplus := files["image"].fileobj.getbuffer().nbytes - size) > 0:
-        warnings.warn(f"{what} holds {surplus} bytes more than its header says: {proxy.shape} voxels are read")
     try:
-        return voxels_of(image), affine
-    except OSError as error:  # too few bytes
-        raise ValueError(f"{error}; {CUT_SHORT}") from error
+        with silence():
+            image = kind.from_file_map(files)
+    except (HeaderDataError, ValueError, OverflowError) as error:
+        raise ValueError(f"its header makes no sense: {error}; {CUT_SHORT}") from error
+    check_size(image.dataobj, files["image"].fileobj.getbuffer().nbytes, what)
+    return voxels_of(image), affine
