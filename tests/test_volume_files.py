@@ -299,15 +299,18 @@ def test_damaged_files_are_refused(tmp_path, capfd, hu, name, voxels, damage):
     assert "the file was cut short or damaged; copy or export it again" in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["ct.nii", "ct.nii.gz"])
+@pytest.mark.parametrize("name", ["ct.nii", "ct.nii.gz", "ct.mha"])
 def test_bytes_that_nobody_knows(tmp_path, hu, name):
-    path = write_nifti(tmp_path / name, hu, AFFINE)
+    path = tmp_path / name
+    if name == "ct.mha":
+        write_text(path, metaimage("ElementSpacing = 1.5 2 3"), hu)
+    else:
+        write_nifti(path, hu, AFFINE)
     content = gzip.decompress(path.read_bytes()) if name.endswith("gz") else path.read_bytes()
     path.write_bytes(gzip.compress(content + b"1234567") if name.endswith("gz") else content + b"1234567")
-    with pytest.warns(
-        UserWarning, match="holds 7 bytes more than there are voxels; its header speaks of 12 x 11 x 10 voxels"
-    ):
-        assert_read(read(path, center_volume=False), hu, AFFINE)
+    affine = LPS @ STRAIGHT if name == "ct.mha" else AFFINE
+    with pytest.warns(UserWarning, match="holds 7 bytes more than there are voxels; its header speaks of 12 (x )?11"):
+        assert_read(read(path, center_volume=False), hu, affine)
 
 
 @pytest.mark.parametrize("name", ["ct.nii", "ct.nii.gz", "ct.nrrd", "ct.mha", "ct.mhd", "ct", "ct.img", "ct.mgz"])
@@ -410,6 +413,9 @@ def test_nrrd_without_a_frame(tmp_path, hu, header, affine, field):
         (metaimage("ElementSpacing = 1.5 2"), "ElementSpacing, the size of its voxels, is '1.5 2'"),
         (metaimage("ElementSpacing = 1,5 2,0 3,0"), "ElementSpacing, the size of its voxels, is '1,5 2,0 3,0'"),
         (metaimage("DistanceUnits = ell", "ElementSpacing = 1 2 3"), "DistanceUnits is 'ell'"),
+        (metaimage("ElementSpacing = 1 2 3").replace("= 3", "= 83"), "its header speaks of 83 axes"),
+        (metaimage("ElementSpacing = 1 2 3").replace("12 11 10", "12 11"), "its header speaks of 3 axes with 12 11"),
+        (metaimage("CompressedData = True", "ElementSpacing = 1 2 3"), "CompressedDataSize is ''"),
         (nrrd(), "its header has neither space directions nor spacings"),
         (nrrd("axis mins: 0 0 0", "axis maxs: 3 6 12"), "its header has neither space directions nor spacings"),
         (nrrd("spacings: 1.5 nan 3"), "spacings, the size of its voxels, is '1.5 nan 3'"),
@@ -422,7 +428,7 @@ def test_nrrd_without_a_frame(tmp_path, hu, header, affine, field):
 )
 def test_missing_sizes_are_named(tmp_path, hu, header, message):
     path = write_text(tmp_path / ("ct.nrrd" if header.startswith("NRRD") else "ct.mha"), header, hu)
-    with pytest.raises(ValueError, match=rf"volume '.*' cannot be read as an image: {message}.*affine="):
+    with pytest.raises(ValueError, match=rf"volume '.*' cannot be read as an image: {message}"):
         read(path)
 
 

@@ -92,14 +92,16 @@ def metaimage_header(
 def inflated_size(
     path: Path,
     start: int,  # bytes to skip
+    length: int | None = None,  # bytes to read; default: all
 ) -> int:  # bytes
     "Count what a compressed stream holds. Raises a `ValueError` if it is damaged."
     stream, size = zlib.decompressobj(47), 0  # with the header of zlib or of gzip
     with path.open("rb") as file:
         file.seek(start)
+        data = memoryview(file.read(-1 if length is None else length))
         try:
-            while not stream.eof and (part := file.read(1 << 20)):
-                size += len(stream.decompress(part))
+            for part in range(0, len(data), 1 << 20):
+                size += len(stream.decompress(data[part : part + (1 << 20)]))
         except zlib.error as error:
             raise ValueError(f"its compressed voxels cannot be unpacked ({error}): {CUT_SHORT}") from error
     if not stream.eof:
@@ -111,8 +113,9 @@ def check_metaimage_size(
     path: Path,
     fields: dict[str, str],  # of its header
     start: int,  # bytes of the header
+    what: str,  # is read, for messages
 ) -> None:
-    "Raise a `ValueError` if there are fewer voxels than the header says, or none of the file that should hold them."
+    "Raise a `ValueError` for fewer voxels than the header says, or for a lost file of voxels. Warns of more."
     where = fields.get("ElementDataFile", "LOCAL")
     size = BYTES.get(fields.get("ElementType", "").removeprefix("MET_"))
     if size is None or where.startswith("LIST") or "%" in where or fields.get("BinaryData", "True")[:1] not in "Tt1":
@@ -120,15 +123,18 @@ def check_metaimage_size(
     voxels = math.prod(counts(fields, "DimSize")) * counts(fields, "ElementNumberOfChannels", "1")[0]
     if where.upper() != "LOCAL":
         path, start = path.parent / where, max(counts(fields, "HeaderSize", "0")[0], 0)
-        if not path.exists():
+        if not path.is_file():
             raise ValueError(f"its voxels are in {str(path)!r}, which does not exist; copy both files of the pair")
     compressed = fields.get("CompressedData", "False")[:1] in ("T", "t", "1")
-    found = inflated_size(path, start) if compressed else path.stat().st_size - start
+    if compressed:
+        found = inflated_size(path, start, max(counts(fields, "CompressedDataSize")[0], 0))
+    else:
+        found = path.stat().st_size - start
+    speaks = f"header speaks of {fields['DimSize']} voxels of {size} bytes, {voxels * size} in all"
     if found < voxels * size:
-        raise ValueError(
-            f"its header speaks of {fields['DimSize']} voxels of {size} bytes, {voxels * size} in all, but it holds "
-            f"{found}: {CUT_SHORT}"
-        )
+        raise ValueError(f"its {speaks}, but it holds {found}: {CUT_SHORT}")
+    if found > voxels * size:
+        warnings.warn(f"{what} holds {found - voxels * size} bytes more than there are voxels; its {speaks}")
 
 
 def check_metaimage(
@@ -140,8 +146,11 @@ def check_metaimage(
     field = next((field for field in ("ElementSpacing", "ElementSize") if field in fields), None)
     if field is None:
         raise ValueError(f"its header has no ElementSpacing, so the size of its voxels is unknown; {GIVE_PLACE}")
-    check_sizes(field, fields[field], numbers(fields[field]), min(counts(fields, "NDims")[0], 3))
-    check_metaimage_size(path, fields, start)
+    axes = counts(fields, "NDims")[0]
+    if axes not in (2, 3, 4) or len(counts(fields, "DimSize")) != axes:  # SimpleITK may crash
+        raise ValueError(f"its header speaks of {axes} axes with {fields['DimSize']} voxels; {CUT_SHORT}")
+    check_sizes(field, fields[field], numbers(fields[field]), min(axes, 3))
+    check_metaimage_size(path, fields, start, what)
     return np.repeat(unit_factors("DistanceUnits", [fields.get("DistanceUnits", "mm")]), 3)
 
 # %% ../../nbs/api/volumes/207_itk.ipynb #6df749ca
@@ -224,7 +233,8 @@ def reason(
     error: RuntimeError,  # of SimpleITK
 ) -> str:
     "Take what a user understands out of an error of SimpleITK."
-    said = re.sub(r"(?s)^.*?ITK ERROR: (\w+\(0x\w+\): )?", "", str(error))
+    said = re.sub(r"(?s)^.*?itk(::| )ERROR: (\w+\(0x\w+\): )?", "", str(error), flags=re.IGNORECASE)
+    said = re.sub(r"(?s)^.*\[nrrd\] \w+: ", "", said)  # the innermost of many
     return " ".join(said.split())
 
 
