@@ -15,6 +15,8 @@ import pytest
 import SimpleITK as sitk
 import torch
 import torchio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from diffdrr.geometry import convert
 from diffdrr.rendering import DRR
@@ -326,6 +328,30 @@ def test_files_that_are_no_images(tmp_path, capfd, name, content):
     assert capfd.readouterr().err == ""
 
 
+BYTE = st.tuples(st.integers(0, 347), st.one_of(st.sampled_from([0, 1, 2, 3, 127, 128, 255]), st.integers(0, 255)))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.lists(BYTE, min_size=1, max_size=4))
+def test_a_changed_header_is_read_as_it_stands_or_refused(tmp_path, hu, changes):
+    path = write_nifti(tmp_path / "ct.nii", hu, AFFINE, AFFINE)
+    for offset, byte in changes:
+        patch(path, offset, "B", byte)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            subject = read(path, center_volume=False)
+        except ValueError as error:
+            assert str(error).startswith(("volume", "affine"))
+            return
+    with path.open("rb") as file:
+        header = nib.Nifti1Header.from_fileobj(file, check=False)
+    unit = {1: 1000.0, 3: 0.001}.get(int(header["xyzt_units"]) & 7, 1.0)
+    if header["sform_code"] > 0:
+        assert np.allclose(subject.volume.affine, scaled(unit, header.get_sform()), rtol=1e-6)
+    assert subject.volume.spatial_shape == (*header.get_data_shape(), 1, 1, 1)[:3]
+
+
 # Spacing is never invented
 
 
@@ -577,8 +603,8 @@ def test_segmentation_of_slicer(tmp_path, hu, labels):
     layers = np.stack([labels % 3, np.where(labels == 3, 1, 0)]).astype(np.uint8)
     path = segmentation(tmp_path / "a.seg.nrrd", layers, SEGMENTS)
     assert sitk.ReadImage(str(path)).GetNumberOfComponentsPerPixel() == 2
-    for given in (path, sitk.ReadImage(str(path))):
-        subject = quietly(hu, given, affine=AFFINE)
+    for image in (path, sitk.ReadImage(str(path))):
+        subject = quietly(hu, image, affine=AFFINE)
         assert subject.structures.to_dict("list") == {"structure": ["Left lung", "tumour", "heart ü"], "id": [1, 2, 3]}
         right = np.select([labels == 1, labels == 2, labels == 3], [1, 3, 2])
         assert np.array_equal(subject.mask.data[0].numpy(), right)
@@ -652,9 +678,9 @@ def test_what_users_hold(tmp_path, hu, labels, kind):
 
 def test_units_and_warnings_of_images_in_memory(tmp_path, hu):
     path = write_nifti(tmp_path / "ct.nii", hu, scaled(1e-3, SHEARED), scaled(1e-3, AFFINE), (2, 1), "meter")
-    for given in (nib.load(path), torchio.ScalarImage(path)):
+    for image in (nib.load(path), torchio.ScalarImage(path)):
         with pytest.warns(UserWarning, match="8.1 mm apart"):
-            assert_read(read(given, center_volume=False), hu, SHEARED)
+            assert_read(read(image, center_volume=False), hu, SHEARED)
     path = write_nifti(path, hu)
     with pytest.warns(UserWarning, match="says nothing about its orientation"):
         assert_read(read(nib.load(path), center_volume=False), hu, np.diag([1.5, 2.0, 3.0, 1.0]))
@@ -664,8 +690,8 @@ def test_units_and_warnings_of_images_in_memory(tmp_path, hu):
 
 def test_other_formats_of_nibabel(tmp_path, hu):
     nib.save(nib.MGHImage(hu.astype(np.int32), AFFINE.astype(np.float32)), tmp_path / "ct.mgz")
-    for given in (tmp_path / "ct.mgz", nib.load(tmp_path / "ct.mgz")):
-        assert_read(quietly(given, center_volume=False), hu, AFFINE)
+    for image in (tmp_path / "ct.mgz", nib.load(tmp_path / "ct.mgz")):
+        assert_read(quietly(image, center_volume=False), hu, AFFINE)
 
 
 def test_what_is_no_image(hu):
