@@ -21,9 +21,8 @@ from torch import Tensor
 from torchio import LabelMap, ScalarImage
 
 from .grid import Grid, as_labels, check_affine, check_volume, voxel_from_world
-from .itk import read_itk
+from .itk import merge_layers, read_itk, segments_of
 from .nifti import from_nibabel, is_nifti, read_nifti
-from .segments import merge_layers, segments_of
 
 # %% auto #0
 __all__ = []
