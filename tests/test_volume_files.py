@@ -7,6 +7,7 @@ import gzip
 import itertools
 import struct
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import nibabel as nib
@@ -191,9 +192,11 @@ def test_broken_place_of_nifti_is_refused(tmp_path, hu, forms, change, message):
     ],
 )
 def test_slope_and_intercept_of_nifti(tmp_path, hu, slope, inter, right):
-    "A slope of 0 stands for none, as the standard has it."
+    "A slope of 0 stands for no scaling, as the standard has it; an intercept beside it is asked about."
     path = patch(write_nifti(tmp_path / "ct.nii", hu, AFFINE), SLOPE, "<2f", slope, inter)
-    assert_read(read(path, center_volume=False), hu * float(right[0]) + right[1], AFFINE)
+    told = pytest.warns(UserWarning, match="scl_inter = -1024, but scl_slope = 0") if slope == 0 else nullcontext()
+    with told:
+        assert_read(read(path, center_volume=False), hu * float(right[0]) + right[1], AFFINE)
 
 
 @pytest.mark.parametrize("name", ["ct.nii", "ct.nii.gz", "ct.img", "ct.hdr", "ct.img.gz", "CT.NII.GZ"])

@@ -237,6 +237,18 @@ def check_size(
         warnings.warn(f"{what} holds {found - right} bytes more than there are voxels; its {speaks}")
 
 
+def warn_of_intercept(
+    header: SpatialHeader,  # as it stands in the file
+    what: str,  # is read, for the message
+) -> None:
+    "Warn of an intercept beside a slope of 0, which the standard takes as no scaling at all."
+    if "scl_slope" in header.keys() and header["scl_slope"] == 0 and np.abs(header["scl_inter"]) > 0:
+        warnings.warn(
+            f"{what} has an intercept, scl_inter = {header['scl_inter']:g}, but scl_slope = 0, which by the standard "
+            "means no scaling: its values are taken as stored; if the intercept is right, set scl_slope to 1"
+        )
+
+
 def read_nifti(
     path: Path,
     what: str,  # is read, for messages
@@ -247,6 +259,7 @@ def read_nifti(
     voxels."""
     kind, header, files = open_nifti(path)
     affine = nifti_affine(header, what)
+    warn_of_intercept(header, what)
     try:
         with silence():
             image = kind.from_file_map(files)
