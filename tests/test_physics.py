@@ -437,9 +437,9 @@ def test_warnings_name_the_remedy():
         look("radiograph")(torch.full((1, 1, 4, 4), 60.0))
     with pytest.warns(
         UserWarning,
-        match="volume holds nothing but soft tissue, with values from 0 to 1; label_materials takes Hounsfield units",
+        match="volume holds nothing but soft tissue, with values from 30 to 31; label_materials takes Hounsfield units",
     ):
-        label_materials(read(torch.linspace(0, 1, 27).view(3, 3, 3), affine=torch.eye(4), energy=70.0))
+        label_materials(read(torch.linspace(30, 31, 27).view(3, 3, 3), affine=torch.eye(4)))
 
 
 def test_looks_do_not_warn_of_a_thick_body(recwarn):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 
+import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
@@ -91,6 +92,64 @@ def transform_hu_to_attenuation(
     attenuation = (water[energy] + slope * volume).clamp(min=0)
     return torch.where(volume > 350, attenuation * bone_attenuation_multiplier, attenuation)
 
+# %% ../../nbs/api/volumes/203_attenuation.ipynb #4484e4e4
+def unwrap_padding(
+    volume: Shaped[Tensor, "*grid"],  # as stored
+) -> Shaped[Tensor, "*grid"]:  # Hounsfield units
+    "Give padding that was stored without sign its negative value again, and warn of it."
+    highest = volume.max().item()
+    if not 2**15 <= highest <= 2**16 - 800:
+        return volume
+    wrapped = volume >= 2**15
+    if (volume[wrapped] != highest).any():  # values of another meaning, not padding
+        return volume
+    warnings.warn(
+        f"volume holds {highest:g} in {wrapped.float().mean():.1%} of its voxels, and nothing else above 32767: this "
+        f"is {highest - 2**16:g}, stored without its sign, as scanners write outside of their field; it is taken as air"
+    )
+    return torch.where(wrapped, volume - 2**16, volume)
+
+# %% ../../nbs/api/volumes/203_attenuation.ipynb #4e6989a0
+def check_hounsfield(
+    volume: Shaped[Tensor, "*grid"],  # Hounsfield units, it is hoped
+) -> None:
+    "Raise a `ValueError` for values scaled to about 1, and warn of others without air."
+    low, high = (value.item() for value in volume.aminmax())
+    if low > -500:
+        found = f"volume holds values from {low:g} to {high:g}, and none near -1000, which is air in Hounsfield units"
+        if -2 <= low < high <= 2:
+            raise ValueError(
+                f"{found}: they were scaled, and energy= needs Hounsfield units; give the CT as it was before, or "
+                "leave energy out"
+            )
+        lost = low >= 0 and high > 1500
+        advice = (
+            "the intercept may be lost, then it is read(values - 1024, affine=...)" if lost else "were they scaled?"
+        )
+        warnings.warn(f"{found}; unless it is a part without air, its attenuation is wrong: {advice}")
+
+# %% ../../nbs/api/volumes/203_attenuation.ipynb #0800634e
+def warn_of_zeros(
+    volume: Shaped[Tensor, "1 X Y Z"],  # Hounsfield units
+    physical: bool,  # they become attenuation
+) -> None:
+    "Warn of a volume whose border is cut out with zeros."
+    faces = [volume[0].select(axis, end) for axis in range(3) for end in (0, -1)]
+    if sum(int((face == 0).sum()) for face in faces) < 0.2 * sum(face.numel() for face in faces):
+        return
+    if not (physical or volume.min() < 0):
+        return
+    from scipy.ndimage import label
+
+    pieces, _ = label((volume[0] == 0).numpy())
+    at_border = [pieces.take(end, axis) for axis in range(3) for end in (0, -1)]
+    reached = np.unique(np.concatenate([face[face > 0] for face in at_border]))
+    warnings.warn(
+        f"volume holds exactly 0 in {np.isin(pieces, reached).mean():.0%} of its voxels, connected with its border. "
+        "0 HU is water, and shows as a halo; if everything outside of a patient or a bone was set to 0, set it to "
+        "-1000 (air): read(torch.where(inside, values, -1000), affine=...)"
+    )
+
 # %% ../../nbs/api/volumes/203_attenuation.ipynb #de9f5f16
 def convert_hu(
     volume: Shaped[Tensor, "*grid"],  # Hounsfield units
@@ -98,6 +157,8 @@ def convert_hu(
     energy: float | None,  # keV, or None for the density without unit
 ) -> Float[Tensor, "*grid"]:  # float32, 1/mm or without unit
     "Convert Hounsfield units to what is rendered. Raises the errors of the conversion."
+    warn_of_zeros(volume, physical=energy is not None)
     if energy is None:
         return transform_hu_to_density(volume, bone_attenuation_multiplier)
+    check_hounsfield(volume)
     return transform_hu_to_attenuation(volume, energy, bone_attenuation_multiplier)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from inspect import signature
 from numbers import Integral
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,9 +19,9 @@ from torchio import LabelMap, ScalarImage, Subject
 
 from ..checks import known, shaped
 from ..geometry import AffineTransform, RigidTransform, orientation_matrix
-from .attenuation import convert_hu
+from .attenuation import convert_hu, unwrap_padding
 from .grid import select_labels
-from .images import load_image, load_labelmap
+from .images import Image, has_place, load_image, load_labelmap
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,6 +67,20 @@ def canonicalize(
     return Subject({**moved, **rest})
 
 # %% ../../nbs/api/volumes/220_reader.ipynb #b5c8e93c
+AIR = -1000  # Hounsfield units
+
+
+def cut_out(
+    data: Shaped[Tensor, "1 X Y Z"],
+    keep: Shaped[Tensor, "X Y Z"],  # where data stays
+    rest: int,  # what takes its place elsewhere
+) -> Shaped[Tensor, "1 X Y Z"]:
+    "Replace what lies outside of a mask."
+    if not data.is_floating_point() and rest < torch.iinfo(data.dtype).min:
+        data = data.short()
+    return torch.where(keep, data, rest)
+
+
 def apply_labels(
     subject: Subject,
     labels: int | list[int],  # structures to keep
@@ -83,7 +96,10 @@ def apply_labels(
         raise ValueError("labels must name at least one structure; leave them out to render everything")
     keep = select_labels(subject.mask.data[0], labels)
     images = subject.get_images_dict(intensity_only=False)
-    kept = {name: type(image)(tensor=image.data * keep, affine=image.affine) for name, image in images.items()}
+    kept = {
+        name: type(image)(tensor=cut_out(image.data, keep, AIR if name == "volume" else 0), affine=image.affine)
+        for name, image in images.items()
+    }
     return Subject({**dict(subject), **kept})
 
 # %% ../../nbs/api/volumes/220_reader.ipynb #d16e5072
@@ -98,6 +114,22 @@ def check_placement(
         raise ValueError(f"transform must be one RigidTransform, not {transform!r}")
 
 
+def check_affine_use(
+    affine: Float[np.ndarray, "4 4"] | None,  # what the user gave
+    volume: object,  # what the user gave
+    labelmap: object,  # what the user gave
+) -> None:
+    "Raise a `ValueError` for an affine that nothing needs, and that is another than that of the volume."
+    if affine is None or not has_place(volume) or not (labelmap is None or has_place(labelmap)):
+        return
+    own = getattr(volume, "affine", None)
+    if own is None or not np.allclose(own, affine, atol=1e-4):
+        raise ValueError(
+            "affine is for tensors and arrays, but volume has its own place, which counts; leave affine out, or give "
+            "the voxels alone"
+        )
+
+
 def check_extra(
     extra: Mapping[str, Any],  # what the user gave
     taken: Subject,  # entries that `read` makes
@@ -109,8 +141,8 @@ def check_extra(
 
 # %% ../../nbs/api/volumes/220_reader.ipynb #8abc3e25
 def read(
-    volume: str | Path | ScalarImage | Shaped[Tensor, "..."] | Shaped[np.ndarray, "..."],
-    labelmap: str | Path | LabelMap | Shaped[Tensor, "..."] | Shaped[np.ndarray, "..."] | None = None,
+    volume: Image,
+    labelmap: Image | None = None,
     labels: int | list[int] | None = None,
     orientation: str | None = "AP",
     bone_attenuation_multiplier: float = 1.0,
@@ -126,25 +158,32 @@ def read(
 ) -> Subject:
     """Read a CT and prepare it for rendering.
 
+    Files are those of NIfTI (the sform counts before the qform), NRRD, MetaImage and whatever else nibabel or SimpleITK
+    read, and folders with a DICOM series. Images of TorchIO, nibabel and SimpleITK, and tensors of MONAI, bring their
+    place with them; other tensors and arrays need `affine`.
+
     The subject holds `volume` (Hounsfield units), `density`, `mask`, `fiducials`, `orientation`, `reorient` and
     `world_from_scanner`, the transform from the coordinates of the file to those of the world; and, if given,
     `structures` and the entries of `extra`.
 
     Raises a `FileNotFoundError` for a missing file, a `TypeError` for an argument that there is not, and a `ValueError`
-    for anything else that cannot be rendered: unreadable or not three-dimensional images, several DICOM series, NaN
-    voxels, a singular affine, labels that are not in the map, an unknown orientation.
+    for anything else that cannot be rendered: unreadable, damaged or not three-dimensional images, files without a
+    size of voxels, several DICOM series, NaN voxels, a singular affine, a label map beside the volume, labels that are
+    not in the map, an unknown orientation. Warns of what may be wrong: a file without orientation or with two, a map
+    that hardly overlaps, padding, zeros around a patient, and with `energy` values that may be no Hounsfield units.
 
     Args:
         volume: CT in Hounsfield units: a file, a folder with a DICOM series, an image, or a tensor (X, Y, Z)
-        labelmap: label map; on another grid it is resampled to the volume (nearest neighbour)
-        labels: structures to render (default: everything)
+        labelmap: label map, as `volume` or as a segmentation of 3D Slicer (.seg.nrrd), whose names become
+            `structures`; on another grid it is resampled to the volume (nearest neighbour)
+        labels: structures to render (default: everything); the rest is air
         orientation: of the unmoved camera: "AP", "PA" or None
         bone_attenuation_multiplier: factor on voxels above 350 HU
         fiducials: points in the coordinates of the volume after `transform`, mm; they move with the centring
         transform: applied to the volume before centring
         center_volume: move the isocentre to the origin of the world
         resample_target: spacing in mm, or whatever `torchio.Resample` takes
-        affine: world from voxel, when volume and label map are tensors
+        affine: world (RAS+, mm) from voxel, when volume or label map are tensors
         energy: keV; the density is then the linear attenuation in 1/mm (extra `[physics]`)
         structures: names of structures in the column `structure`, their labels in `id`; see `structure_table`
         extra: other entries of the subject, by name
@@ -154,7 +193,9 @@ def read(
     reorient = orientation_matrix(orientation)
     check_placement(fiducials, transform)
     affine = None if affine is None else np.asarray(affine, dtype=np.float64)
+    check_affine_use(affine, volume, labelmap)
     volume = load_image(volume, ScalarImage, "volume", affine)
+    volume.set_data(unwrap_padding(volume.data))
     mask = None if labelmap is None else load_labelmap(labelmap, volume, affine)
     density = convert_hu(volume.data, bone_attenuation_multiplier, energy)
     world_from_scanner = np.eye(4) if transform is None else transform.matrix[0].detach().cpu().double().numpy()
@@ -168,6 +209,8 @@ def read(
         fiducials=fiducials,
         world_from_scanner=torch.as_tensor(world_from_scanner),
     )
+    if structures is None and mask is not None:
+        structures = mask.get("structures")
     if structures is not None:
         subject["structures"] = structures
     check_extra(extra or {}, subject)
