@@ -224,16 +224,15 @@ def agree(
     other: torch.Tensor,  # anything with a dtype and a device
     dtype: bool = True,  # they must have the same dtype
     device: bool = True,  # they must be on the same device
+    remedy: str = "",  # what to do instead of moving the first
 ) -> None:
     "Raise a `ValueError` unless two tensors have the same dtype and device."
     for what in ("dtype",) * dtype + ("device",) * device:
         ours, theirs = getattr(tensor, what), getattr(other, what)
         if ours != theirs:
             to = repr(str(theirs)) if what == "device" else theirs
-            raise ValueError(
-                f"{name} and {other_name} must have the same {what}, not {ours} and {theirs}; move one of them, such "
-                f"as {name}.to({to})"
-            )
+            remedy = remedy or f"move one of them, such as {name}.to({to})"
+            raise ValueError(f"{name} and {other_name} must have the same {what}, not {ours} and {theirs}; {remedy}")
 
 # %% ../nbs/api/010_checks.ipynb #9212c72a
 def finite(

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ..checks import one_of
+from ..checks import agree, one_of, shaped
 from . import reference
 from .autograd import SAMPLES_PER_CHUNK, integrate, spread
-from .reference import SAMPLERS
+from .reference import SAMPLERS, check_reducefn
 from .request import Rays, Rule
 
 # %% auto #0
@@ -43,58 +43,30 @@ def check_choices(
 ) -> None:
     "Raise a `ValueError` for choices that no renderer offers."
     one_of("mode", mode, SAMPLERS)
-    if reducefn not in ("sum", "max") and not callable(reducefn):
-        raise ValueError(f"reducefn must be 'sum', 'max' or a function, not {reducefn!r}")
+    check_reducefn(reducefn)
     check_backend(backend)
 
 # %% ../../nbs/api/kernels/431_dispatch.ipynb #4ff048ad
 def check_rays(
-    shape: tuple[int, ...],  # of the volume
+    volume: Tensor,  # only its shape and device count
     rays: Rays,
     labels: Tensor | None,  # of the shape of the volume, or (X, Y, Z)
 ) -> None:
-    "Raise a `ValueError` when the tensors of a rendering disagree in shape, or rays are too coarse."
-    source, target, length = rays
-    shape = tuple(shape)
-    if len(shape) not in (3, 4) or 0 in shape:
-        raise ValueError(f"volume must have shape (X, Y, Z) or (B, X, Y, Z) with at least one voxel, not {shape}")
-    if target.dim() != 3 or target.shape[-1] != 3:
-        raise ValueError(f"target must have shape (B, N, 3), not {tuple(target.shape)}")
-    if len(shape) == 4 and shape[0] not in (1, len(target)):
-        raise ValueError(f"volume must hold one volume, or one for each of the {len(target)} pictures, not {shape[0]}")
-    fits = (
-        source.dim() == 3
-        and source.shape[-1] == 3
-        and source.shape[1] in (1, target.shape[1])
-        and len(source) == len(target)
-    )
-    if not fits:
-        expected = f"(B, 1, 3) or (B, N, 3) with the B and N of target {tuple(target.shape)}"
-        raise ValueError(f"source must have shape {expected}, not {tuple(source.shape)}")
-    if length.shape != target.shape[:2]:
-        raise ValueError(f"length must have shape (B, N) = {tuple(target.shape[:2])}, not {tuple(length.shape)}")
-    if labels is not None and tuple(labels.shape) not in (shape, shape[-3:]):
+    "Raise a `ValueError` when the tensors of a rendering disagree in shape or device, or rays are too coarse."
+    sizes = shaped("target", rays.target, "B N 3")
+    shaped("source", rays.source, "B #N 3", remedy="it belongs to target", **sizes)
+    shaped("length", rays.length, "B N", remedy="it belongs to target", **sizes)
+    voxels = shaped("volume", volume, "X Y Z|#B X Y Z", remedy="one for all pictures, or one for each", B=sizes["B"])
+    if 0 in volume.shape:
+        raise ValueError(f"volume must have at least one voxel, not the shape {tuple(volume.shape)}")
+    if labels is not None:
+        pattern, voxels["B"] = ("X Y Z" if volume.dim() == 3 else "X Y Z|B X Y Z"), len(volume)
+        shaped("labels", labels, pattern, remedy="they belong to the voxels of the volume", **voxels)
+    agree("volume", volume, "rays", rays.target, dtype=False, remedy=f"move the pose with .to({str(volume.device)!r})")
+    if rays.target.dtype not in (torch.float32, torch.float64):
         raise ValueError(
-            f"labels must have the shape of the volume, {shape}, or of one of several, not {tuple(labels.shape)}"
-        )
-    if target.dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            f"rays must be float32 or float64, not {target.dtype}, which cannot tell voxels apart: make them in "
-            "float32, "
-            "as drr.float() does; the volume alone may have 16 bits, as in drr.density = drr.density.half()"
-        )
-
-
-def check_device(
-    name: str,  # of the other tensor
-    other: Tensor,
-    rays: Rays,
-) -> None:
-    "Raise a `ValueError` unless a tensor is where the rays are."
-    if other.device != rays.target.device:
-        remedy = f"move the pose with .to({str(other.device)!r})"
-        raise ValueError(
-            f"{name} and rays must be on the same device, not {other.device} and {rays.target.device}; {remedy}"
+            f"rays must be float32 or float64, not {rays.target.dtype}, which cannot tell voxels apart: make them in "
+            "float32, as drr.float() does; the volume alone may have 16 bits, as in drr.density = drr.density.half()"
         )
 
 # %% ../../nbs/api/kernels/431_dispatch.ipynb #daedb661
@@ -296,8 +268,7 @@ def project(
     special: str | None = None,  # what else is asked for, that only the reference can do
 ) -> Tensor:  # (B, C, N)
     "Integrate along rays."
-    check_rays(volume.shape, rays, rule.labels)
-    check_device("volume", volume, rays)
+    check_rays(volume, rays, rule.labels)
     rule = complete(rule, volume.shape)
     chosen = choose_backend(backend, volume, rays.target, reducefn, special or why_reference(rule))
     if chosen == "torch":
@@ -339,13 +310,11 @@ def backproject(
     backend: str = "auto",  # a member of `BACKENDS`
 ) -> Float[Tensor, "*V X Y Z"]:  # of this shape, in the dtype of the rays
     "Spread pictures over the voxels along their rays: the adjoint of `project`. Differentiable in pictures and rays."
-    check_rays(shape, rays, rule.labels)
-    check_device("pictures", pictures, rays)
-    rule = complete(rule, shape)
-    expected = rays.shape[0], rule.n_labels, rays.shape[1]
-    if pictures.shape != expected:
-        raise ValueError(f"pictures must have shape (B, C, N) = {expected}, not {tuple(pictures.shape)}")
     volume = rays.target.new_zeros(()).expand(shape)
+    check_rays(volume, rays, rule.labels)
+    agree("pictures", pictures, "rays", rays.target, dtype=False)
+    rule, (B, N) = complete(rule, shape), rays.shape
+    shaped("pictures", pictures, "B C N", remedy="one channel for each label", B=B, C=rule.n_labels, N=N)
     chosen = choose_backend(backend, volume, rays.target, "sum", why_reference(rule))
     pictures, volume = pictures.to(rays.target.dtype), as_batch(volume)
     if chosen == "torch":

@@ -14,9 +14,9 @@ from torch import Tensor
 from .request import Rays, Rule
 
 # %% auto #0
-__all__ = ['SAMPLERS', 'inside_interval', 'crossings', 'voxel_at', 'sample_nearest', 'sample_trilinear', 'reduce', 'combine',
-           'points_at', 'siddon', 'nearest_label', 'gauss_samples', 'sampling_interval', 'uniform_samples', 'trilinear',
-           'render', 'backproject']
+__all__ = ['SAMPLERS', 'inside_interval', 'crossings', 'voxel_at', 'sample_nearest', 'sample_trilinear', 'check_reducefn',
+           'reduce', 'combine', 'points_at', 'siddon', 'nearest_label', 'gauss_samples', 'sampling_interval',
+           'uniform_samples', 'trilinear', 'render', 'backproject']
 
 # %% ../../nbs/api/kernels/403_reference.ipynb #c842ed9d
 def inside_interval(
@@ -100,18 +100,23 @@ def sample_trilinear(
 SAMPLERS = {"nearest": sample_nearest, "bilinear": sample_trilinear}
 
 # %% ../../nbs/api/kernels/403_reference.ipynb #97a985ab
+def check_reducefn(
+    reducefn: str | Callable[[Tensor], Tensor],  # how samples are combined
+) -> None:
+    "Raise a `ValueError` unless it is one of the two words, or a function."
+    if reducefn not in ("sum", "max") and not callable(reducefn):
+        raise ValueError(f"reducefn must be 'sum', 'max' or a function, not {reducefn!r}")
+
+
 def reduce(
     img: Shaped[Tensor, "*R S"],  # samples along rays
     reducefn: str | Callable[[Tensor], Tensor],  # "sum", "max", or a function from (..., S) to (...)
 ) -> Tensor:  # (...), or what the function gives
     "Combine the samples of each ray. Raises a `ValueError` for an unknown `reducefn`."
+    check_reducefn(reducefn)
     if reducefn == "sum":
         return img.sum(dim=-1)
-    if reducefn == "max":
-        return img.amax(dim=-1)
-    if callable(reducefn):
-        return reducefn(img)
-    raise ValueError(f"reducefn must be 'sum', 'max' or a function, not {reducefn!r}")
+    return img.amax(dim=-1) if reducefn == "max" else reducefn(img)
 
 # %% ../../nbs/api/kernels/403_reference.ipynb #fb9df562
 def combine(

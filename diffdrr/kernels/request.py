@@ -35,7 +35,7 @@ class Rays(NamedTuple):
 
     def some(
         self,
-        which: slice,  # along N
+        which: slice | Tensor,  # along N; or numbers of rays
     ) -> Rays:
         "Take some rays of each picture."
         return Rays(

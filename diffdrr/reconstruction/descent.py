@@ -86,6 +86,8 @@ class Descent(Solver):
     ):
         self.geometry = projector if isinstance(projector, FreeGeometry) else None
         super().__init__(projector.believed if self.geometry else projector, pictures, volume)
+        if self.geometry:
+            self.projector = self.projector.detach()  # its rays change, so that none are kept
         n_views, n_pixels = len(self.projector), math.prod(self.projector.picture_shape[2:])
         views = n_views if batch.views is None else whole("views", batch.views, most=n_views)
         rays = batch.rays if batch.rays is None else whole("rays", batch.rays, most=n_pixels)

@@ -13,11 +13,11 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from ..checks import whole
-from .projector import Projector
+from .projector import CACHED_BYTES, Projector
 from .solver import Solver
 
 # %% auto #0
-__all__ = ['CACHED_BYTES', 'GOLDEN_SECTION', 'SIRT', 'CGLS']
+__all__ = ['GOLDEN_SECTION', 'SIRT', 'CGLS']
 
 # %% ../../nbs/api/reconstruction/807_iterative.ipynb #e7b6f23f
 def reciprocal(
@@ -27,7 +27,6 @@ def reciprocal(
     return torch.where(x > 1e-6 * x.max(), 1 / x, 0)
 
 # %% ../../nbs/api/reconstruction/807_iterative.ipynb #f8c3296a
-CACHED_BYTES = 2**31  # up to which the sums of columns are kept; beyond, they are computed again in each step
 GOLDEN_SECTION = (3 - math.sqrt(5)) / 2
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..checks import agree, one_of, shaped, whole
 from ..geometry import AffineTransform, Camera, RigidTransform, orientation_matrix
+from ..kernels import Rays
 from .views import Views
 from ..rendering import DRR, RENDERERS
 from ..volumes import Grid
@@ -114,6 +115,21 @@ def flat_operator(
     shape = math.prod(projector.picture_shape), math.prod(projector.volume_shape)
     return LinearOperator(shape, there, back, dtype=dtype)
 
+# %% ../../nbs/api/reconstruction/803_projector.ipynb #5d0c7a32
+CACHED_BYTES = 2**31  # up to which rays, or sums of columns, are kept; beyond, they are computed again in each step
+
+
+def all_rays(
+    projector: Projector,
+) -> Rays | None:
+    "Make the rays of all views, if they fit into `CACHED_BYTES`."
+    if len(projector) * sum(x.nbytes for x in projector[:1].rays()) > CACHED_BYTES:
+        return None
+    source, target, length = (x.new_empty(len(projector), *x.mT.shape[1:]).mT for x in projector[:1].rays())
+    for which, some in projector.blocks():
+        source[which], target[which], length[which] = some.rays()
+    return Rays(source, target, length[:, 0])
+
 # %% ../../nbs/api/reconstruction/803_projector.ipynb #302e1f71
 class Projector:
     """Line integrals of any volume on a grid, seen from many views: a linear operator.
@@ -150,6 +166,7 @@ class Projector:
         self.views, self.grid, self.renderer = Views.of(camera, pose, reorient), grid, renderer
         self.views_at_once = whole("views_at_once", views_at_once)
         self.voxel_from_world = AffineTransform(grid.voxel_from_world.to(pose.matrix)[None])
+        self.kept: Rays | None = None  # the rays of all views, see `keep_rays`
 
     @classmethod
     def from_drr(
@@ -180,7 +197,9 @@ class Projector:
         which: slice | Int[Tensor, "N"],
     ) -> Projector:
         "Return the projector of some of the views."
-        return self.with_views(self.views[which])
+        other = self.with_views(self.views[which])
+        other.kept = self.kept and self.kept.map(lambda x: x[which])
+        return other
 
     def with_views(
         self,
@@ -188,12 +207,18 @@ class Projector:
     ) -> Projector:
         "Return the projector of the same grid from other views."
         other = copy.copy(self)
-        other.views = views
+        other.views, other.kept = views, None
         return other
 
     def detach(self) -> Projector:
         "Return the same without gradients of poses and cameras."
         return self.with_views(self.views.detach())
+
+    def keep_rays(self) -> Projector:
+        "Return the same for views that stay: without their gradients, with rays made once where memory allows."
+        other = self.detach()
+        other.kept = all_rays(other)
+        return other
 
     @property
     def volume_shape(self) -> tuple[int, int, int]:
@@ -233,6 +258,9 @@ class Projector:
         Args:
             pixels: counted row by row (default: all)
         """
+        if self.kept is not None:
+            source, target, length = self.kept if pixels is None else self.kept.some(pixels)
+            return source, target, length[:, None]
         source, target = self.views.rays(pixels)
         squares = (target - source).square().sum(dim=-1).clamp(min=torch.finfo(target.dtype).tiny)
         return self.voxel_from_world(source), self.voxel_from_world(target), squares.sqrt()[:, None]

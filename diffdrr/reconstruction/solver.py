@@ -41,7 +41,7 @@ class Solver(ABC):
         pictures: Shaped[Tensor, "V 1 H W"] | Shaped[np.ndarray, "V 1 H W"],
         volume: Shaped[Tensor, "X Y Z"] | Shaped[np.ndarray, "X Y Z"] | None = None,
     ):
-        self.projector, self.pictures = projector.detach(), check_pictures(projector, pictures).detach()
+        self.projector, self.pictures = projector.keep_rays(), check_pictures(projector, pictures).detach()
         check_overlap(self.projector)
         self.norm = self.pictures.norm().item()
         self.residuals: list[float] = []  # before each step, of the guess that it begins with

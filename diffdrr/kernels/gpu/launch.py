@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from diffdrr.checks import shaped
 from diffdrr.kernels.request import Rays, Rule
 
 try:
@@ -144,13 +145,9 @@ def prepare(
     V, X, Y, Z = volume.shape
     B, N = rays.shape
     labels = rule.labels
-    if V not in (1, B):
-        raise ValueError(f"volume must have one entry, or one for each of the {B} pictures of target, not {V}")
-    if labels is not None and (len(labels) not in (1, B) or labels.shape[1:] != volume.shape[1:]):
-        raise ValueError(
-            f"labels must have the shape of the volume, {(X, Y, Z)}, and one entry or {B}, "
-            f"not the shape {tuple(labels.shape)}"
-        )
+    sizes = shaped("volume", volume, "#B X Y Z", B=B, remedy="one for all pictures, or one for each")
+    if labels is not None:
+        shaped("labels", labels, "#B X Y Z", remedy="they belong to the voxels of the volume", **sizes)
     rays, rule = lay_out(rays, rule)
     height, width, rows = picture_shape(N)
     tiles = count_tiles(height, width, rows)
