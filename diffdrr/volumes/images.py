@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 import torch
 import torchio
 from jaxtyping import Float, Shaped
@@ -22,24 +21,12 @@ __all__ = []
 
 # %% ../../nbs/api/volumes/204_images.ipynb #89a81cd1
 def check_path(
-    path: Path,  # a file, or a folder with a DICOM series
+    path: Path,  # a file
     name: str,  # of the argument
 ) -> None:
     "Raise an error that says what to do when a path does not lead to one image."
     if not path.exists():
         raise FileNotFoundError(f"{name} {str(path)!r} does not exist")
-    if path.is_dir():
-        series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(path))
-        if not series:
-            raise ValueError(
-                f"{name} {str(path)!r} is a folder without a DICOM series; give the folder that holds the slices"
-            )
-        if len(series) > 1:
-            counts = {s: len(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path), s)) for s in series}
-            raise ValueError(
-                f"{name} {str(path)!r} holds {len(series)} DICOM series; move one into a folder of its own. "
-                f"Slices of each: {counts}"
-            )
 
 # %% ../../nbs/api/volumes/204_images.ipynb #dd17c587
 def load_image(

@@ -23,6 +23,7 @@ from ..geometry import AffineTransform, RigidTransform, orientation_matrix
 from .attenuation import convert_hu
 from .grid import select_labels
 from .images import load_image, load_labelmap
+from .series import from_dicom
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,6 +123,9 @@ def read(
     energy: float | None = None,
     structures: pd.DataFrame | None = None,
     extra: Mapping[str, Any] | None = None,
+    series: str | None = None,
+    phase: str | float | None = None,
+    slice_spacing: float | None = None,
     **unknown,
 ) -> Subject:
     """Read a CT and prepare it for rendering.
@@ -131,8 +135,9 @@ def read(
     `structures` and the entries of `extra`.
 
     Raises a `FileNotFoundError` for a missing file, a `TypeError` for an argument that there is not, and a `ValueError`
-    for anything else that cannot be rendered: unreadable or not three-dimensional images, several DICOM series, NaN
-    voxels, a singular affine, labels that are not in the map, an unknown orientation.
+    for anything else that cannot be rendered: unreadable or not three-dimensional images, several DICOM
+    series, or one that is not a volume, NaN voxels, a singular affine, labels that are not in the map, an unknown
+    orientation.
 
     Args:
         volume: CT in Hounsfield units: a file, a folder with a DICOM series, an image, or a tensor (X, Y, Z)
@@ -148,14 +153,19 @@ def read(
         energy: keV; the density is then the linear attenuation in 1/mm (extra `[physics]`)
         structures: names of structures in the column `structure`, their labels in `id`; see `structure_table`
         extra: other entries of the subject, by name
+        series: UID of one of several DICOM series in a folder
+        phase: of several in a DICOM series, the value of the tag that tells them apart; the error names it
+        slice_spacing: mm; interpolate DICOM slices at this distance, where they lie at uneven ones
         **unknown: refused
     """
     known("read", unknown, list(signature(read).parameters)[:-1], "what a subject is to keep goes into extra={...}")
     reorient = orientation_matrix(orientation)
     check_placement(fiducials, transform)
     affine = None if affine is None else np.asarray(affine, dtype=np.float64)
-    volume = load_image(volume, ScalarImage, "volume", affine)
-    mask = None if labelmap is None else load_labelmap(labelmap, volume, affine)
+    volume = load_image(
+        from_dicom(volume, ScalarImage, "volume", series, phase, slice_spacing), ScalarImage, "volume", affine
+    )
+    mask = None if labelmap is None else load_labelmap(from_dicom(labelmap, LabelMap, "labelmap"), volume, affine)
     density = convert_hu(volume.data, bone_attenuation_multiplier, energy)
     world_from_scanner = np.eye(4) if transform is None else transform.matrix[0].detach().cpu().double().numpy()
     placed = world_from_scanner @ volume.affine
