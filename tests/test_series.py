@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+import torchio
 from dicom_files import (
     AXIAL,
     SERIES,
@@ -623,3 +624,13 @@ def test_label_map_of_a_series(tmp_path):
 def test_axial_orientation_is_the_default_of_the_files():
     "The tests above lean on it: columns go to the patient's left, rows to the back."
     assert AXIAL == (1, 0, 0, 0, 1, 0)
+
+
+def test_image_that_is_not_loaded_yet(tmp_path):
+    "An image of TorchIO that is still in its folder is read like the folder; a loaded one is taken as it is."
+    write_series(tmp_path, np.delete(straight(6), 3, 0))
+    with pytest.raises(ValueError, match="uneven distances"):
+        read(torchio.ScalarImage(tmp_path))
+    image = torchio.ScalarImage(tmp_path)
+    image.load()
+    assert read(image).volume.spatial_shape == (5, 6, 5)
