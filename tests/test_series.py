@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 import torch
 import torchio
 from dicom_files import (
-    AXIAL,
     SERIES,
     SPACING,
     enhanced_dataset,
@@ -621,11 +623,6 @@ def test_label_map_of_a_series(tmp_path):
     assert np.array_equal(subject.mask.data[0].permute(2, 1, 0).numpy(), labels)
 
 
-def test_axial_orientation_is_the_default_of_the_files():
-    "The tests above lean on it: columns go to the patient's left, rows to the back."
-    assert AXIAL == (1, 0, 0, 0, 1, 0)
-
-
 def test_image_that_is_not_loaded_yet(tmp_path):
     "An image of TorchIO that is still in its folder is read like the folder; a loaded one is taken as it is."
     write_series(tmp_path, np.delete(straight(6), 3, 0))
@@ -634,3 +631,36 @@ def test_image_that_is_not_loaded_yet(tmp_path):
     image = torchio.ScalarImage(tmp_path)
     image.load()
     assert read(image).volume.spatial_shape == (5, 6, 5)
+
+
+def test_each_file_is_opened_once_however_many_series_there_are(tmp_path, monkeypatch):
+    "The time to find a series grows with the number of files."
+    for number in range(12):
+        write_series(tmp_path, straight(3), prefix=f"{number}_", SeriesInstanceUID=f"{SERIES}.{number}")
+    opened = []
+    monkeypatch.setattr(
+        pydicom, "dcmread", lambda file, **options: opened.append(file.name) or dcmread(file, **options)
+    )
+    with pytest.raises(ValueError, match=r"12 DICOM series.*\); and 2 more"):
+        read(tmp_path)
+    assert len(opened) == len(set(opened)) == 36
+
+
+MEMORY = """
+import resource, sys
+from diffdrr.volumes import read
+import pydicom, SimpleITK, torchio
+unit = 1 if sys.platform == "darwin" else 1024
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+read(sys.argv[1])
+print(unit * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+"""
+
+
+@pytest.mark.parametrize("slope", [1, 1.001], ids=["whole numbers", "fractions"])
+def test_memory(tmp_path, slope):
+    "Reading takes no more than three times the voxels in float32."
+    pytest.importorskip("resource")
+    write_series(tmp_path, straight(80), random_pixels(80, 512, 512), RescaleSlope=slope)
+    taken = subprocess.run([sys.executable, "-c", MEMORY, tmp_path], capture_output=True, text=True, check=True).stdout
+    assert int(taken) < 3 * 4 * 80 * 512 * 512
