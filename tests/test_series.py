@@ -302,6 +302,7 @@ TAGS = {
     "no direction": ("ImageOrientationPatient", [0] * 6, r"of length 1 at right angles, not '0.0\0.0\0.0\0.0\0.0\0.0'"),
     "oblique axes": ("ImageOrientationPatient", [1, 0, 0, 0.6, 0.8, 0], "two directions of length 1 at right angles"),
     "no slope": ("RescaleSlope", None, "RescaleSlope (0028,1053) of '0000.dcm' must hold a number, not nothing"),
+    "slope of zero": ("RescaleSlope", 0, "RescaleSlope (0028,1053) of '0000.dcm' must not hold 0"),
     "text as intercept": ("RescaleIntercept", "", "RescaleIntercept (0028,1052) of '0000.dcm' must hold a number"),
 }  # fmt: skip
 
@@ -610,6 +611,12 @@ def test_odd_enhanced_ct(tmp_path, edit, message):
     dataset.PixelData = dataset.PixelData[: 60 * dataset.NumberOfFrames]
     save(dataset, tmp_path / "ct.dcm")
     with pytest.raises(ValueError, match=message):
+        read(tmp_path / "ct.dcm")
+
+
+def test_enhanced_ct_without_the_places_of_all_frames(tmp_path):
+    save(enhanced_dataset(straight(6), random_pixels(6), NumberOfFrames=7), tmp_path / "ct.dcm")
+    with pytest.raises(ValueError, match="the file 'ct.dcm' cannot be understood .it has 7 frames, but places for 6"):
         read(tmp_path / "ct.dcm")
 
 
