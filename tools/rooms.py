@@ -58,7 +58,7 @@ OWNERS = {
     "pyvista": {"show"},
     "h5py": {"xrays"},
     "cv2": {"geometry"},
-    "pydicom": {"xrays"},
+    "pydicom": {"volumes", "xrays"},
     "skimage": {"xrays"},
     "panel": {"show"},
     "imageio_ffmpeg": {"show"},

@@ -95,7 +95,10 @@ def get_principal_point(
 ) -> tuple[float | Float[Tensor, ""], float | Float[Tensor, ""]]:  # x0 and y0, mm
     """Return how far the principal point is from the centre of the picture: `x0` and `y0` of a `DRR` that is reversed.
 
-    As in 0.6.1, pixels are counted from the corner of the first one. `Camera.from_opencv` reads OpenCV's matrices."""
+    As in 0.6.1, pixels are counted from the corner of the first one. `Camera.from_opencv` reads OpenCV's matrices.
+    By default the matrix is that of a reversed picture, as in 0.6.1. `detector.intrinsic`, which also has the numbers
+    of 0.6.1, is that of the unflipped detector: there the point lies on the other side of the centre, so that the
+    default returns -x0 and -y0. The matrix itself does not say which it is; `of_picture=False` does."""
     x0, y0 = principal_offset(intrinsic[0, 2], intrinsic[1, 2], (height, width), (delx, dely))
     sign = 1 if of_picture else -1
     return number(sign * x0), number(sign * y0)
@@ -111,6 +114,7 @@ def parse_intrinsic_matrix(
 ) -> tuple[float | Float[Tensor, ""], float | Float[Tensor, ""], float | Float[Tensor, ""]]:  # sdd, x0 and y0, mm
     """Return the source-to-detector distance and the principal point.
 
-    As in 0.6.1, pixels are counted from the corner of the first one. `Camera.from_opencv` reads OpenCV's matrices."""
+    As in 0.6.1, pixels are counted from the corner of the first one. `Camera.from_opencv` reads OpenCV's matrices.
+    For `detector.intrinsic` give `of_picture=False`, for the reason that `get_principal_point` states."""
     point = get_principal_point(intrinsic, height, width, delx, dely, of_picture)
     return get_focal_length(intrinsic, delx, dely), *point

@@ -9,13 +9,24 @@ import warnings
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from ..checks import need, number
 
 # %% auto #0
 __all__ = ['transform_hu_to_density', 'attenuation_coefficient', 'transform_hu_to_attenuation']
+
+# %% ../../nbs/api/volumes/203_attenuation.ipynb #a71c03d5
+def range_outside(
+    mask: Bool[Tensor, "*grid"],  # what does not count
+    values: Float[Tensor, "*grid"],
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    "Find the smallest and the largest value outside of a mask, some slices at a time: no copy of all values is made."
+    parts = list(zip(values.split(16, dim=-1), mask.split(16, dim=-1), strict=True))
+    lowest = torch.stack([part.masked_fill(hidden, torch.inf).min() for part, hidden in parts]).min()
+    highest = torch.stack([part.masked_fill(hidden, -torch.inf).max() for part, hidden in parts]).max()
+    return lowest, highest
 
 # %% ../../nbs/api/volumes/203_attenuation.ipynb #b4b9e2d1
 def transform_hu_to_density(
@@ -25,24 +36,26 @@ def transform_hu_to_density(
     """Scale Hounsfield units to [0, 1], from air to the brightest voxel.
 
     Warns of a volume without contrast, which gives zeros."""
-    volume = volume.to(torch.float32)
-    not_air = volume > -800
-    if not not_air.any():
+    density = volume.to(torch.float32, copy=True)  # changed in place: a CT is large
+    air = density <= -800
+    if air.all():
         warnings.warn(
             "the volume holds only air (no voxel above -800 HU): it renders as zeros; "
             "check that it is in Hounsfield units"
         )
-        return torch.zeros_like(volume)
-    density = torch.where(volume > 350, volume * bone_attenuation_multiplier, volume)
-    density = torch.where(not_air, density, density[not_air].min())
-    density = density - density.min()
-    if density.max() == 0:
+        return torch.zeros_like(density)
+    if bone_attenuation_multiplier != 1:
+        density = torch.where(density > 350, density * bone_attenuation_multiplier, density)
+    lowest, highest = range_outside(air, density)
+    density.masked_fill_(air, lowest).sub_(lowest)
+    if highest == lowest:
         warnings.warn(
             "the volume is all air and one other value: its density has no scale and renders as zeros; "
             "give an energy for physical attenuation"
         )
         return density
-    return density / density.max()
+    scale = highest - lowest
+    return density / scale if density.requires_grad else density.div_(scale)
 
 # %% ../../nbs/api/volumes/203_attenuation.ipynb #166ccd24
 # mass fractions

@@ -54,7 +54,7 @@ def check_volume(
             f"{name} must be three-dimensional, not a single slice of shape {tuple(volume.shape[1:])}; read the whole "
             "series"
         )
-    if volume.is_floating_point() and not volume.isfinite().all():
+    if volume.is_floating_point() and not all(bound.isfinite() for bound in volume.aminmax()):
         bad = (~volume.isfinite()).sum().item()
         raise ValueError(
             f"{name} must be finite, but {bad} voxels are NaN or infinite; replace them, with -1000 HU for air"

@@ -23,30 +23,19 @@ from torchio import LabelMap, ScalarImage
 from .grid import Grid, as_labels, check_affine, check_volume, voxel_from_world
 from .itk import merge_layers, read_itk, segments_of
 from .nifti import from_nibabel, is_nifti, read_nifti
+from .series import as_path
 
 # %% auto #0
 __all__ = []
 
 # %% ../../nbs/api/volumes/209_images.ipynb #89a81cd1
 def check_path(
-    path: Path,  # a file, or a folder with a DICOM series
+    path: Path,  # a file
     name: str,  # of the argument
 ) -> None:
     "Raise an error that says what to do when a path does not lead to one image."
     if not path.exists():
         raise FileNotFoundError(f"{name} {str(path)!r} does not exist")
-    if path.is_dir():
-        series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(path))
-        if not series:
-            raise ValueError(
-                f"{name} {str(path)!r} is a folder without a DICOM series; give the folder that holds the slices"
-            )
-        if len(series) > 1:
-            counts = {s: len(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path), s)) for s in series}
-            raise ValueError(
-                f"{name} {str(path)!r} holds {len(series)} DICOM series; move one into a folder of its own. "
-                f"Slices of each: {counts}"
-            )
 
 # %% ../../nbs/api/volumes/209_images.ipynb #6019791c
 WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64, torch.float16: torch.float32}
@@ -154,17 +143,6 @@ def take(
     tensor = to_tensor(image)
     return tensor[None] if tensor.dim() == 3 else tensor, affine, {}
 
-
-def as_path(
-    image: object,  # what the user gave
-) -> object:  # a path, if it is one, or an image of TorchIO that has one and is not loaded yet; else the same
-    "Find out whether an image is still in its file."
-    if isinstance(image, str):
-        return Path(image)
-    if isinstance(image, torchio.Image) and image.get("data") is None and isinstance(image.path, Path):
-        return image.path if image.reader is torchio.data.io.read_image else image
-    return image
-
 # %% ../../nbs/api/volumes/209_images.ipynb #76d078a5
 Image = str | Path | torchio.Image | SpatialImage | sitk.Image | Shaped[Tensor, "..."] | Shaped[np.ndarray, "..."]
 # what `read` takes
@@ -199,8 +177,6 @@ def load_image(
     image = as_path(image)
     check_kind(image, name, affine)
     what = f"{name} {str(image)!r}" if isinstance(image, Path) else name
-    if isinstance(image, Path) and image.is_dir():
-        image = kind(image)
     try:
         data, matrix, entries = take(image, kind, what, affine)
     except Exception as error:  # readers raise errors of many types

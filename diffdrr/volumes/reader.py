@@ -22,6 +22,7 @@ from ..geometry import AffineTransform, RigidTransform, orientation_matrix
 from .attenuation import convert_hu, unwrap_padding
 from .grid import select_labels
 from .images import Image, has_place, load_image, load_labelmap
+from .series import from_dicom
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -154,6 +155,9 @@ def read(
     energy: float | None = None,
     structures: pd.DataFrame | None = None,
     extra: Mapping[str, Any] | None = None,
+    series: str | None = None,
+    phase: str | float | None = None,
+    slice_spacing: float | None = None,
     **unknown,
 ) -> Subject:
     """Read a CT and prepare it for rendering.
@@ -168,7 +172,7 @@ def read(
 
     Raises a `FileNotFoundError` for a missing file, a `TypeError` for an argument that there is not, and a `ValueError`
     for anything else that cannot be rendered: unreadable, damaged or not three-dimensional images, files without a
-    size of voxels, several DICOM series, NaN voxels, a singular affine, a label map beside the volume, labels that are
+    size of voxels, several DICOM series, or one that is no volume, NaN voxels, a singular affine, a label map beside the volume, labels that are
     not in the map, an unknown orientation. Warns of what may be wrong: a file without orientation or with two, a map
     that hardly overlaps, padding, zeros around a patient, and with `energy` values that may be no Hounsfield units.
 
@@ -187,6 +191,9 @@ def read(
         energy: keV; the density is then the linear attenuation in 1/mm (extra `[physics]`)
         structures: names of structures in the column `structure`, their labels in `id`; see `structure_table`
         extra: other entries of the subject, by name
+        series: UID of one of several DICOM series in a folder
+        phase: of several in a DICOM series, the value of the tag that tells them apart; the error names it
+        slice_spacing: mm; interpolate DICOM slices at this distance, where they lie at uneven ones
         **unknown: refused
     """
     known("read", unknown, list(signature(read).parameters)[:-1], "what a subject is to keep goes into extra={...}")
@@ -194,8 +201,10 @@ def read(
     check_placement(fiducials, transform)
     affine = None if affine is None else np.asarray(affine, dtype=np.float64)
     check_affine_use(affine, volume, labelmap)
+    volume = from_dicom(volume, ScalarImage, "volume", series, phase, slice_spacing)
     volume = load_image(volume, ScalarImage, "volume", affine)
     volume.set_data(unwrap_padding(volume.data))
+    labelmap = from_dicom(labelmap, LabelMap, "labelmap")
     mask = None if labelmap is None else load_labelmap(labelmap, volume, affine)
     density = convert_hu(volume.data, bone_attenuation_multiplier, energy)
     world_from_scanner = np.eye(4) if transform is None else transform.matrix[0].detach().cpu().double().numpy()
