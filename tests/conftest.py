@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 SWITCHES = [
@@ -19,6 +20,10 @@ SWITCHES = [
     "--disable-component-update",
     "--disable-sync",
 ]
+
+
+# pytest tests/test_fuzz.py --hypothesis-profile long
+settings.register_profile("long", max_examples=8000, print_blob=True)
 
 
 @pytest.fixture(autouse=True)
