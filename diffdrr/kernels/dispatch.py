@@ -48,20 +48,33 @@ def check_choices(
     check_backend(backend)
 
 # %% ../../nbs/api/kernels/431_dispatch.ipynb #4ff048ad
-def check_rays(
+def check_request(
     shape: tuple[int, ...],  # of the volume
     rays: Rays,
     labels: Tensor | None,  # of the shape of the volume, or (X, Y, Z)
 ) -> None:
     "Raise a `ValueError` when the tensors of a rendering disagree in shape, or rays are too coarse."
-    source, target, length = rays
     shape = tuple(shape)
     if len(shape) not in (3, 4) or 0 in shape:
         raise ValueError(f"volume must have shape (X, Y, Z) or (B, X, Y, Z) with at least one voxel, not {shape}")
+    check_rays(rays)
+    if len(shape) == 4 and shape[0] not in (1, len(rays.target)):
+        raise ValueError(
+            f"volume must hold one volume, or one for each of the {len(rays.target)} pictures, not {shape[0]}"
+        )
+    if labels is not None and tuple(labels.shape) not in (shape, shape[-3:]):
+        raise ValueError(
+            f"labels must have the shape of the volume, {shape}, or of one of several, not {tuple(labels.shape)}"
+        )
+
+
+def check_rays(
+    rays: Rays,
+) -> None:
+    "Raise a `ValueError` when the tensors of rays disagree in shape, or are too coarse."
+    source, target, length = rays
     if target.dim() != 3 or target.shape[-1] != 3:
         raise ValueError(f"target must have shape (B, N, 3), not {tuple(target.shape)}")
-    if len(shape) == 4 and shape[0] not in (1, len(target)):
-        raise ValueError(f"volume must hold one volume, or one for each of the {len(target)} pictures, not {shape[0]}")
     fits = (
         source.dim() == 3
         and source.shape[-1] == 3
@@ -73,10 +86,6 @@ def check_rays(
         raise ValueError(f"source must have shape {expected}, not {tuple(source.shape)}")
     if length.shape != target.shape[:2]:
         raise ValueError(f"length must have shape (B, N) = {tuple(target.shape[:2])}, not {tuple(length.shape)}")
-    if labels is not None and tuple(labels.shape) not in (shape, shape[-3:]):
-        raise ValueError(
-            f"labels must have the shape of the volume, {shape}, or of one of several, not {tuple(labels.shape)}"
-        )
     if target.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"rays must be float32 or float64, not {target.dtype}, which cannot tell voxels apart: make them in "
@@ -296,7 +305,7 @@ def project(
     special: str | None = None,  # what else is asked for, that only the reference can do
 ) -> Tensor:  # (B, C, N)
     "Integrate along rays."
-    check_rays(volume.shape, rays, rule.labels)
+    check_request(volume.shape, rays, rule.labels)
     check_device("volume", volume, rays)
     rule = complete(rule, volume.shape)
     chosen = choose_backend(backend, volume, rays.target, reducefn, special or why_reference(rule))
@@ -339,7 +348,7 @@ def backproject(
     backend: str = "auto",  # a member of `BACKENDS`
 ) -> Float[Tensor, "*V X Y Z"]:  # of this shape, in the dtype of the rays
     "Spread pictures over the voxels along their rays: the adjoint of `project`. Differentiable in pictures and rays."
-    check_rays(shape, rays, rule.labels)
+    check_request(shape, rays, rule.labels)
     check_device("pictures", pictures, rays)
     rule = complete(rule, shape)
     expected = rays.shape[0], rule.n_labels, rays.shape[1]

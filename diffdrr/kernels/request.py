@@ -17,7 +17,7 @@ __all__ = ['Rays', 'Rule']
 class Rays(NamedTuple):
     "The rays of some pictures."
 
-    source: Tensor  # (B, N, 3), or (B, 1, 3) for one that all rays of a picture share; voxel coordinates
+    source: Tensor  # (B, N, 3), or (B, 1, 3) for one that all rays of a picture share; voxel coordinates, or a mesh's
     target: Tensor  # (B, N, 3) voxel coordinates; their dtype is the precision of the rendering
     length: Tensor  # (B, N) distance from source to target, mm
 
