@@ -16,6 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ..checks import one_of, shaped
 from . import mesh_reference as reference
+from .cpu.threads import serial_for_few
 from .dispatch import INSTALLED, NEEDED, check_device, check_rays
 from .mesh_reference import Crossings
 from .request import Rays
@@ -144,4 +145,5 @@ def thickness(
     here, rays, on_cpu = vertices.cpu(), rays.map(lambda x: x.cpu()), faces.cpu().long()
     if in_transform():
         return by_crossings(here, on_cpu, rays).to(device)
-    return Thickness.apply(here, *rays, on_cpu, tree_of(vertices, faces)).to(device)
+    with serial_for_few(rays.length.numel(), rays.length.device):
+        return Thickness.apply(here, *rays, on_cpu, tree_of(vertices, faces)).to(device)
