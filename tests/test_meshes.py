@@ -198,6 +198,13 @@ def test_far_sources_and_fine_meshes():
     assert (thickness - measure(mesh, near, 2 * offset - near)).abs().max() < 1e-7
 
 
+def test_compiled_programs_can_leave_meshes_out():
+    ends = points((-9.0, 0.1, 0.2)), points((9.0, 0.1, 0.2))
+    apart = torch.compiler.disable(MeshBody(box(2.0, 2, 2)))
+    compiled = torch.compile(lambda *x: apart(Rays.between(*x)) / 2, backend="eager")
+    assert compiled(*ends).item() == pytest.approx(1)
+
+
 @pytest.mark.skipif(not FEMUR.is_file(), reason="needs the knee data")
 def test_a_real_implant():
     with pytest.raises(ValueError, match="15 of 109686 edges are open"):

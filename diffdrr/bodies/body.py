@@ -21,7 +21,7 @@ class MeshBody(nn.Module):
     """A closed mesh of one material, in a frame of its own.
 
     `vertices` and `attenuation` are buffers; assign an `nn.Parameter` to optimise one. Vertices that move are not
-    checked again.
+    checked again. In a program for `torch.compile`, wrap it in `torch.compiler.disable`.
 
     Args:
         mesh: its surface, mm
