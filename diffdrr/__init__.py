@@ -12,10 +12,13 @@ from collections import defaultdict
 import lazy_loader
 
 # %% ../nbs/api/001_front_door.ipynb #47b650ed
-ROOMS = "geometry volumes xrays kernels rendering physics compare registration reconstruction anatomy show".split()
+ROOMS = (
+    "geometry volumes xrays kernels rendering bodies physics compare registration reconstruction anatomy show".split()
+)
 NAMES = {  # by task, and by the room that each name comes from
     "Read a CT": {"volumes": ["read", "load_example_ct", "Grid"]},
     "Render": {"rendering": ["DRR", "Siddon", "Trilinear"]},
+    "Read an implant": {"bodies": ["read_mesh", "MeshBody"]},
     "Place the camera": {
         "geometry": [
             "Camera",

@@ -147,6 +147,7 @@ def test_metadata(wheel: Path, settings: configparser.SectionProxy):
         "datasets",
         "xray",
         "view",
+        "mesh",
         "dev",
         "all",
     }

@@ -23,6 +23,7 @@ ROOMS: dict[str, set[str]] = {
     "xrays": {"geometry", "volumes"},
     "kernels": set(),
     "rendering": {"geometry", "volumes", "kernels"},
+    "bodies": {"geometry", "kernels"},
     "physics": {"geometry", "volumes"},
     "compare": {"geometry"},
     "registration": {"geometry", "volumes", "xrays", "kernels", "rendering", "compare"},
@@ -40,6 +41,7 @@ CONTENTS = {
     "xrays": "real X-rays and data sets",
     "kernels": "line integrals on CPU and GPU",
     "rendering": "renderers, DRR, Jacobian",
+    "bodies": "implants and tools as meshes",
     "physics": "beam, noise, scatter",
     "compare": "similarity of pictures and poses",
     "registration": "poses from X-rays",
@@ -63,6 +65,7 @@ OWNERS = {
     "panel": {"show"},
     "imageio_ffmpeg": {"show"},
     "numba": {"kernels"},
+    "trimesh": {"bodies"},
     "triton": {"kernels", "show"},
 }
 

@@ -48,14 +48,27 @@ def check_choices(
 
 # %% ../../nbs/api/kernels/431_dispatch.ipynb #4ff048ad
 def check_rays(
+    rays: Rays,
+) -> dict[str, int]:  # their numbers B and N
+    "Raise a `ValueError` when the tensors of rays disagree in shape, or are too coarse."
+    sizes = shaped("target", rays.target, "B N 3")
+    shaped("source", rays.source, "B #N 3", remedy="it belongs to target", **sizes)
+    shaped("length", rays.length, "B N", remedy="it belongs to target", **sizes)
+    if rays.target.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"rays must be float32 or float64, not {rays.target.dtype}, which cannot tell voxels apart: make them in "
+            "float32, as drr.float() does; the volume alone may have 16 bits, as in drr.density = drr.density.half()"
+        )
+    return sizes
+
+
+def check_request(
     volume: Tensor,  # only its shape and device count
     rays: Rays,
     labels: Tensor | None,  # of the shape of the volume, or (X, Y, Z)
 ) -> None:
     "Raise a `ValueError` when the tensors of a rendering disagree in shape or device, or rays are too coarse."
-    sizes = shaped("target", rays.target, "B N 3")
-    shaped("source", rays.source, "B #N 3", remedy="it belongs to target", **sizes)
-    shaped("length", rays.length, "B N", remedy="it belongs to target", **sizes)
+    sizes = check_rays(rays)
     voxels = shaped("volume", volume, "X Y Z|#B X Y Z", remedy="one for all pictures, or one for each", B=sizes["B"])
     if 0 in volume.shape:
         raise ValueError(f"volume must have at least one voxel, not the shape {tuple(volume.shape)}")
@@ -63,11 +76,6 @@ def check_rays(
         pattern, voxels["B"] = ("X Y Z" if volume.dim() == 3 else "X Y Z|B X Y Z"), len(volume)
         shaped("labels", labels, pattern, remedy="they belong to the voxels of the volume", **voxels)
     agree("volume", volume, "rays", rays.target, dtype=False, remedy=f"move the pose with .to({str(volume.device)!r})")
-    if rays.target.dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            f"rays must be float32 or float64, not {rays.target.dtype}, which cannot tell voxels apart: make them in "
-            "float32, as drr.float() does; the volume alone may have 16 bits, as in drr.density = drr.density.half()"
-        )
 
 # %% ../../nbs/api/kernels/431_dispatch.ipynb #daedb661
 def in_chunks(
@@ -268,7 +276,7 @@ def project(
     special: str | None = None,  # what else is asked for, that only the reference can do
 ) -> Tensor:  # (B, C, N)
     "Integrate along rays."
-    check_rays(volume, rays, rule.labels)
+    check_request(volume, rays, rule.labels)
     rule = complete(rule, volume.shape)
     chosen = choose_backend(backend, volume, rays.target, reducefn, special or why_reference(rule))
     if chosen == "torch":
@@ -311,7 +319,7 @@ def backproject(
 ) -> Float[Tensor, "*V X Y Z"]:  # of this shape, in the dtype of the rays
     "Spread pictures over the voxels along their rays: the adjoint of `project`. Differentiable in pictures and rays."
     volume = rays.target.new_zeros(()).expand(shape)
-    check_rays(volume, rays, rule.labels)
+    check_request(volume, rays, rule.labels)
     agree("pictures", pictures, "rays", rays.target, dtype=False)
     rule, (B, N) = complete(rule, shape), rays.shape
     shaped("pictures", pictures, "B C N", remedy="one channel for each label", B=B, C=rule.n_labels, N=N)
