@@ -23,6 +23,7 @@ from ..geometry import AffineTransform, RigidTransform, orientation_matrix
 from .attenuation import convert_hu
 from .grid import select_labels
 from .images import load_image, load_labelmap
+from .subject import CTSubject
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,7 +66,7 @@ def canonicalize(
         rest["fiducials"] = rest["fiducials"] + torch.as_tensor(move[:3, 3]).to(rest["fiducials"])
     if rest.get("world_from_scanner") is not None:
         rest["world_from_scanner"] = torch.as_tensor(move) @ rest["world_from_scanner"]
-    return Subject({**moved, **rest})
+    return type(subject)({**moved, **rest})
 
 # %% ../../nbs/api/volumes/220_reader.ipynb #b5c8e93c
 def apply_labels(
@@ -84,7 +85,7 @@ def apply_labels(
     keep = select_labels(subject.mask.data[0], labels)
     images = subject.get_images_dict(intensity_only=False)
     kept = {name: type(image)(tensor=image.data * keep, affine=image.affine) for name, image in images.items()}
-    return Subject({**dict(subject), **kept})
+    return type(subject)({**dict(subject), **kept})
 
 # %% ../../nbs/api/volumes/220_reader.ipynb #d16e5072
 def check_placement(
@@ -159,7 +160,7 @@ def read(
     density = convert_hu(volume.data, bone_attenuation_multiplier, energy)
     world_from_scanner = np.eye(4) if transform is None else transform.matrix[0].detach().cpu().double().numpy()
     placed = world_from_scanner @ volume.affine
-    subject = Subject(
+    subject = CTSubject(
         volume=ScalarImage(tensor=volume.data, affine=placed),
         mask=None if mask is None else LabelMap(tensor=mask.data, affine=placed),
         orientation=orientation,
@@ -171,7 +172,7 @@ def read(
     if structures is not None:
         subject["structures"] = structures
     check_extra(extra or {}, subject)
-    subject = Subject({**dict(subject), **(extra or {})})
+    subject = CTSubject({**dict(subject), **(extra or {})})
     if center_volume:
         subject = canonicalize(subject)
     if labels is not None:
