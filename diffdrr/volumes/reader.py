@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from inspect import signature
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from ..geometry import AffineTransform, RigidTransform, orientation_matrix
 from .attenuation import convert_hu
 from .grid import select_labels
 from .images import load_image, load_labelmap
+from .labels import labels_of
 from .subject import CTSubject
 
 if TYPE_CHECKING:
@@ -71,18 +71,12 @@ def canonicalize(
 # %% ../../nbs/api/volumes/220_reader.ipynb #b5c8e93c
 def apply_labels(
     subject: Subject,
-    labels: int | list[int],  # structures to keep
+    labels: int | str | list[int | str],  # structures to keep
 ) -> Subject:
     "Return a subject in which only the voxels with given labels have density."
     if subject.mask is None:
         raise ValueError("labels need a label map: read(volume, labelmap, labels=...)")
-    labels = [labels] if isinstance(labels, (Integral, str)) else list(labels)
-    if not all(isinstance(label, Integral) for label in labels):
-        raise ValueError(f"labels must be whole numbers, not {labels!r}; look names up in the table of structures")
-    labels = [int(label) for label in labels]
-    if not labels:
-        raise ValueError("labels must name at least one structure; leave them out to render everything")
-    keep = select_labels(subject.mask.data[0], labels)
+    keep = select_labels(subject.mask.data[0], labels_of(labels, subject.get("structures")))
     images = subject.get_images_dict(intensity_only=False)
     kept = {name: type(image)(tensor=image.data * keep, affine=image.affine) for name, image in images.items()}
     return type(subject)({**dict(subject), **kept})
@@ -112,7 +106,7 @@ def check_extra(
 def read(
     volume: str | Path | ScalarImage | Shaped[Tensor, "..."] | Shaped[np.ndarray, "..."],
     labelmap: str | Path | LabelMap | Shaped[Tensor, "..."] | Shaped[np.ndarray, "..."] | None = None,
-    labels: int | list[int] | None = None,
+    labels: int | str | list[int | str] | None = None,
     orientation: str | None = "AP",
     bone_attenuation_multiplier: float = 1.0,
     fiducials: Float[Tensor, "1 N 3"] | None = None,
@@ -138,7 +132,7 @@ def read(
     Args:
         volume: CT in Hounsfield units: a file, a folder with a DICOM series, an image, or a tensor (X, Y, Z)
         labelmap: label map; on another grid it is resampled to the volume (nearest neighbour)
-        labels: structures to render (default: everything)
+        labels: structures to render, by label, or by name if they are in `structures` (default: everything)
         orientation: of the unmoved camera: "AP", "PA" or None
         bone_attenuation_multiplier: factor on voxels above 350 HU
         fiducials: points in the coordinates of the volume after `transform`, mm; they move with the centring
