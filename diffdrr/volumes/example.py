@@ -52,8 +52,9 @@ def example_arrays(
     name = "-".join(str(n) for n in (*shape, *spacing))
     path = cache_folder() / f"chest-{__version__}-{name}.npz"
     if not path.exists():
-        hu, labels, affine = chest_ct(shape, spacing)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)  # before any work
+            hu, labels, affine = chest_ct(shape, spacing)
             save_arrays(path, hu=hu, labels=labels, affine=affine)
         except OSError as error:
             raise OSError(
