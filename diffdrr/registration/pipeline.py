@@ -132,7 +132,8 @@ def name_right_side(
     seed: int,
 ) -> str | None:  # None if there is no better one
     "Say from which side an X-ray fits better than it was found to, and what to do."
-    brief = strategy._replace(schedule=strategy.schedule[:1], refine=())
+    coarse = replace(strategy.schedule[0], candidates=-(-strategy.schedule[0].candidates // 3))
+    brief = strategy._replace(schedule=[coarse], refine=())
 
     def attempt_from(side: tuple[bool, bool], strategy: Strategy) -> Attempt:
         views, generator = see_from(pyramid, side), torch.Generator().manual_seed(seed)
