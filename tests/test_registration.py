@@ -10,7 +10,7 @@ import torch
 from torchio import Subject
 
 from diffdrr.compare import target_registration_error
-from diffdrr.geometry import RigidTransform, convert, pose_from_view
+from diffdrr.geometry import RigidTransform, convert, pose_from_view, twist_to_matrix
 from diffdrr.registration import RegistrationResult, Stage, make_views, register
 from diffdrr.registration import pipeline as registration
 from diffdrr.registration.pyramid import make_pyramid
@@ -143,3 +143,61 @@ def test_iterations_are_counted_from_where_a_stage_begins(drr: DRR, xray: XRay, 
 def test_results_and_placements_compare_by_identity(drr: DRR, xray: XRay, true: RigidTransform):
     result = register(drr, xray.image, true, schedule=QUICK, n_starts=1, verbose=False)
     assert result == result and result != replace(result, covariance=result.covariance.clone()) and hash(result)
+
+
+SMALL = dict(shape=(64, 64, 33), spacing=(5.6, 5.6, 10.0))
+
+
+@pytest.fixture(scope="module")
+def small() -> dict[str, DRR]:
+    "The example with few voxels and few pixels, by its orientation."
+    return {
+        orientation: DRR(load_example_ct(orientation=orientation, **SMALL), 1020.0, 64, 6.0, renderer="trilinear")
+        for orientation in ("AP", "PA")
+    }
+
+
+def taken_from(drr: DRR, view: str, seed: int, haze: float = 0.0) -> torch.Tensor:
+    "Take an X-ray from near a view, with what a CT does not show."
+    generator = torch.Generator().manual_seed(seed)
+    twist = torch.randn(1, 6, generator=generator) * torch.tensor([15.0] * 3 + [0.1] * 3)
+    pose = RigidTransform(twist_to_matrix(twist) @ pose_from_view(view, 850.0, drr.orientation).matrix)
+    with torch.no_grad():
+        image = drr(pose, n_points=None)
+    noise = torch.nn.functional.avg_pool2d(torch.randn(1, 1, 66, 66, generator=generator), 3, stride=1)
+    return image + haze * image.std() * noise
+
+
+@pytest.mark.parametrize(
+    "read, view, fits, remedy",
+    [
+        ("PA", "AP", "with left and right exchanged (", "orientation='AP' instead of 'PA', and make the initial pose"),
+        ("AP", "PA", "from the other side of the patient (", "turn the initial pose by 180 degrees"),
+        (
+            "PA",
+            "PA",
+            "from the other side of the patient with left and right exchanged (",
+            "orientation='AP' instead of 'PA', and make the initial pose for the other side",
+        ),
+    ],
+    ids=["mirrored", "behind", "both"],
+)
+def test_the_right_side_is_named(small: dict[str, DRR], read: str, view: str, fits: str, remedy: str):
+    "A picture of the orientation AP, taken from the front, is registered as another, and from another side."
+    xray = taken_from(small["AP"], "AP", 0)
+    result = register(small[read], xray, pose_from_view(view, 850.0, read), schedule=QUICK, n_starts=50, verbose=False)
+    assert result.failed and f"the X-ray fits {fits}" in result.reason and remedy in result.reason
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_right_side_is_never_blamed(small: dict[str, DRR], seed: int):
+    "Pictures are so unlike the CT that all sides are tried; every third begins upside down."
+    view, orientation = ("AP", "LAO 30", "PA", "RAO 20")[seed % 4], ("AP", "PA")[seed % 2]
+    xray = taken_from(small[orientation], view, seed, haze=1.0)
+    init = pose_from_view(view, 850.0, orientation).matrix
+    if seed % 3 == 0:
+        init = torch.diag(torch.tensor([-1.0, 1, -1, 1])) @ init
+    brief = dict(schedule=QUICK, n_starts=50, attempts=1, verbose=False)
+    result = register(small[orientation], xray, RigidTransform(init), **brief)
+    assert result.similarity < registration.ALIKE
+    assert "fits with left" not in str(result.reason) and "other side" not in str(result.reason)

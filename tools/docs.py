@@ -99,7 +99,7 @@ def link_documented_names(library: str) -> None:
     places: dict[str, list[tuple]] = {}
     for module, symbols in lookup.entries[library]["syms"].items():
         room, documented = module.split(".")[1], documented_names(module)
-        offered = door_names(room) if room in ROOMS and room != "cli" else set()
+        offered = door_names(room) if room in ROOMS else set()
         for qualified, place in symbols.items():
             short = qualified.removeprefix(f"{module}.")
             top, others = short.split(".")[0], places.setdefault(short, [])

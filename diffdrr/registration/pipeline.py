@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..checks import some_of, whole
-from ..geometry import INTRINSICS, Camera, RigidTransform
+from ..geometry import INTRINSICS, Camera, RigidTransform, matmul
 from ..kernels import serial_torch
 from .objective import Objective
 from .optimiser import Iterate, levenberg_marquardt
@@ -45,9 +46,14 @@ class Attempt(NamedTuple):
     reason: str | None  # to doubt it
 
     @property
+    def similarity(self) -> float:
+        "The local correlation coefficient that it came to."
+        return self.trace[-1].guess.similarity.item()
+
+    @property
     def rank(self) -> tuple[bool, float]:
         "Order attempts: those to trust after those to doubt, then by how well they fit."
-        return self.reason is None, self.trace[-1].guess.similarity.item()
+        return self.reason is None, self.similarity
 
 
 def attempt(
@@ -65,6 +71,87 @@ def attempt(
     objective, trace = refine_candidates(pyramid, motions, strategy, tick)
     inverted = negative > first.score(trace[-1].guess.placement).item()
     return Attempt(objective, trace, reason_to_doubt(objective, trace, inverted=inverted))
+
+# %% ../../nbs/api/registration/723_pipeline.ipynb #2fc7ea38
+def mirror(
+    view: View,
+) -> View:
+    "Exchange left and right of an X-ray."
+    xray = view.xray
+    camera = xray.camera.replace(x0=-xray.camera.x0)
+    return view._replace(xray=replace(xray, image=xray.image.flip(-1), mask=xray.mask.flip(-1), camera=camera))
+
+
+def turn_around(
+    view: View,
+) -> View:
+    "Begin from the other side of the patient: half a turn about the long axis, through the centre of the CT."
+    matrix = view.xray.pose.matrix
+    turn = torch.diag(matrix.new_tensor([-1.0, -1, 1, 1]))
+    turn[:2, 3] = 2 * view.drr.grid.centre.to(matrix)[:2]
+    return view._replace(xray=replace(view.xray, pose=RigidTransform(matmul(turn, matrix))))
+
+
+ALIKE = 0.9  # local correlation from which on a pose that can be trusted is not put to the test
+CLEARLY = 0.05  # by how much the local correlation of another side must be better
+SIDES: dict[
+    tuple[bool, bool], tuple[str, str]
+] = {  # whether it is mirrored, and from behind: what fits, and the remedy
+    (True, False): (
+        "with left and right exchanged",
+        "it is shown from the other side: read the CT with {orientation}, and make the initial pose anew",
+    ),
+    (False, True): (
+        "from the other side of the patient",
+        "turn the initial pose by 180 degrees about the patient's long axis, as from the view 'AP' to 'PA'",
+    ),
+    (True, True): (
+        "from the other side of the patient with left and right exchanged",
+        "read the CT with {orientation}, and make the initial pose for the other side, as 'PA' instead of 'AP'",
+    ),
+}
+
+# %% ../../nbs/api/registration/723_pipeline.ipynb #2ec131ef
+def see_from(
+    pyramid: dict[int, list[View]],  # the views of each number of pixels
+    side: tuple[bool, bool],  # a key of `SIDES`
+) -> dict[int, list[View]]:
+    "Mirror views, and turn them around."
+    for change in (mirror,) * side[0] + (turn_around,) * side[1]:
+        pyramid = {pixels: [change(view) for view in views] for pixels, views in pyramid.items()}
+    return pyramid
+
+
+def name_right_side(
+    found: Attempt,
+    first: Objective,  # of the first stage
+    pyramid: dict[int, list[View]],  # the views of each number of pixels
+    strategy: Strategy,
+    n_starts: int,
+    spread: Sequence[float],  # degrees, mm
+    seed: int,
+) -> str | None:  # None if there is no better one
+    "Say from which side an X-ray fits better than it was found to, and what to do."
+    coarse = replace(strategy.schedule[0], candidates=-(-strategy.schedule[0].candidates // 3))
+    brief = strategy._replace(schedule=[coarse], refine=())
+
+    def attempt_from(side: tuple[bool, bool], strategy: Strategy) -> Attempt:
+        views, generator = see_from(pyramid, side), torch.Generator().manual_seed(seed)
+        begin = Objective(views[strategy.schedule[0].pixels], strategy.schedule[0].window)
+        return attempt(views, begin, strategy, n_starts, spread, generator, tuple)
+
+    fits = {side: attempt_from(side, brief).similarity for side in SIDES}
+    side = max(fits, key=fits.get)
+    if fits[side] <= first.score(found.trace[-1].guess.placement).item():
+        return None
+    other = attempt_from(side, strategy._replace(refine=()))
+    if other.reason is not None or other.similarity < found.similarity + CLEARLY:
+        return None
+    what, remedy = SIDES[side]
+    changes = {"AP": "orientation='PA' instead of 'AP'", "PA": "orientation='AP' instead of 'PA'"}
+    change = changes.get(first.views[0].drr.orientation, "the orientation that mirrors the picture")
+    numbers = f"(local correlation {other.similarity:.2f}, not {found.similarity:.2f})"
+    return f"the X-ray fits {what} {numbers}; {remedy.format(orientation=change)}"
 
 # %% ../../nbs/api/registration/723_pipeline.ipynb #090f4038
 def intrinsics_of(
@@ -140,7 +227,7 @@ def register(
 
     The similarity is the local correlation coefficient, made robust against what a CT does not show. Volume, pixels
     and candidates go from coarse to fine. If `failed` is set in the result, `reason` says why its pose should not be
-    trusted.
+    trusted; a wrong orientation or a wrong side of the patient are named there.
 
     Raises a `ValueError` or a `TypeError` when X-rays, masks, poses and DRRs do not fit each other, when the CT is
     out of view, and for options that make no sense.
@@ -165,8 +252,7 @@ def register(
     first = Objective(pyramid[schedule[0].pixels], schedule[0].window)
     for view in first.views:
         check_sight(view)
-    generator = torch.Generator().manual_seed(seed)
-    found = []
+    generator, found = torch.Generator().manual_seed(seed), []
     with tqdm(total=attempts * (len(schedule) + 1), desc="register", disable=not verbose) as bar:
         for i in range(attempts):
             starts, wider = 1 if n_starts == 1 else n_starts * 2**i, [x * 1.5**i for x in spread]
@@ -175,4 +261,7 @@ def register(
                 bar.total = bar.n
                 break
     best = max(found, key=lambda attempt: attempt.rank)
+    if best.reason is not None or best.similarity < ALIKE:
+        better = name_right_side(best, first, pyramid, strategy, n_starts, spread, seed)
+        best = best._replace(reason=better or best.reason)
     return make_result(best, schedule[-1].robustness, time.perf_counter() - begin)

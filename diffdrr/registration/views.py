@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -186,10 +187,12 @@ def check_sight(
     view: View,  # any number of pixels will do
 ) -> None:
     "Raise a `ValueError` unless the CT is seen from the initial pose, where the X-ray counts."
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*black")
         seen = view.drr(view.xray.pose, n_points=None)[view.xray.mask > 0]
     if seen.max() == seen.min():
+        reason = view.drr.explain(view.xray.pose)[0] or "no ray meets it where the mask lets it count"
         raise ValueError(
-            "init must show the CT, but no ray meets it where the mask lets it count; "
+            f"init must show the CT, but {reason}; "
             "check the order of the axes and the units (mm, rad) of the initial pose"
         )

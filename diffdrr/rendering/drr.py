@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,25 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['DRR']
+
+# %% ../../nbs/api/rendering/506_drr.ipynb #2b9541ed
+PARTS = ("volume", "density", "mask", "reorient")  # of a subject that a DRR needs
+
+
+def check_subject(
+    subject: object,  # what the caller gave
+) -> None:
+    "Raise a `TypeError` for anything but a subject with all that a DRR needs."
+    missing = [name for name in PARTS if not hasattr(subject, name)]
+    if not missing:
+        return
+    if hasattr(subject, "volume"):
+        given = f"one without {', '.join(missing)}; make it with read, as in DRR(read(subject.volume), ...)"
+    elif isinstance(subject, (str, Path)):
+        given = f"the path {str(subject)!r}; read it first, as in DRR(read({str(subject)!r}), ...)"
+    else:
+        given = f"{type(subject).__name__}; read makes one of a file, an image or a tensor, as in DRR(read(image), ...)"
+    raise TypeError(f"subject must be a CT as diffdrr.read gives it, not {given}")
 
 # %% ../../nbs/api/rendering/506_drr.ipynb #9174c188
 def pose_for(
@@ -66,7 +86,8 @@ def warn_if_black(
 class DRR(RayRenderer):
     """Render digitally reconstructed radiographs of a subject.
 
-    Raises a `ValueError` for unknown renderers, and for sizes, distances and proportions that make no sense.
+    Raises a `TypeError` for what is not a subject, and a `ValueError` for unknown renderers, and for sizes, distances
+    and proportions that make no sense.
 
     Args:
         subject: a volume prepared by `read` or `load_example_ct`
@@ -112,6 +133,7 @@ class DRR(RayRenderer):
         beam: str = "cone",
         **renderer_kwargs,
     ):
+        check_subject(subject)
         if p_subsample is not None and not 0 < p_subsample <= 1:
             raise ValueError(f"p_subsample must be a proportion above 0 and at most 1, not {p_subsample!r}")
         camera = Camera(sdd, height, height if width is None else width, delx, dely, x0, y0, reverse_x_axis, beam)

@@ -11,7 +11,7 @@ import lazy_loader
 # %% ../../nbs/api/volumes/200_volumes.ipynb #f0473361
 NAMES = {
     "grid": ["Grid", "as_labels", "block_mean", "voxel_from_block", "voxel_from_world"],
-    "labels": ["structure_table"],
+    "labels": ["labels_of", "structure_table"],
     "attenuation": [
         "CORTICAL_BONE",
         "CORTICAL_BONE_DENSITY",

@@ -52,8 +52,15 @@ def example_arrays(
     name = "-".join(str(n) for n in (*shape, *spacing))
     path = cache_folder() / f"chest-{__version__}-{name}.npz"
     if not path.exists():
-        hu, labels, affine = chest_ct(shape, spacing)
-        save_arrays(path, hu=hu, labels=labels, affine=affine)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)  # before any work
+            hu, labels, affine = chest_ct(shape, spacing)
+            save_arrays(path, hu=hu, labels=labels, affine=affine)
+        except OSError as error:
+            raise OSError(
+                f"the example cannot be kept in {str(path.parent)!r} ({error}); set the environment variable "
+                "DIFFDRR_CACHE to a folder that can be written"
+            ) from error
     with np.load(path) as arrays:
         return arrays["hu"], arrays["labels"], arrays["affine"]
 
@@ -79,7 +86,7 @@ OPTIONS = ("fiducials", "transform", "center_volume", "resample_target", "energy
 
 # %% ../../nbs/api/volumes/221_example.ipynb #ebc11d32
 def load_example_ct(
-    labels: int | list[int] | str | None = None,
+    labels: int | list[int | str] | str | None = None,
     orientation: str | None = "AP",
     bone_attenuation_multiplier: float = 1.0,
     shape: tuple[int, int, int] = (512, 512, 133),
@@ -91,7 +98,8 @@ def load_example_ct(
     Raises a `TypeError` for an option that there is not, and the errors of `read`.
 
     Args:
-        labels: structures to render; or the name of a real CT to download, such as "CTChest"
+        labels: structures to render, by label, or a list with their names; or the name of a real CT to download, such as
+            "CTChest"
         orientation: of the unmoved camera: "AP", "PA" or None
         bone_attenuation_multiplier: factor on voxels above 350 HU
         shape: voxels

@@ -5,13 +5,17 @@
 # %% ../../nbs/api/volumes/202_labels.ipynb #461f2455
 from __future__ import annotations
 
+from collections.abc import Iterable
+from numbers import Integral
 from typing import TYPE_CHECKING
+
+from ..checks import end, guess
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['STRUCTURES', 'LABELS', 'structure_table']
+__all__ = ['STRUCTURES', 'LABELS', 'structure_table', 'labels_of']
 
 # %% ../../nbs/api/volumes/202_labels.ipynb #8a15ba30
 def left_and_right(
@@ -69,3 +73,29 @@ def structure_table() -> pd.DataFrame:  # one row for each structure, with its n
     import pandas as pd
 
     return pd.DataFrame(STRUCTURES, columns=["group", "original_idx", "structure", "id"])
+
+# %% ../../nbs/api/volumes/202_labels.ipynb #5b677f58
+def labels_of(
+    structures: int | str | Iterable[int | str],  # names, labels, or both
+    table: pd.DataFrame | None,  # of names in the column `structure`, with their labels in `id`; None if there is none
+) -> list[int]:
+    "Look up the labels of structures. Raises a `ValueError` for none, and for names that are not in the table."
+    structures = [structures] if isinstance(structures, (Integral, str)) else list(structures)
+    if not structures:
+        raise ValueError("labels must name at least one structure; leave them out to render everything")
+    found = []
+    for one in structures:
+        if isinstance(one, Integral):
+            found.append(int(one))
+        elif not isinstance(one, str):
+            raise ValueError(f"labels must be whole numbers or names of structures, not {one!r}")
+        elif table is None:
+            remedy = "give one as structures=..., such as structure_table() of TotalSegmentator, or give numbers"
+            raise ValueError(f"labels holds the name {one!r}, but no table says which number that is; {remedy}")
+        elif one not in set(table["structure"]):
+            names = [str(name) for name in table["structure"]]
+            near = guess(one, names) or f"it has {', '.join(names)}"
+            raise ValueError(f"labels holds the name {one!r}, which is not in the table of structures{end(near)}")
+        else:
+            found += [int(label) for label in table["id"][table["structure"] == one]]
+    return found

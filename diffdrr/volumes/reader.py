@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from inspect import signature
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +21,9 @@ from ..geometry import AffineTransform, RigidTransform, orientation_matrix
 from .attenuation import convert_hu, unwrap_padding
 from .grid import select_labels
 from .images import Image, has_place, load_image, load_labelmap
+from .labels import labels_of
 from .series import from_dicom
+from .subject import CTSubject
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,7 +66,7 @@ def canonicalize(
         rest["fiducials"] = rest["fiducials"] + torch.as_tensor(move[:3, 3]).to(rest["fiducials"])
     if rest.get("world_from_scanner") is not None:
         rest["world_from_scanner"] = torch.as_tensor(move) @ rest["world_from_scanner"]
-    return Subject({**moved, **rest})
+    return type(subject)({**moved, **rest})
 
 # %% ../../nbs/api/volumes/220_reader.ipynb #b5c8e93c
 AIR = -1000  # Hounsfield units
@@ -84,24 +85,18 @@ def cut_out(
 
 def apply_labels(
     subject: Subject,
-    labels: int | list[int],  # structures to keep
+    labels: int | str | list[int | str],  # structures to keep
 ) -> Subject:
     "Return a subject in which only the voxels with given labels have density."
     if subject.mask is None:
         raise ValueError("labels need a label map: read(volume, labelmap, labels=...)")
-    labels = [labels] if isinstance(labels, (Integral, str)) else list(labels)
-    if not all(isinstance(label, Integral) for label in labels):
-        raise ValueError(f"labels must be whole numbers, not {labels!r}; look names up in the table of structures")
-    labels = [int(label) for label in labels]
-    if not labels:
-        raise ValueError("labels must name at least one structure; leave them out to render everything")
-    keep = select_labels(subject.mask.data[0], labels)
+    keep = select_labels(subject.mask.data[0], labels_of(labels, subject.get("structures")))
     images = subject.get_images_dict(intensity_only=False)
     kept = {
         name: type(image)(tensor=cut_out(image.data, keep, AIR if name == "volume" else 0), affine=image.affine)
         for name, image in images.items()
     }
-    return Subject({**dict(subject), **kept})
+    return type(subject)({**dict(subject), **kept})
 
 # %% ../../nbs/api/volumes/220_reader.ipynb #d16e5072
 def check_placement(
@@ -144,7 +139,7 @@ def check_extra(
 def read(
     volume: Image,
     labelmap: Image | None = None,
-    labels: int | list[int] | None = None,
+    labels: int | str | list[int | str] | None = None,
     orientation: str | None = "AP",
     bone_attenuation_multiplier: float = 1.0,
     fiducials: Float[Tensor, "1 N 3"] | None = None,
@@ -180,7 +175,8 @@ def read(
         volume: CT in Hounsfield units: a file, a folder with a DICOM series, an image, or a tensor (X, Y, Z)
         labelmap: label map, as `volume` or as a segmentation of 3D Slicer (.seg.nrrd), whose names become
             `structures`; on another grid it is resampled to the volume (nearest neighbour)
-        labels: structures to render (default: everything); the rest is air
+        labels: structures to render, by label, or by name if they are in `structures` (default: everything);
+            the rest is air
         orientation: of the unmoved camera: "AP", "PA" or None
         bone_attenuation_multiplier: factor on voxels above 350 HU
         fiducials: points in the coordinates of the volume after `transform`, mm; they move with the centring
@@ -209,7 +205,7 @@ def read(
     density = convert_hu(volume.data, bone_attenuation_multiplier, energy)
     world_from_scanner = np.eye(4) if transform is None else transform.matrix[0].detach().cpu().double().numpy()
     placed = world_from_scanner @ volume.affine
-    subject = Subject(
+    subject = CTSubject(
         volume=ScalarImage(tensor=volume.data, affine=placed),
         mask=None if mask is None else LabelMap(tensor=mask.data, affine=placed),
         orientation=orientation,
@@ -223,7 +219,7 @@ def read(
     if structures is not None:
         subject["structures"] = structures
     check_extra(extra or {}, subject)
-    subject = Subject({**dict(subject), **(extra or {})})
+    subject = CTSubject({**dict(subject), **(extra or {})})
     if center_volume:
         subject = canonicalize(subject)
     if labels is not None:
