@@ -13,7 +13,7 @@ NAMES = {
     "request": ["Rays", "Rule"],
     "reference": ["SAMPLERS", "reduce", "sampling_interval"],
     "cpu.threads": ["kernel_threads", "serial_for_few", "serial_torch"],
-    "dispatch": ["BACKENDS", "backproject", "check_backend", "check_choices", "project"],
+    "dispatch": ["BACKENDS", "backproject", "check_backend", "check_choices", "choose_backend", "project"],
     "meshes": ["MESH_BACKENDS", "thickness"],
 }
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=NAMES)
