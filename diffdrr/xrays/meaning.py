@@ -64,7 +64,7 @@ def meaning_of_values(
 # %% ../../nbs/api/xrays/306_meaning.ipynb #01f56d6b
 PIXELS = 128  # along the longer side: more only show noise
 SMALLEST = 24  # rows and columns with which the picture may tell something
-SURE = 0.5
+SURE = 0.55
 
 
 def shrink(
@@ -113,38 +113,46 @@ def exposed_field(
             field, largest = ndimage.binary_erosion(convex, iterations=6, border_value=1), share
     return field
 
-# %% ../../nbs/api/xrays/306_meaning.ipynb #01b4bb82
-def brighter_rim(
+# %% ../../nbs/api/xrays/306_meaning.ipynb #9f273371
+def ranks_of(
     image: Float[np.ndarray, "h w"],
     field: Bool[np.ndarray, "h w"],
-) -> float:
-    "Compare the rim of a field with its middle, in ranks of values."
-    ranks = np.zeros(image.shape)
+) -> Float[np.ndarray, "h w"]:  # from 0 to 1; 0.5 beside the field
+    "Replace values by their ranks, which are the same for intensities and for their logarithms."
+    ranks = np.full(image.shape, 0.5)
     ranks[field] = rankdata(image[field]) / field.sum()
+    return ranks
+
+
+def brighter_rim(
+    ranks: Float[np.ndarray, "h w"],
+    field: Bool[np.ndarray, "h w"],
+) -> float:
+    "Compare the rim of a field with its middle."
     depth = ndimage.distance_transform_edt(np.pad(field, 1))[1:-1, 1:-1]
     depth = depth / depth.max()
     return float(ranks[field & (depth < 0.25)].mean() - ranks[depth > 0.5].mean())
 
 
 def flatter_outside(
-    image: Float[np.ndarray, "h w"],
+    ranks: Float[np.ndarray, "h w"],
     field: Bool[np.ndarray, "h w"],
 ) -> float:
     "Compare how steep the picture is on the dark side of its steepest places and on their bright side."
-    down, right = (ndimage.gaussian_filter(image, 1, order=order) for order in ((1, 0), (0, 1)))
+    down, right = (ndimage.gaussian_filter(ranks, 1.5, order=order) for order in ((1, 0), (0, 1)))
     steepness = np.hypot(down, right)
     field = ndimage.binary_erosion(field, iterations=6)
     edges = field & (steepness > np.percentile(steepness[field], 95)) if field.any() else field
     if not edges.any():
         return 0.0
-    step = 4 * np.stack([down, right])[:, edges] / steepness[edges]
+    step = 6 * np.stack([down, right])[:, edges] / steepness[edges]
     dark, bright = (
         ndimage.map_coordinates(steepness, np.nonzero(edges) + sign * step, order=1, mode="nearest").mean()
         for sign in (-1, 1)
     )
     return float((dark - bright) / (dark + bright))
 
-
+# %% ../../nbs/api/xrays/306_meaning.ipynb #b30c0289
 def looks_like_air(
     image: Real[np.ndarray, "H W"],
     seen: Bool[np.ndarray, "H W"],  # where the picture is not padded
@@ -157,10 +165,10 @@ def looks_like_air(
     field = exposed_field(normalize(small, within)) & within
     if field.sum() < SMALLEST**2:
         return 0.0
-    small = normalize(small, field)
-    return 2 * brighter_rim(small, field) + flatter_outside(small, field)
+    ranks = ranks_of(normalize(small, field), field)
+    return 2 * brighter_rim(ranks, field) + flatter_outside(ranks, field)
 
-# %% ../../nbs/api/xrays/306_meaning.ipynb #c654c75e
+# %% ../../nbs/api/xrays/306_meaning.ipynb #67e76da3
 def warn_of_doubt(
     image: Real[np.ndarray, "H W"],
     seen: Bool[np.ndarray, "H W"],  # where the picture is not padded

@@ -164,7 +164,7 @@ def xray_of_picture(
     if missing:
         raise ValueError(f"{name} is a picture, which does not say how it was taken; give {', '.join(missing)}")
     values, seen = grey_values(values, name)
-    image = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))[None, None]
+    image = torch.from_numpy(values.astype(np.float32, order="C"))[None, None]
     finite(name, image, "pixels", "replace them, such as by numpy.nan_to_num")
     return XRay(
         image,

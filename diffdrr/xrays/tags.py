@@ -49,16 +49,17 @@ def functional_groups(
     items = [*each[frame : frame + 1], *shared[:1]]
     return [sequence[0] for item in items for name in GROUPS if (sequence := item.get(name))]
 
-# %% ../../nbs/api/xrays/302_tags.ipynb #d342a834
+# %% ../../nbs/api/xrays/302_tags.ipynb #b3a826c4
 def content(
-    dataset: Dataset,
+    place: Dataset,
     keyword: str,  # of the tag
 ) -> str:
     "Show what a tag holds, also where pydicom cannot read it."
-    value = dataset.get_item(keyword).value
+    value = place.get_item(keyword).value
     if isinstance(value, bytes):
         return value.decode("latin-1").strip("\0 ")
-    return "\\".join(map(str, value)) if isinstance(value, (list, tuple)) or hasattr(value, "append") else str(value)
+    values = value if hasattr(value, "append") else [value]
+    return "\\".join("" if x is None else str(x) for x in values)
 
 
 def as_number(
@@ -133,10 +134,9 @@ class Tags:
             positive: whether they must be above zero
             remedy: what to do about a tag that is wrong
         """
-        place = self.place(keyword)
-        if place is None or content(place, keyword) == "":
+        value, place = self.value(keyword), self.place(keyword)
+        if value is None and (place is None or content(place, keyword) == ""):
             return []
-        value = self.value(keyword)
         numbers = [as_number(x) for x in (value if hasattr(value, "append") else [value])]
         right = all(math.isfinite(x) and (x > 0 or not positive) for x in numbers)
         if not right or count not in (None, len(numbers)):
