@@ -298,10 +298,33 @@ def test_what_is_given_need_not_be_right_in_the_file(tmp_path: Path):
         read_xray(path, primary_angle="left")
 
 
+@pytest.mark.parametrize(
+    ("modality", "tags", "words"),
+    [
+        ("MG", {}, "the source of a mammography stands above the chest wall, not above the middle"),
+        ("PX", {}, "the source of a panoramic X-ray moves"),
+        (
+            "XA",
+            dict(PositionOfIsocenterProjection=[9.0, 9.0]),
+            r"\(0018,9430\), but no .*\(0018,7030\) or .*\(0018,7022\)",
+        ),
+        (
+            "XA",
+            dict(PositionerIsocenterDetectorRotationAngle=15.0),
+            r"rotation angle \(0018,9465\) of the file is 15 deg",
+        ),
+    ],
+)
+def test_what_a_camera_cannot_know_is_told(tmp_path: Path, modality: str, tags: dict, words: str):
+    with pytest.warns(UserWarning, match=words):
+        read_xray(write(tmp_path, Modality=modality, PixelIntensityRelationshipSign=None, **tags))
+
+
 def test_empty_angles_are_none(tmp_path: Path):
     found = read_xray(write(tmp_path, PositionerPrimaryAngle=b"", PositionerSecondaryAngle=b""))
     assert (found.primary_angle, found.secondary_angle) == (None, None)
-    assert read_xray(write(tmp_path, "MG", PositionerPrimaryAngle=45)).primary_angle is None  # another angle there
+    with pytest.warns(UserWarning, match="mammography"):  # where it is another angle
+        assert read_xray(write(tmp_path, "MG", PositionerPrimaryAngle=45)).primary_angle is None
 
 
 # Compressed pixels (PS3.5 A.4). The streams were made by GDCM 3.2, that with 12 bits by libjpeg-turbo 3.

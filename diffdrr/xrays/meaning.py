@@ -104,7 +104,7 @@ def exposed_field(
     "Leave out a frame of either extreme, with the blurred edge of what it leaves free."
     border = np.ones(image.shape, dtype=bool)
     border[1:-1, 1:-1] = False
-    field, largest = np.ones(image.shape, dtype=bool), 0.3  # of the border
+    field, largest = np.ones(image.shape, dtype=bool), 0.1  # of the border
     for extreme in (image < 0.03, image > 0.97):
         frame = ndimage.binary_propagation(border & extreme, mask=extreme)
         inside = ndimage.binary_opening(~frame, iterations=2)
@@ -158,10 +158,12 @@ def looks_like_air(
     seen: Bool[np.ndarray, "H W"],  # where the picture is not padded
 ) -> float:  # above 0 if large values look like air, below if small ones do; above `SURE` if hardly in doubt
     "Look for the air around a patient."
-    if min(image.shape) < SMALLEST or not seen.any() or np.ptp(image[seen]) == 0:
+    if min(image.shape) < SMALLEST:
         return 0.0
-    small, within = shrink(image.astype(np.float64), seen)
-    small = np.where(within, small, np.median(image[seen]))
+    small, within = shrink(image, seen)
+    if not within.any() or np.ptp(small[within]) == 0:
+        return 0.0
+    small = np.where(within, small, np.median(small[within]))
     field = exposed_field(normalize(small, within)) & within
     if field.sum() < SMALLEST**2:
         return 0.0

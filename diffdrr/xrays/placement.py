@@ -92,6 +92,13 @@ def pixel_size(
     return height_and_width[1] if given.delx is None else given.delx, given.dely or height_and_width[0]
 
 
+NOT_IN_THE_MIDDLE = {  # by modality
+    "MG": "the source of a mammography stands above the chest wall, not above the middle of the picture, as is taken "
+    "here; correct it with dataclasses.replace(xray, camera=xray.camera.replace(x0=..., y0=...))",
+    "PX": "the source of a panoramic X-ray moves while it is taken: a rendering from one point shows something else",
+}
+
+
 def read_camera(
     tags: Tags,
     given: Given,
@@ -103,6 +110,8 @@ def read_camera(
     if sdd is None:
         raise tags.wrong(words.sdd, 1, True, remedy)
     camera = Camera(sdd, tags.dataset.Rows, tags.dataset.Columns, *pixel_size(tags, given))
+    if (modality := tags.text("Modality")) in NOT_IN_THE_MIDDLE:
+        warnings.warn(NOT_IN_THE_MIDDLE[modality], stacklevel=4)
     centre = (image_receptor if is_radiotherapy(tags) else isocentre_on_detector)(tags, camera)
     return camera if centre is None else aim(camera, *centre)
 
@@ -128,6 +137,13 @@ def isocentre_on_detector(
         for keyword in ("PositionOfIsocenterProjection", "FieldOfViewOrigin", "DetectorElementSpacing")
     )
     if not (place and origin and element):
+        if place:
+            warnings.warn(
+                f"the file has {label('PositionOfIsocenterProjection')}, but no {label('FieldOfViewOrigin')} or "
+                f"{label('DetectorElementSpacing')}: the isocentre is taken to be seen in the middle of the picture; "
+                "correct it with dataclasses.replace(xray, camera=xray.camera.replace(x0=..., y0=...))",
+                stacklevel=4,
+            )
         return None
     down, right = ((place[i] + 0.5 - origin[i]) * element[i] for i in (0, 1))  # mm, before rotation and flip
     height, width = camera.height * camera.dely, camera.width * camera.delx  # mm, after them

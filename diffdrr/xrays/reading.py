@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +34,22 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['read_xray']
 
-# %% ../../nbs/api/xrays/308_reading.ipynb #8b245bad
+# %% ../../nbs/api/xrays/308_reading.ipynb #92e35347
+@contextmanager
+def reading(
+    name: str,  # of the file, for the message
+    kind: str,  # such as "a picture"
+    ours: tuple[type[Exception], ...] = (),  # errors that say all there is to say
+) -> Iterator[None]:
+    "Raise a `ValueError` for whatever goes wrong."
+    try:
+        yield
+    except ours:
+        raise
+    except Exception as error:
+        raise ValueError(f"{name} cannot be read as {kind}: {error}; copy the file again") from error
+
+# %% ../../nbs/api/xrays/308_reading.ipynb #eced61c3
 def choose_frame(
     n_frames: int,
     frame: int | None,  # what the caller gave
@@ -45,7 +62,7 @@ def choose_frame(
         raise ValueError(f"frame must be from 0 to {n_frames - 1}, not {frame!r}")
     return frame or 0
 
-# %% ../../nbs/api/xrays/308_reading.ipynb #2ebc535b
+# %% ../../nbs/api/xrays/308_reading.ipynb #edaf00ea
 def array_values(
     array: object,  # what NumPy understands
     frame: int | None,  # what the caller gave
@@ -60,7 +77,7 @@ def array_values(
     choose_frame(1, frame, name)
     return values
 
-# %% ../../nbs/api/xrays/308_reading.ipynb #0d027219
+# %% ../../nbs/api/xrays/308_reading.ipynb #f52591bf
 FORMATS = ("PNG", "TIFF", "JPEG", "BMP")
 GREY = ("L", "I", "F", "I;16", "I;16B", "I;16L")
 PHOTOMETRIC, BITS = 262, 258  # tags of TIFF
@@ -71,16 +88,16 @@ def picture_values(
     name: str,  # for the message
 ) -> Shaped[np.ndarray, "H W *C"]:
     "Read the values of a picture. Raises a `ValueError` for a drawing in black and white, and for lost bits."
-    raw = str(picture.tile[0][3]) if picture.tile else ""
+    raw, tags = str(picture.tile[0][3]) if picture.tile else "", getattr(picture, "tag_v2", {})
     if picture.mode == "1":
         raise ValueError(f"{name} is black and white, without grey: a drawing or a mask; give the X-ray itself")
     if ";16" in raw and picture.mode not in GREY:
         raise ValueError(f"{name} has colours with 16 bits, of which 8 would be lost; save it as a grey picture")
-    tags = getattr(picture, "tag_v2", {})
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode not in (*GREY, "LA", "RGB", "RGBA"):
-        picture = picture.convert("RGBA")
-    values = np.asarray(picture)
+    with reading(name, "a picture"):
+        picture = ImageOps.exif_transpose(picture)
+        if picture.mode not in (*GREY, "LA", "RGB", "RGBA"):
+            picture = picture.convert("RGBA")
+        values = np.asarray(picture)
     white_is_zero = tags.get(PHOTOMETRIC) == 0 and picture.mode != "L"  # Pillow has inverted 8 bits
     return 2 ** tags.get(BITS, (16,))[0] - 1 - values.astype(np.int64) if white_is_zero else values
 
@@ -95,18 +112,23 @@ def open_picture(
         start = file.read(132)
     if start[128:] == b"DICM":
         return None
-    try:
-        if start.startswith(b"\x93NUMPY"):
-            return array_values(np.load(path, allow_pickle=False), frame, name)
-        with Image.open(path, formats=FORMATS) as picture:
-            picture.seek(choose_frame(getattr(picture, "n_frames", 1), frame, name))
-            return picture_values(picture, name)
-    except UnidentifiedImageError:
-        return None
-    except (OSError, EOFError, SyntaxError) as error:
-        raise ValueError(f"{name} cannot be read as a picture: {error}; copy the file again") from error
+    if start.startswith(b"\x93NUMPY"):
+        with reading(name, "a NumPy array"):
+            array = np.load(path, allow_pickle=False)
+        return array_values(array, frame, name)
+    with reading(name, "a picture"):
+        try:
+            picture = Image.open(path, formats=FORMATS)
+        except UnidentifiedImageError:
+            return None
+        n_frames = getattr(picture, "n_frames", 1)
+    with picture:
+        frame = choose_frame(n_frames, frame, name)
+        with reading(name, "a picture"):
+            picture.seek(frame)
+        return picture_values(picture, name)
 
-# %% ../../nbs/api/xrays/308_reading.ipynb #69b3391a
+# %% ../../nbs/api/xrays/308_reading.ipynb #318b524f
 COLOURLESS = 2  # of 255: what compression may make of grey
 
 
@@ -132,7 +154,7 @@ def grey_values(
         )
     return grey[..., 0], np.ones(grey.shape[:2], bool) if opacity is None else opacity == opacity.max()
 
-# %% ../../nbs/api/xrays/308_reading.ipynb #65b859fe
+# %% ../../nbs/api/xrays/308_reading.ipynb #3d3ca0ec
 @dataclass(frozen=True)
 class Meaning:
     "What the caller says about values; None is left to the file."
@@ -177,31 +199,24 @@ def xray_of_picture(
         logarithmic=meaning.bright_bones if meaning.logarithmic is None else meaning.logarithmic,
     )
 
-# %% ../../nbs/api/xrays/308_reading.ipynb #b520bed5
+# %% ../../nbs/api/xrays/308_reading.ipynb #8ff5262b
 def read_dataset(
     path: Path,
 ) -> Dataset:
     "Read a file as DICOM. Raises a `ValueError` for one of another format, or that is cut short."
     pydicom = need("pydicom", "xray", "an X-ray in DICOM format")
     name = f"path {str(path)!r}"
-    foreign = (
-        f"{name} is not in DICOM format, nor a picture ({', '.join(FORMATS)}) or a NumPy array (.npy); convert it to "
-        "one of them"
-    )
-    try:
+    with reading(name, "DICOM"), suppress(pydicom.errors.InvalidDicomError):
         return pydicom.dcmread(path)
-    except pydicom.errors.InvalidDicomError:
-        pass
-    except Exception as error:  # pydicom raises errors of many types
-        raise ValueError(f"{name} cannot be read as DICOM: {error}; copy the file again") from error
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            dataset = pydicom.dcmread(path, force=True)
-    except Exception as error:
-        raise ValueError(foreign) from error
+    dataset = pydicom.Dataset()
+    with suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dataset = pydicom.dcmread(path, force=True)
     if "SOPClassUID" not in dataset and not ("Rows" in dataset and "Columns" in dataset):
-        raise ValueError(foreign)
+        raise ValueError(
+            f"{name} is not in DICOM format, nor a picture ({', '.join(FORMATS)}) or a NumPy array (.npy); convert it "
+            "to one of them"
+        )
     return dataset
 
 
@@ -243,7 +258,7 @@ def open_dicom(
     complete_header(dataset)
     return dataset
 
-# %% ../../nbs/api/xrays/308_reading.ipynb #0b0b89e6
+# %% ../../nbs/api/xrays/308_reading.ipynb #6c310726
 WIDEST = 1.0  # detector to distance: an angle of 53 degrees
 
 
@@ -290,7 +305,7 @@ def xray_of_dicom(
         logarithmic=logarithmic if meaning.logarithmic is None else meaning.logarithmic,
     )
 
-# %% ../../nbs/api/xrays/308_reading.ipynb #37e8aad7
+# %% ../../nbs/api/xrays/308_reading.ipynb #ee3f20dc
 def read_xray(
     path: str | Path | Shaped[np.ndarray, "..."] | Shaped[Tensor, "..."],
     frame: int | None = None,
@@ -333,6 +348,7 @@ def read_xray(
     values = open_picture(path, frame)
     if values is not None:
         return xray_of_picture(values, given, meaning, name)
-    dataset = open_dicom(path)
-    n_frames = int(Tags(dataset).number("NumberOfFrames") or 1)
-    return xray_of_dicom(Tags(dataset, choose_frame(n_frames, frame, name)), given, meaning, str(path))
+    with reading(name, "DICOM", ours=(ValueError, ImportError)):
+        dataset = open_dicom(path)
+        n_frames = int(Tags(dataset).number("NumberOfFrames") or 1)
+        return xray_of_dicom(Tags(dataset, choose_frame(n_frames, frame, name)), given, meaning, str(path))
