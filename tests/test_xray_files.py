@@ -410,6 +410,16 @@ def test_streams_that_are_cut_short_are_refused(tmp_path: Path, end: int):
         read_xray(path)
 
 
+@pytest.mark.parametrize(("at", "value"), [(6, 27), (8, 41), (10, 40), (11, 3)])  # bits, rows, columns, channels
+def test_streams_with_a_damaged_header_are_refused(tmp_path: Path, at: int, value: int):
+    "GDCM crashed at 27 bits, and Python with it."
+    uid = "1.2.840.10008.1.2.4.70"
+    stream = bytearray(STREAMS[uid])
+    stream[at] = value
+    with pytest.raises(ValueError, match="its rows, columns, channels and bits are .*, but those of the file"):
+        read_xray(compressed(tmp_path, uid, bytes(stream)))
+
+
 # Bits (PS3.5 8.1.1)
 
 

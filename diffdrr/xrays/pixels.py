@@ -5,6 +5,7 @@
 # %% ../../nbs/api/xrays/305_pixels.ipynb #1fdf6088
 from __future__ import annotations
 
+import struct
 import tempfile
 import warnings
 from pathlib import Path
@@ -38,9 +39,28 @@ GDCM = {  # transfer syntaxes
     )
 }
 END = b"\xff\xd9"  # of a picture of the JPEG family
+SIZE_OF_JPEG_2000 = b"\xff\x4f\xff\x51"  # start of the picture, and of the segment with its size
+STARTS_OF_FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # of JPEG and JPEG-LS
 DESCRIPTION = "Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation SamplesPerPixel".split()
 
 
+def size_of_stream(
+    stream: bytes,
+) -> tuple[int, int, int, int] | None:  # rows, columns, channels and bits; None if they are not found
+    "Read the header of a picture of the JPEG family (ISO 10918-1 B.2.2, 14495-1 C.2.2, 15444-1 A.5.1)."
+    at = stream.find(SIZE_OF_JPEG_2000)
+    if at >= 0 and len(stream) > at + 42:
+        right, bottom, left, top = struct.unpack_from(">4I", stream, at + 8)
+        return bottom - top, right - left, struct.unpack_from(">H", stream, at + 40)[0], (stream[at + 42] & 127) + 1
+    at = 2
+    while at + 10 <= len(stream):
+        if stream[at + 1] in STARTS_OF_FRAMES:
+            bits, rows, columns, channels = struct.unpack_from(">BHHB", stream, at + 4)
+            return rows, columns, channels, bits
+        at += 2 + struct.unpack_from(">H", stream, at + 2)[0]
+    return None
+
+# %% ../../nbs/api/xrays/305_pixels.ipynb #33ec0695
 def decode_by_gdcm(
     dataset: Dataset,
     frame: int,
@@ -54,6 +74,9 @@ def decode_by_gdcm(
     stream = get_frame(dataset.PixelData, frame, number_of_frames=int(dataset.get("NumberOfFrames") or 1))
     if END not in stream[-16:]:
         raise ValueError("the picture is cut short: it has no end")
+    size, most = size_of_stream(stream), (dataset.Rows, dataset.Columns, 1, dataset.BitsAllocated)
+    if size is None or size[:3] != most[:3] or not 2 <= size[3] <= most[3]:
+        raise ValueError(f"its rows, columns, channels and bits are {size}, but those of the file {most}")
     single = Dataset()
     single.file_meta = FileMetaDataset()
     single.file_meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
@@ -66,7 +89,7 @@ def decode_by_gdcm(
         single.save_as(path, enforce_file_format=True)
         return sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO="GDCMImageIO"))[0]
 
-# %% ../../nbs/api/xrays/305_pixels.ipynb #9412e3fd
+# %% ../../nbs/api/xrays/305_pixels.ipynb #90428c94
 def can_decode(
     syntax: UID,
 ) -> bool:
@@ -112,7 +135,7 @@ def decode(
         )
     return values
 
-# %% ../../nbs/api/xrays/305_pixels.ipynb #333bb617
+# %% ../../nbs/api/xrays/305_pixels.ipynb #7ea4d865
 def overlay_bits(
     dataset: Dataset,
 ) -> int:  # a mask
@@ -152,7 +175,7 @@ def meant_bits(
         )
     return values
 
-# %% ../../nbs/api/xrays/305_pixels.ipynb #4adac0b3
+# %% ../../nbs/api/xrays/305_pixels.ipynb #ac9866fe
 def as_stored(
     number: float,
     signed: bool,  # as the pixels are
@@ -179,7 +202,7 @@ def padding(
         )
     return padded
 
-# %% ../../nbs/api/xrays/305_pixels.ipynb #8f12b838
+# %% ../../nbs/api/xrays/305_pixels.ipynb #b8ed4b61
 def table_entries(
     tags: Tags,
     item: Dataset,  # of a sequence with a table
@@ -200,7 +223,7 @@ def table_entries(
     entries = np.frombuffer(data[: count * (1 + wide)], dtype=f"{order}u2" if wide else "u1")
     return entries.astype(np.int64), as_stored(first, bool(tags.dataset.PixelRepresentation))
 
-# %% ../../nbs/api/xrays/305_pixels.ipynb #718d6ad7
+# %% ../../nbs/api/xrays/305_pixels.ipynb #494fa254
 def falls(
     entries: Integer[np.ndarray, " n"],  # of a table
 ) -> bool:
@@ -230,7 +253,7 @@ def rescale(
     slope = 1.0 if slope is None else slope
     return stored * slope + (intercept or 0.0), slope < 0
 
-# %% ../../nbs/api/xrays/305_pixels.ipynb #69e4e0bc
+# %% ../../nbs/api/xrays/305_pixels.ipynb #127712b0
 def read_pixels(
     tags: Tags,
     path: str,  # for the message
