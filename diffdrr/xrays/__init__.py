@@ -11,8 +11,9 @@ import lazy_loader
 # %% ../../nbs/api/xrays/300_xrays.ipynb #5938c9ff
 NAMES = {
     "xray": ["XRay", "xray_of_rendering"],
-    "dicom": ["make_dataset", "quantize", "read_xray", "write_xray"],
     "preparation": ["equalize", "find_field", "invert", "prepare", "to_line_integrals"],
+    "reading": ["read_xray"],
+    "writing": ["make_dataset", "quantize", "write_xray"],
     "datasets": ["DeepFluoro", "Ljubljana", "RegistrationDataset"],
 }
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=NAMES)
