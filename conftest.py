@@ -27,6 +27,7 @@ from nbdev.test import test_nb as run_notebook
 from tools import shapes
 
 ROOT = Path(__file__).parent
+LOCALE = locale.setlocale(locale.LC_ALL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -50,6 +51,12 @@ def pytest_collect_file(parent: pytest.Collector, file_path: Path) -> pytest.Fil
     return NotebookFile.from_parent(parent, path=file_path)
 
 
+def pytest_runtest_teardown() -> None:
+    """Put the locale back: SimpleITK leaves that of C behind when it writes DICOM files, in which other libraries
+    cannot read their own files, if they are imported for the first time."""
+    locale.setlocale(locale.LC_ALL, LOCALE)
+
+
 class NotebookError(Exception):
     "A notebook failed; the message is its traceback."
 
@@ -65,12 +72,11 @@ class NotebookItem(pytest.Item):
     def runtest(self) -> None:
         config = get_config(path=ROOT)
         wanted = self.config.getoption("--nb-flags").split()
-        errors, before = io.StringIO(), locale.setlocale(locale.LC_ALL)
+        errors = io.StringIO()
         torch.manual_seed(0)
         with contextlib.redirect_stderr(errors):
             passed, _ = run_notebook(self.path, skip_flags=config.tst_flags.split(), force_flags=wanted, basepath=ROOT)
         close_figures()
-        locale.setlocale(locale.LC_ALL, before)  # SimpleITK leaves that of C behind when it writes DICOM files
         if not passed:
             raise NotebookError(errors.getvalue())
 
