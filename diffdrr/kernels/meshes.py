@@ -58,7 +58,7 @@ def tree_of(
     return tree
 
 # %% ../../nbs/api/kernels/432_meshes.ipynb #e847fa28
-NAMESPACE = __name__.replace(".", "_")  # of the module, or of the notebook it is made from: both may be in one process
+NAMESPACE = __name__.replace(".", "_") + "_crossings"  # notebooks, all named __main__, may be in one process
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 LIBRARY.define("crossings(Tensor vertices, Tensor faces, Tensor source, Tensor target) -> (Tensor, Tensor, Tensor)")
 
