@@ -18,7 +18,7 @@ ROOMS = (
 NAMES = {  # by task, and by the room that each name comes from
     "Read a CT": {"volumes": ["read", "load_example_ct", "Grid"]},
     "Render": {"rendering": ["DRR", "Siddon", "Trilinear"]},
-    "Read an implant": {"bodies": ["read_mesh", "MeshBody"]},
+    "Make bodies": {"bodies": ["read_mesh", "MeshBody", "VoxelBody"]},
     "Place the camera": {
         "geometry": [
             "Camera",

@@ -14,5 +14,6 @@ NAMES = {
     "files": ["read_mesh", "repair_mesh"],
     "mesh": ["Mesh"],
     "solids": ["ball", "box", "screw"],
+    "voxels": ["VoxelBody"],
 }
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=NAMES)

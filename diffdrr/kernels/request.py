@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 # %% auto #0
@@ -28,7 +29,8 @@ class Rays(NamedTuple):
         target: Tensor,  # (B, N, 3), mm
     ) -> Rays:
         "Make rays in a frame of millimetres, in which they are as long as they look."
-        return cls(source, target, (target - source).norm(dim=-1))
+        squares = (target - source).square().sum(dim=-1)  # `norm` takes a hundred times as long on rays of a detector
+        return cls(source, target, squares.clamp(min=torch.finfo(squares.dtype).tiny).sqrt())  # a slope at zero, too
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Real
 from torch import Tensor, nn
 
 from ..geometry import ORIENTATIONS, AffineTransform, Camera, Detector, RigidTransform
-from ..kernels import serial_for_few
+from ..kernels import Rays, serial_for_few
 from ..volumes import Grid
 
 # %% auto #0
@@ -162,7 +162,5 @@ class Setup(nn.Module):
     ) -> tuple[Float[Tensor, "B M 3"], Float[Tensor, "B N 3"], Float[Tensor, "B N 1"]]:
         "Convert rays to voxel coordinates, and measure their length in mm."
         with serial_for_few(target[..., 0].numel(), self.device):
-            squares = (target - source).square().sum(dim=-1, keepdim=True)
-            squares = squares.clamp(min=torch.finfo(target.dtype).tiny)  # the root has no derivative at zero
-            # `norm` takes a hundred times as long on rays laid out like these
-            return self.affine_inverse(source), self.affine_inverse(target), squares.sqrt()
+            length = Rays.between(source, target).length
+            return self.affine_inverse(source), self.affine_inverse(target), length[..., None]

@@ -10,7 +10,7 @@ import lazy_loader
 
 # %% ../../nbs/api/volumes/200_volumes.ipynb #f0473361
 NAMES = {
-    "grid": ["Grid", "as_labels", "block_mean", "voxel_from_block", "voxel_from_world"],
+    "grid": ["Grid", "as_labels", "block_mean", "select_labels", "voxel_from_block", "voxel_from_world"],
     "labels": ["labels_of", "structure_table"],
     "attenuation": [
         "CORTICAL_BONE",
