@@ -18,7 +18,7 @@ ROOMS = (
 NAMES = {  # by task, and by the room that each name comes from
     "Read a CT": {"volumes": ["read", "load_example_ct", "Grid"]},
     "Render": {"rendering": ["DRR", "Siddon", "Trilinear"]},
-    "Make bodies": {"bodies": ["read_mesh", "MeshBody", "VoxelBody"]},
+    "Render bodies that move": {"bodies": ["read_mesh", "MeshBody", "VoxelBody", "Scene"]},
     "Place the camera": {
         "geometry": [
             "Camera",

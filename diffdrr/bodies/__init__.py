@@ -13,6 +13,7 @@ NAMES = {
     "body": ["MeshBody"],
     "files": ["read_mesh", "repair_mesh"],
     "mesh": ["Mesh"],
+    "scene": ["Scene"],
     "solids": ["ball", "box", "screw"],
     "voxels": ["VoxelBody"],
 }

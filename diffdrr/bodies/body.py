@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .mesh import Mesh
 from ..checks import number
-from ..kernels import Rays, thickness
+from ..kernels import Rays, crossings, thickness
 
 # %% auto #0
 __all__ = ['MeshBody']
@@ -26,16 +26,23 @@ class MeshBody(nn.Module):
     Args:
         mesh: its surface, mm
         attenuation: of its material, 1/mm; with 1, the body gives thicknesses in mm
+        material: its name, for pictures by material
         backend: who computes: "auto", "numba" or "torch"
     """
 
-    def __init__(self, mesh: Mesh, attenuation: float | Float[Tensor, ""] = 1.0, backend: str = "auto"):
+    def __init__(
+        self,
+        mesh: Mesh,
+        attenuation: float | Float[Tensor, ""] = 1.0,
+        material: str | None = None,
+        backend: str = "auto",
+    ):
         super().__init__()
         number("attenuation", attenuation, least=0)
         self.register_buffer("vertices", mesh.vertices)
         self.register_buffer("faces", mesh.faces)
         self.register_buffer("attenuation", torch.as_tensor(attenuation, dtype=mesh.vertices.dtype))
-        self.backend = backend
+        self.materials, self.backend = None if material is None else (material,), backend
 
     def forward(self, rays: Rays) -> Float[Tensor, "B 1 N"]:
         """Integrate along rays, from source to target. A point is inside where the surface winds around it at least
@@ -49,3 +56,28 @@ class MeshBody(nn.Module):
         """
         inside = thickness(self.vertices, self.faces, rays, self.backend)
         return inside * self.attenuation.to(inside.dtype)
+
+    def by_material(self, rays: Rays) -> Float[Tensor, "B 1 N"]:
+        """Integrate the one material there is.
+
+        Args:
+            rays: in the frame of the body, mm
+        """
+        return self(rays)
+
+    def crossings(self, rays: Rays) -> tuple[Int[Tensor, "K"], Float[Tensor, "K"], Int[Tensor, "K"]]:
+        """Find where rays enter and leave, see `kernels.crossings`.
+
+        Args:
+            rays: in the frame of the body, mm
+
+        Returns:
+            ray, counted through all pictures; place, from 0 at the source to 1 at the target; -1 for in, 1 for out
+        """
+        return crossings(self.vertices, self.faces, rays, self.backend)
+
+    @property
+    def corners(self) -> Float[Tensor, "8 3"]:
+        "The corners of the box around the body, in its frame, mm."
+        low, high = self.vertices.detach().amin(dim=0), self.vertices.detach().amax(dim=0)
+        return torch.cartesian_prod(*torch.stack([low, high], dim=1))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import torch
@@ -165,4 +166,4 @@ def voxels_of(
         )
     if subject.mask is None:
         raise ValueError("labels need a label map: read(volume, labelmap)")
-    return select_labels(subject.mask.data[0], [labels] if isinstance(labels, int) else list(labels))
+    return select_labels(subject.mask.data[0], [labels] if isinstance(labels, Integral) else list(labels))

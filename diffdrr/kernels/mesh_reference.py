@@ -14,7 +14,7 @@ from torch import Tensor
 from .request import Rays
 
 # %% auto #0
-__all__ = ['SIDES_AT_ONCE', 'seen_along', 'passes', 'depth', 'Crossings', 'switches', 'crossings', 'thickness']
+__all__ = ['SIDES_AT_ONCE', 'seen_along', 'passes', 'depth', 'Crossings', 'switches', 'crossings', 'places', 'thickness']
 
 # %% ../../nbs/api/kernels/404_mesh_reference.ipynb #24229c5a
 def seen_along(
@@ -108,6 +108,18 @@ def crossings(
     return switches(Crossings(*map(torch.cat, zip(*pieces, strict=True))), torch.cat(at))
 
 # %% ../../nbs/api/kernels/404_mesh_reference.ipynb #82fec458
+def places(
+    vertices: Float[Tensor, "V 3"],
+    faces: Int[Tensor, "F 3"],
+    rays: Rays,  # in the frame of the vertices
+    found: Crossings,  # of these rays
+) -> Float[Tensor, "K"]:  # a, from 0 at the source to 1 at the target; float64
+    "Compute where rays cross the surface, and take what lies behind the target for the target."
+    source, target = (x.double().flatten(0, 1) for x in rays.each_with_source()[:2])
+    corners, _ = seen_along(vertices.double()[faces[found.triangle]], source[found.ray], target[found.ray])
+    return depth(corners).clamp(0, 1)
+
+
 def thickness(
     vertices: Float[Tensor, "V 3"],
     faces: Int[Tensor, "F 3"],  # closed, counterclockwise seen from outside
@@ -116,8 +128,6 @@ def thickness(
 ) -> Float[Tensor, "B 1 N"]:
     "Measure how much of each ray lies within a closed mesh."
     found = found or crossings(vertices, faces, rays)
-    source, target = (x.double().flatten(0, 1) for x in rays.each_with_source()[:2])
-    corners, _ = seen_along(vertices.double()[faces[found.triangle]], source[found.ray], target[found.ray])
-    nothing = 0.0 * (source + target).sum(dim=1)  # not a number for what is no ray
-    total = nothing.index_add(0, found.ray, found.sign * depth(corners).clamp(0, 1))
+    nothing = 0.0 * (rays.source + rays.target).double().sum(dim=2).flatten()  # not a number for what is no ray
+    total = nothing.index_add(0, found.ray, found.sign * places(vertices, faces, rays, found))
     return (total.view(rays.shape) * rays.length)[:, None].to(rays.target.dtype)

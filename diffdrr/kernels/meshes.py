@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['MESH_BACKENDS', 'TREES', 'NAMESPACE', 'LIBRARY', 'choose_mesh_backend', 'tree_of', 'find_crossings', 'by_crossings',
-           'Thickness', 'in_transform', 'thickness']
+           'Thickness', 'in_transform', 'check_mesh_request', 'thickness', 'crossings']
 
 # %% ../../nbs/api/kernels/432_meshes.ipynb #cf7b45c2
 MESH_BACKENDS = ("auto", "torch", "numba")
@@ -124,6 +124,18 @@ def in_transform() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 # %% ../../nbs/api/kernels/432_meshes.ipynb #b475d860
+def check_mesh_request(
+    vertices: Float[Tensor, "V 3"],
+    faces: Int[Tensor, "F 3"],
+    rays: Rays,
+) -> None:
+    "Raise a `ValueError` when a mesh and rays disagree in shape or device."
+    shaped("vertices", vertices, "V 3")
+    shaped("faces", faces, "F 3")
+    check_rays(rays)
+    agree("vertices", vertices, "rays", rays.target, dtype=False)
+
+
 def thickness(
     vertices: Float[Tensor, "V 3"],
     faces: Int[Tensor, "F 3"],  # of a closed surface, counterclockwise seen from outside
@@ -134,10 +146,7 @@ def thickness(
 
     A point is inside where the surface winds around it at least once. Computed in float64, differentiable in vertices
     and rays. Whether the surface is closed is not checked here."""
-    shaped("vertices", vertices, "V 3")
-    shaped("faces", faces, "F 3")
-    check_rays(rays)
-    agree("vertices", vertices, "rays", rays.target, dtype=False)
+    check_mesh_request(vertices, faces, rays)
     rays = rays.each_with_source()
     if choose_mesh_backend(backend) == "torch":
         return reference.thickness(vertices, faces.long(), rays)
@@ -147,3 +156,23 @@ def thickness(
         return by_crossings(here, on_cpu, rays).to(device)
     with serial_for_few(rays.length.numel(), rays.length.device):
         return Thickness.apply(here, *rays, on_cpu, tree_of(vertices, faces)).to(device)
+
+# %% ../../nbs/api/kernels/432_meshes.ipynb #807d9344
+def crossings(
+    vertices: Float[Tensor, "V 3"],
+    faces: Int[Tensor, "F 3"],  # of a closed surface, counterclockwise seen from outside
+    rays: Rays,  # in the frame of the vertices
+    backend: str = "auto",  # a member of `MESH_BACKENDS`
+) -> tuple[Int[Tensor, "K"], Float[Tensor, "K"], Int[Tensor, "K"]]:  # ray, counted through all pictures; place; sign
+    """Find where rays enter a closed mesh (sign -1) and leave it (1), from 0 at the source to 1 at the target.
+
+    The places are float64 and differentiable in vertices and rays; of what a ray crosses behind its target, they are 1.
+    Over each ray, signs times places sum up to the part of it that lies inside."""
+    check_mesh_request(vertices, faces, rays)
+    if choose_mesh_backend(backend) == "torch":
+        found = reference.crossings(vertices, faces.long(), rays)
+    else:
+        here, there = (x.cpu() for x in (vertices, faces.long())), rays.each_with_source()[:2]
+        found = getattr(torch.ops, NAMESPACE).crossings(*here, *(x.cpu() for x in there))
+        found = Crossings(*(x.to(rays.target.device) for x in found))
+    return found.ray, reference.places(vertices, faces.long(), rays, found), found.sign

@@ -11,6 +11,7 @@ import lazy_loader
 # %% ../../nbs/api/rendering/500_rendering.ipynb #b2aef7e4
 NAMES = {
     "drr": ["DRR"],
+    "jacobian": ["slopes_by_twist"],
     "rays": ["RENDERERS", "reshape_subsampled_drr"],
     "pinhole": ["PinholeCamera", "get_pinhole_camera", "resample"],
     "renderers": ["Siddon", "Trilinear"],

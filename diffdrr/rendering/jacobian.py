@@ -5,6 +5,7 @@
 # %% ../../nbs/api/rendering/504_jacobian.ipynb #32008ead
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from diffdrr.rendering.drr import DRR
 
 # %% auto #0
-__all__ = []
+__all__ = ['slopes_by_twist']
 
 # %% ../../nbs/api/rendering/504_jacobian.ipynb #3fa1c7d2
 def cross(
@@ -29,6 +30,14 @@ def cross(
     "Compute cross products of columns."
     (a1, a2, a3), (b1, b2, b3) = a.unbind(dim=1), b.unbind(dim=1)
     return torch.stack([a2 * b3 - a3 * b2, a3 * b1 - a1 * b3, a1 * b2 - a2 * b1], dim=1)
+
+# %% ../../nbs/api/rendering/504_jacobian.ipynb #a41b83b4
+def slopes_by_twist(
+    points: Sequence[Float[Tensor, "B #N 3"]],  # that depend on the twist: sources and targets, for instance
+    gradients: Sequence[Float[Tensor, "B 3 N"]],  # of each pixel by its point
+) -> Float[Tensor, "B 6 N"]:
+    "Differentiate pixels by the twist that moves their rays: translation, then rotation."
+    return torch.cat([sum(gradients), sum(cross(p.mT, g) for p, g in zip(points, gradients, strict=True))], dim=1)
 
 # %% ../../nbs/api/rendering/504_jacobian.ipynb #1799f701
 def ray_slopes(
@@ -86,7 +95,7 @@ def jacobian_images(
         if frame == "camera":
             ends = [pose.inverse()(x) for x in ends]
             gradients = [matmul(pose.rotation.mT, g) for g in gradients]
-        columns = [sum(gradients), sum(cross(p.mT, g) for p, g in zip(ends, gradients, strict=True))]
+        columns = [slopes_by_twist(ends, gradients)]
         if intrinsics:
             columns.append(intrinsic_derivatives(drr, pose, calibration, slopes))
         return img, torch.cat(columns, dim=1)
