@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from numbers import Integral
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +17,7 @@ from ..checks import one_of, shaped
 from ..geometry import AffineTransform
 from ..kernels import Rays
 from ..rendering import RENDERERS
-from ..volumes import Grid, select_labels
+from ..volumes import Grid, labels_of, select_labels
 
 if TYPE_CHECKING:
     from torchio import Subject
@@ -61,7 +60,11 @@ class VoxelBody(nn.Module):
 
     @classmethod
     def of(
-        cls, subject: Subject, labels: int | list[int] | None = None, renderer: str = "siddon", backend: str = "auto"
+        cls,
+        subject: Subject,
+        labels: int | str | list[int | str] | None = None,
+        renderer: str = "siddon",
+        backend: str = "auto",
     ) -> VoxelBody:
         """Make a body of a CT, or of structures in it. One from `physics.label_materials` brings its materials.
 
@@ -69,7 +72,7 @@ class VoxelBody(nn.Module):
 
         Args:
             subject: as `read` made it
-            labels: of the structures (default: everything)
+            labels: of the structures, or their names (default: everything)
             renderer: "siddon" or "trilinear"
             backend: who computes
         """
@@ -156,7 +159,7 @@ def check_voxels(
 
 def voxels_of(
     subject: Subject,
-    labels: int | list[int],  # of structures
+    labels: int | str | list[int | str],  # of structures, or their names
 ) -> Bool[Tensor, "X Y Z"]:
     "Find the voxels of structures."
     if subject.get("materials"):
@@ -166,4 +169,4 @@ def voxels_of(
         )
     if subject.mask is None:
         raise ValueError("labels need a label map: read(volume, labelmap)")
-    return select_labels(subject.mask.data[0], [labels] if isinstance(labels, Integral) else list(labels))
+    return select_labels(subject.mask.data[0], labels_of(labels, subject.get("structures")))

@@ -14,6 +14,6 @@ NAMES = {
     "reference": ["SAMPLERS", "reduce", "sampling_interval"],
     "cpu.threads": ["kernel_threads", "serial_for_few", "serial_torch"],
     "dispatch": ["BACKENDS", "backproject", "check_backend", "check_choices", "choose_backend", "project"],
-    "meshes": ["MESH_BACKENDS", "crossings", "thickness"],
+    "meshes": ["MESH_BACKENDS", "crossings", "merge_crossings", "thickness"],
 }
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=NAMES)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['MESH_BACKENDS', 'TREES', 'NAMESPACE', 'LIBRARY', 'choose_mesh_backend', 'tree_of', 'find_crossings', 'by_crossings',
-           'Thickness', 'in_transform', 'check_mesh_request', 'thickness', 'crossings']
+           'Thickness', 'in_transform', 'check_mesh_request', 'thickness', 'crossings', 'merge_crossings']
 
 # %% ../../nbs/api/kernels/432_meshes.ipynb #cf7b45c2
 MESH_BACKENDS = ("auto", "torch", "numba")
@@ -176,3 +176,13 @@ def crossings(
         found = getattr(torch.ops, NAMESPACE).crossings(*here, *(x.cpu() for x in there))
         found = Crossings(*(x.to(rays.target.device) for x in found))
     return found.ray, reference.places(vertices, faces.long(), rays, found), found.sign
+
+# %% ../../nbs/api/kernels/432_meshes.ipynb #2cf6c5a5
+def merge_crossings(
+    ray: Int[Tensor, "K"],  # of all solids; counted through all pictures
+    place: Float[Tensor, "K"],  # from 0 at the source to 1 at the target
+    sign: Int[Tensor, "K"],  # 1 where a ray leaves, -1 where it enters
+) -> Int[Tensor, "J"]:  # positions in K
+    "Find those crossings of several solids that lie on the surface of their union."
+    found = Crossings(ray, torch.arange(len(ray), device=ray.device), sign)
+    return reference.switches(found, place.detach()).triangle

@@ -79,11 +79,13 @@ def select_labels(
     labels: list[int],  # the labels to keep
 ) -> Bool[Tensor, "*shape"]:
     "Find the voxels that carry one of the given labels. Raises a `ValueError` for labels that are not in the map."
-    present = mask.unique()
-    missing = [label for label in labels if label not in present]
+    possible = [label for label in labels if torch.tensor(label).to(mask.dtype).item() == label]
+    keep = torch.isin(mask, torch.tensor(possible, dtype=mask.dtype, device=mask.device))
+    found = mask[keep].unique().tolist()
+    missing = [label for label in labels if label not in found]
     if missing:
-        raise ValueError(f"labels {missing} are not in the label map, which holds {present.tolist()}")
-    return torch.isin(mask, torch.tensor(labels, dtype=mask.dtype, device=mask.device))
+        raise ValueError(f"labels {missing} are not in the label map, which holds {mask.unique().tolist()}")
+    return keep
 
 # %% ../../nbs/api/volumes/201_grid.ipynb #0477bad2
 def block_mean(
