@@ -83,9 +83,9 @@ def warn_if_black(
         return
     name, body = next(iter(scene.bodies.items()))
     seen = pose.compose(world_from_body[name].inverse()) if name in world_from_body else pose
-    reason = why_unseen(scene.detector, seen, body.corners)[0] or "rays cross it, but only where it is air"
+    reason = why_unseen(scene.detector, seen, body.corners)[0] or "rays cross it, but only where its density is zero"
     warnings.warn(
-        f"the picture is black: no ray meets any of {len(scene.names)} bodies; in the frame of {name!r}, {reason}",
+        f"the picture is black; of {name!r}, the first of {len(scene.names)} bodies, in its own frame: {reason}",
         stacklevel=5,  # where scene(pose) is called
     )
 
