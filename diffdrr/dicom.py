@@ -335,14 +335,23 @@ def complete_header(
         dataset.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if implicit else explicit
 
 # %% ../nbs/api/012_dicom.ipynb #32ef79c3
-def can_decode(
+def check_decoder(
     syntax: uid.UID,
-) -> bool:
-    "Say whether a decoder for a compression is installed."
+    name: str,  # what messages call the file
+) -> None:
+    "Raise a `ModuleNotFoundError` where a decoder is missing, and a `ValueError` where there is none."
     try:
-        return syntax in GDCM or get_decoder(syntax).is_available
-    except NotImplementedError:  # pydicom does not know it
-        return False
+        available = syntax in GDCM or get_decoder(syntax).is_available
+    except NotImplementedError:
+        raise ValueError(
+            f"{name} is encoded as {syntax.name} ({syntax}), which nothing here decodes; have the archive send it "
+            "uncompressed, or copy the file again"
+        ) from None
+    if not available:
+        raise ModuleNotFoundError(
+            f"{name} is compressed as {syntax.name} ({syntax}), which needs pylibjpeg: pip install pylibjpeg "
+            "pylibjpeg-openjpeg; or have the archive send it uncompressed"
+        )
 
 # %% ../nbs/api/012_dicom.ipynb #40927c12
 def decode(
@@ -354,11 +363,7 @@ def decode(
 
     Raises a `ModuleNotFoundError` where the decoder is missing, and a `ValueError` for pixels that are broken."""
     syntax = dataset.file_meta.TransferSyntaxUID
-    if not can_decode(syntax):
-        raise ModuleNotFoundError(
-            f"{name} is compressed as {syntax.name} ({syntax}), which needs pylibjpeg: pip install pylibjpeg "
-            "pylibjpeg-openjpeg; or have the archive send it uncompressed"
-        )
+    check_decoder(syntax, name)
     kind = kind_of(dataset, name)
     try:
         if syntax in GDCM:

@@ -592,6 +592,19 @@ def test_cut_files(tmp_path, size, message):
         read(tmp_path)
 
 
+def test_a_cut_file_without_a_class(tmp_path):
+    "What is cut before it says what it is, is named, too."
+    write_series(tmp_path, straight(5))
+    path = tmp_path / "0000.dcm"
+    for size in (140, 180):
+        dataset = slice_dataset(random_pixels(1)[0], (0, 0, 0))
+        del dataset.file_meta
+        dataset.save_as(path, implicit_vr=True, little_endian=True)
+        path.write_bytes(path.read_bytes()[: size - 128])
+        with pytest.raises(ValueError, match="the file '0000.dcm' (ends before its pixels|cannot be understood)"):
+            read(tmp_path)
+
+
 def test_cut_file_of_another_series(tmp_path):
     write_series(tmp_path, straight(4), prefix="a", SeriesInstanceUID=f"{SERIES}.1")
     pixels = write_series(tmp_path, straight(4), prefix="b", SeriesInstanceUID=f"{SERIES}.2")

@@ -19,7 +19,7 @@ from pydicom import uid
 from torch import Tensor
 
 from ..checks import one_of, positive
-from ..dicom import content, integer, join, label, padding_range, quiet, text_of, value_of, wrong
+from ..dicom import bits_of, content, integer, join, label, padding_range, quiet, text_of, value_of, wrong
 from diffdrr.volumes.slices import (
     AIR,
     GIVE_PLACE,
@@ -170,7 +170,7 @@ def refusal(
         return f"is a projection through slices and not a slice (ImageType '{kind}')"
     if integer(header, "SamplesPerPixel", 1, piece.name) != 1:
         return "is a coloured picture"
-    if (bits := integer(header, "BitsStored", 16, piece.name)) <= 8:
+    if (bits := bits_of(header, piece.name)[0]) <= 8:
         return f"has {bits} bits for a pixel, too few for Hounsfield units (a CT has 12 or more)"
     if units not in UNITS:
         return f"holds values in units of {units!r}, not in Hounsfield units ({label('RescaleType')})"

@@ -153,10 +153,12 @@ def fault_of(
 # %% ../../nbs/api/volumes/205_slices.ipynb #8858f7dd
 def is_image(
     header: Dataset,
+    left: int,  # bytes of the file from the tag of its pixels on
 ) -> bool:
-    "Tell pictures from reports, plans, doses, directories and other objects."
+    "Tell pictures from reports, plans, doses, directories and other objects. What is cut short may be one."
     kind = uid.UID(text_of(header, "SOPClassUID") or text_of(header.file_meta, "MediaStorageSOPClassUID"))
-    return "Image Storage" in kind.name or (kind.name == kind and "Rows" in header)
+    cut_short = not kind or "SOPInstanceUID" not in header  # both stand near the start
+    return "Image Storage" in kind.name or (kind.name == kind and (cut_short or left > 0 or "Rows" in header))
 
 # %% ../../nbs/api/volumes/205_slices.ipynb #711f58cc
 def frame_headers(
@@ -201,10 +203,11 @@ def read_slices(
         with path.open("rb") as file:
             header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=HEADER, force=True)
             start = file.tell()
+            left = path.stat().st_size - start
             complete_header(header)
-            if not is_image(header):
+            if not is_image(header, left):
                 return []
-            fault = fault_of(header, path.stat().st_size - start)
+            fault = fault_of(header, left)
             headers = [header] if fault else frame_headers(header)
             return [Slice(path, frame, flat, start, fault) for frame, flat in enumerate(headers)]
     except Exception as error:  # pydicom raises errors of many types
