@@ -28,9 +28,7 @@ import diffdrr
 from diffdrr.volumes import read
 from diffdrr.xrays import read_xray
 
-quick = settings(
-    deadline=None, suppress_health_check=list(HealthCheck)
-)
+quick = settings(deadline=None, suppress_health_check=list(HealthCheck))
 PACKAGE = str(Path(diffdrr.__file__).parent)
 OURS = (ValueError, TypeError, FileNotFoundError)
 
@@ -133,6 +131,7 @@ def numbers_in(dataset: Dataset, keyword: str, count: int) -> np.ndarray | None:
 def to_bytes(dataset: Dataset, path: Path) -> bytes:
     "Encode a file without types of values."
     dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    dataset["PixelData"].VR = "OW"  # as the standard has it, whatever is spoilt
     pydicom.dcmwrite(path, dataset, implicit_vr=True, little_endian=True)
     return path.read_bytes()
 
@@ -169,9 +168,11 @@ def series_agrees(folder: Path, subject, messages: list[str]) -> None:
         assert inside.all() and np.abs(voxels - np.rint(voxels)).max() < 0.02, f"{start} is not where the volume is"
         slope, intercept = (numbers_in(dataset, f"Rescale{x}", 1) for x in ("Slope", "Intercept"))
         stored = np.frombuffer(dataset.PixelData, np.uint16)[: rows.size].reshape(rows.shape)
-        stored = stored.astype(np.float64) % 2**dataset.BitsStored
-        if dataset.PixelRepresentation:
-            stored -= 2**dataset.BitsStored * (stored >= 2 ** (dataset.BitsStored - 1))
+        bits = dataset.get("BitsStored", 16)
+        low = dataset.get("HighBit", bits - 1) + 1 - bits if bits < 16 else 0
+        stored = (stored >> low).astype(np.float64) % 2**bits
+        if dataset.get("PixelRepresentation"):
+            stored -= 2**bits * (stored >= 2 ** (bits - 1))
         found = volume[tuple(np.rint(voxels).astype(int).transpose(2, 0, 1))]
         right = stored * (1 if slope is None else slope) + (0 if intercept is None else intercept)
         assert np.allclose(np.maximum(found, -1024), np.maximum(right, -1024), rtol=1e-5) or messages, "values differ"
@@ -214,7 +215,7 @@ def test_a_series_is_read_as_its_slices_say(spoils, bytes_of, missing, twice):
             if k in missing:
                 path.unlink()
         result = attempt(read, folder, center_volume=False)
-        untouched = bytes_of[1] is bytes or bytes_of[0] in missing
+        untouched = bytes_of[1] is bytes or (bytes_of[0] in missing and bytes_of[0] not in twice)
         if result and untouched:  # a changed byte may change what a tag means: then it need only not crash
             series_agrees(folder, *result)
     finally:
@@ -263,7 +264,7 @@ def test_an_xray_is_read_as_its_tags_say(spoils, content):
         if not result or content is not bytes:
             return
         xray = result[0]
-        dataset = pydicom.dcmread(path)
+        dataset = pydicom.dcmread(path, force=True)  # it has no preamble
         assert xray.image.shape[-2:] == (dataset.Rows, dataset.Columns)
         assert xray.camera.sdd == pytest.approx(numbers_in(dataset, "DistanceSourceToDetector", 1)[0])
         expected = numbers_in(dataset, "ImagerPixelSpacing", 2)

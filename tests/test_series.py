@@ -26,8 +26,10 @@ from dicom_files import (
     straight,
     write_series,
 )
-from pydicom import Dataset, dcmread
+from pydicom import Dataset, dcmread, dcmwrite
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import (
+    UID,
     DeflatedExplicitVRLittleEndian,
     EncapsulatedPDFStorage,
     ExplicitVRBigEndian,
@@ -291,19 +293,26 @@ def test_two_orientations_by_halves(tmp_path):
 
 
 TAGS = {
-    "no spacing": ("PixelSpacing", None, "PixelSpacing (0028,0030) of '0000.dcm' must hold 2 numbers, not nothing"),
-    "zeros": ("PixelSpacing", [0, 0], r"(0028,0030) of '0000.dcm' must hold two positive numbers, not '0.0\0.0'"),
-    "three spacings": ("PixelSpacing", [1, 1, 1], r"must hold 2 numbers, not '1.0\1.0\1.0'"),
-    "a comma": ("PixelSpacing", "0,7", "must hold 2 numbers, not '0,7'"),
-    "negative": ("PixelSpacing", [0.7, -0.7], r"two positive numbers, not '0.7\-0.7'"),
+    "no spacing": ("PixelSpacing", None, "(0028,0030) of '0000.dcm' must hold 2 positive numbers, not nothing"),
+    "zeros": ("PixelSpacing", [0, 0], r"(0028,0030) of '0000.dcm' must hold 2 positive numbers, not '0.0\0.0'"),
+    "three spacings": ("PixelSpacing", [1, 1, 1], r"must hold 2 positive numbers, not '1.0\1.0\1.0'"),
+    "a comma": ("PixelSpacing", "0,7", "must hold 2 positive numbers with a decimal point, not '0,7'"),
+    "negative": ("PixelSpacing", [0.7, -0.7], r"2 positive numbers, not '0.7\-0.7'"),
     "no position": ("ImagePositionPatient", None, "ImagePositionPatient (0020,0032) of '0000.dcm' must hold 3 numbers"),
     "empty position": ("ImagePositionPatient", "", "must hold 3 numbers, not ''"),
     "no orientation": ("ImageOrientationPatient", None, "ImageOrientationPatient (0020,0037) of '0000.dcm' must"),
     "no direction": ("ImageOrientationPatient", [0] * 6, r"of length 1 at right angles, not '0.0\0.0\0.0\0.0\0.0\0.0'"),
     "oblique axes": ("ImageOrientationPatient", [1, 0, 0, 0.6, 0.8, 0], "two directions of length 1 at right angles"),
     "no slope": ("RescaleSlope", None, "RescaleSlope (0028,1053) of '0000.dcm' must hold a number, not nothing"),
-    "slope of zero": ("RescaleSlope", 0, "RescaleSlope (0028,1053) of '0000.dcm' must not hold 0"),
+    "slope of zero": ("RescaleSlope", 0, "(0028,1053) of '0000.dcm' must hold a number other than 0, not '0.0'"),
     "text as intercept": ("RescaleIntercept", "", "RescaleIntercept (0028,1052) of '0000.dcm' must hold a number"),
+    "absurd slope": ("RescaleSlope", 1e9, "(0028,1053) of '0000.dcm' must hold a number from -1000000 to 1000000, not"),
+    "absurd intercept": ("RescaleIntercept", -1e9, "(0028,1052) of '0000.dcm' must hold a number from -1000000 to"),
+    "large slope": ("RescaleSlope", 900000, "RescaleSlope (0028,1053) '900000.0', RescaleIntercept (0028,1052) '-1024"),
+    "no bits": ("BitsAllocated", 0, "(the tag BitsAllocated (0028,0100) of the file must hold 8, 16 or 32, not '0'"),
+    "12 bits": ("BitsAllocated", 12, "(the tag BitsAllocated (0028,0100) of the file must hold 8, 16 or 32, not '12'"),
+    "too many bits": ("BitsStored", 17, "(0028,0101) of '0000.dcm' must hold a number from 1 to 16, not '17'"),
+    "negative frames": ("NumberOfFrames", -1, "(0028,0008) of the file must hold a positive number, not '-1'"),
 }  # fmt: skip
 
 
@@ -470,6 +479,80 @@ def test_compressed_pixels(tmp_path, compressor):
     assert torch.equal(found.data[0].permute(2, 1, 0), torch.as_tensor(pixels * 1.5 - 1024.25, dtype=torch.float32))
 
 
+@pytest.mark.parametrize(("kind", "value"), [(np.uint16, 65535), (np.uint32, 2**32 - 1), (np.int32, -(2**31))])
+def test_no_value_wraps(tmp_path, kind, value):
+    "Slope and pixel may lead beyond 32 bits: such voxels are refused, whether in one slice or in all."
+
+    def edit(dataset, k):
+        dataset.RescaleSlope = 1000 if k == 2 else 1
+
+    pixels = random_pixels(4).astype(kind)
+    pixels[2, 0, 0] = value
+    write_series(tmp_path, straight(4), pixels, edit)
+    with pytest.raises(
+        ValueError, match="the voxels of '0002.dcm' go from .*, but no value can be beyond 1000000 .Resc"
+    ):
+        read(tmp_path)
+
+
+def test_values_beyond_16_bits(tmp_path):
+    "An extended scale for metals is read as it stands."
+    pixels = random_pixels(4)
+    pixels[2, 0, 0] = 65535
+    write_series(tmp_path, straight(4), pixels, RescaleSlope=10)
+    assert np.array_equal(volume_of(tmp_path).data[0].permute(2, 1, 0), pixels.astype(int) * 10 - 1024)
+
+
+@pytest.mark.parametrize(("at", "value"), [(6, 27), (8, 41), (10, 40), (11, 3)])  # bits, rows, columns, channels
+def test_streams_with_a_damaged_header(tmp_path, at, value):
+    "GDCM crashed at 27 bits, and Python with it."
+
+    def edit(dataset, k):
+        packed_by_gdcm(dataset, pixels[k], tmp_path / "donor", "JPEG")
+        stream = bytearray(get_frame(dataset.PixelData, 0, number_of_frames=1))
+        start = stream.index(b"\xff\xc3") - 2  # of the frame; lossless
+        stream[start + at] = value
+        dataset.PixelData = encapsulate([bytes(stream)])
+
+    pixels = random_pixels(3, 16, 16)
+    write_series(tmp_path / "ct", straight(3), pixels, edit)
+    with pytest.raises(
+        ValueError, match="the file '0000.dcm' holds pixels .JPEG.*channels and bits are .*copy the file"
+    ):
+        read(tmp_path / "ct")
+
+
+def test_compressed_frames(tmp_path):
+    "Each frame is decoded by itself, and has its own slope and intercept."
+    pixels, places = random_pixels(4, 16, 16), straight(4)
+    dataset, streams = enhanced_dataset(places, pixels), []
+    for k, groups in enumerate(dataset.PerFrameFunctionalGroupsSequence):
+        groups.PixelValueTransformationSequence[0].RescaleSlope = k + 1
+        packed_by_gdcm(dataset, pixels[k], tmp_path / "donor", "JPEG2000")
+        streams.append(get_frame(dataset.PixelData, 0, number_of_frames=1))
+    dataset.PixelData = encapsulate(streams)
+    save(dataset, tmp_path / "ct.dcm")
+    expected = pixels * np.arange(1, 5)[:, None, None] - 1024
+    assert np.array_equal(volume_of(tmp_path / "ct.dcm").data[0].permute(2, 1, 0), expected)
+
+
+def test_old_files_of_ge(tmp_path):
+    "Their pixels alone are big-endian (transfer syntax 1.2.840.113619.5.2)."
+    pixels = random_pixels(4)
+    for k, position in enumerate(straight(4)):
+        dataset = slice_dataset(pixels[k].astype(">u2"), position, k + 1)
+        dataset.file_meta.TransferSyntaxUID = UID("1.2.840.113619.5.2")
+        path = tmp_path / f"{k}.dcm"
+        dcmwrite(path, dataset, implicit_vr=True, little_endian=True, enforce_file_format=True)
+    assert misplaced(volume_of(tmp_path), straight(4), pixels) < EXACT
+
+
+def test_a_file_that_says_it_has_no_frame(tmp_path):
+    "Some write 0 frames into a file with one."
+    pixels = write_series(tmp_path, straight(4), NumberOfFrames=0)
+    assert misplaced(volume_of(tmp_path), straight(4), pixels) < EXACT
+
+
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
 def test_other_ways_to_write(tmp_path, syntax):
     def edit(dataset, k):
@@ -507,6 +590,19 @@ def test_cut_files(tmp_path, size, message):
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(ValueError, match=f"the file '0002.dcm'.*{message}.*get it again"):
         read(tmp_path)
+
+
+def test_a_cut_file_without_a_class(tmp_path):
+    "What is cut before it says what it is, is named, too."
+    write_series(tmp_path, straight(5))
+    path = tmp_path / "0000.dcm"
+    for size in (140, 180):
+        dataset = slice_dataset(random_pixels(1)[0], (0, 0, 0))
+        del dataset.file_meta
+        dataset.save_as(path, implicit_vr=True, little_endian=True)
+        path.write_bytes(path.read_bytes()[: size - 128])
+        with pytest.raises(ValueError, match="the file '0000.dcm' (ends before its pixels|cannot be understood)"):
+            read(tmp_path)
 
 
 def test_cut_file_of_another_series(tmp_path):
@@ -616,7 +712,7 @@ def test_odd_enhanced_ct(tmp_path, edit, message):
 
 def test_enhanced_ct_without_the_places_of_all_frames(tmp_path):
     save(enhanced_dataset(straight(6), random_pixels(6), NumberOfFrames=7), tmp_path / "ct.dcm")
-    with pytest.raises(ValueError, match="the file 'ct.dcm' cannot be understood .it has 7 frames, but places for 6"):
+    with pytest.raises(ValueError, match="the file 'ct.dcm' has 7 frames, but places for 6"):
         read(tmp_path / "ct.dcm")
 
 

@@ -151,8 +151,8 @@ def test_one_increment_is_that_from_frame_to_frame(xray: XRay, tmp_path: Path):
     with pytest.raises(
         ValueError,
         match=(
-            "PositionerPrimaryAngleIncrement must have one value or 3, one for each frame, not 2; correct it, or "
-            "remove it"
+            r"PositionerPrimaryAngleIncrement \(0018,1520\) of the file must hold one number, or 3, one for each "
+            r"frame, not '0.0\\1.5'; correct it, or remove it"
         ),
     ):
         read_xray(frames(xray, tmp_path, values, PositionerPrimaryAngleIncrement=[0, 1.5]), frame=1)
@@ -241,7 +241,7 @@ def test_missing_geometry_is_asked_for(xray: XRay, tmp_path: Path, tag: str, arg
 def test_one_pixel_spacing_is_not_two(xray: XRay, tmp_path: Path):
     path = changed(xray, tmp_path, ImagerPixelSpacing=[0.3])
     with pytest.raises(
-        ValueError, match=r"no valid imager pixel spacing \(0018,1164\); give it as the argument delx, in mm"
+        ValueError, match=r"ImagerPixelSpacing \(0018,1164\) of the file .*; give it as the argument delx, in mm"
     ):
         read_xray(path)
     found = read_xray(path, delx=0.3)

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "diffdrr"
 NOTEBOOKS = ROOT / "nbs" / "api"
 
 # Every room may import from these.
-BASE = ("checks", "files")
+BASE = ("checks", "files", "dicom")
 # The other rooms in the order of their notebooks, and which of those before it each may import from.
 ROOMS: dict[str, set[str]] = {
     "geometry": set(),
@@ -36,6 +36,7 @@ ROOMS: dict[str, set[str]] = {
 CONTENTS = {
     "checks": "what an argument must be",
     "files": "files that are whole",
+    "dicom": "tags and pixels of DICOM files",
     "geometry": "rotations, poses, cameras, views",
     "volumes": "CTs on their grids",
     "xrays": "real X-rays and data sets",
@@ -60,7 +61,7 @@ OWNERS = {
     "pyvista": {"show"},
     "h5py": {"xrays"},
     "cv2": {"geometry"},
-    "pydicom": {"volumes", "xrays"},
+    "pydicom": {"dicom", "volumes", "xrays"},
     "skimage": {"xrays"},
     "panel": {"show"},
     "imageio_ffmpeg": {"show"},

@@ -17,6 +17,7 @@ import numpy as np
 import SimpleITK as sitk
 from jaxtyping import Float, Shaped
 
+from ..dicom import reason
 from .nifti import CUT_SHORT
 
 if TYPE_CHECKING:
@@ -231,15 +232,6 @@ def check_nrrd(
 # %% ../../nbs/api/volumes/207_itk.ipynb #d0b4295e
 PICTURES = ("TIFFImageIO", "PNGImageIO", "JPEGImageIO", "JPEG2000ImageIO", "BMPImageIO", "LSMImageIO")
 CHECKS = {"MetaImageIO": check_metaimage, "NrrdImageIO": check_nrrd}
-
-
-def reason(
-    error: RuntimeError,  # of SimpleITK
-) -> str:
-    "Take what a user understands out of an error of SimpleITK."
-    said = re.sub(r"(?s)^.*?itk(::| )ERROR: (\w+\(0x\w+\): )?", "", str(error), flags=re.IGNORECASE)
-    said = re.sub(r"(?s)^.*\[nrrd\] \w+: ", "", said)  # the innermost of many
-    return " ".join(said.split())
 
 
 def read_itk(

@@ -19,25 +19,21 @@ from pydicom import uid
 from torch import Tensor
 
 from ..checks import one_of, positive
+from ..dicom import bits_of, content, integer, join, label, padding_range, quiet, text_of, value_of, wrong
 from diffdrr.volumes.slices import (
     AIR,
+    GIVE_PLACE,
     HEADER,
+    MOST,
     PHASE_TAGS,
     Slice,
-    content,
     hounsfield_units,
-    integer,
     is_dicom,
-    join,
-    label,
+    matrix_of,
     numbers,
-    padding_range,
-    quiet,
     read_slices,
     rescale_of,
     stored_values,
-    text_of,
-    value_of,
 )
 
 # %% auto #0
@@ -112,9 +108,10 @@ def choose_series(
         one_of("series", series, groups, "give the UID of a series in the folder")
     for piece in [*groups.get(series, []), *lost]:
         if piece.fault or not piece.series:
+            fault = piece.fault or "does not say which series it belongs to"
             raise ValueError(
-                f"the file {piece.name} {piece.fault or 'does not say which series it belongs to'}; get it again from "
-                "where it came from, or remove it from the folder"
+                f"the file {piece.path.name!r} {fault}; get it again from where it came from, or remove it from "
+                "the folder"
             )
     return groups[series]
 
@@ -171,9 +168,9 @@ def refusal(
         return f"is a localizer (scout), which is a radiograph and not a slice (ImageType '{kind}')"
     if PROJECTIONS & set(piece.image_type):
         return f"is a projection through slices and not a slice (ImageType '{kind}')"
-    if integer(header, "SamplesPerPixel", 1) != 1:
+    if integer(header, "SamplesPerPixel", 1, piece.name) != 1:
         return "is a coloured picture"
-    if (bits := integer(header, "BitsStored", 16)) <= 8:
+    if (bits := bits_of(header, piece.name)[0]) <= 8:
         return f"has {bits} bits for a pixel, too few for Hounsfield units (a CT has 12 or more)"
     if units not in UNITS:
         return f"holds values in units of {units!r}, not in Hounsfield units ({label('RescaleType')})"
@@ -322,10 +319,8 @@ def orientation_of(
     "Read the directions of a slice. Raises a `ValueError` unless they are at right angles."
     cosines = numbers(piece, "ImageOrientationPatient", 6).reshape(2, 3)
     if np.abs(cosines @ cosines.T - np.eye(2)).max() > 1e-3:
-        raise ValueError(
-            f"the tag {label('ImageOrientationPatient')} of {piece.name} must hold two directions of length 1 at right "
-            f"angles, not {content(piece.header, 'ImageOrientationPatient')}; correct the file"
-        )
+        right = "two directions of length 1 at right angles"
+        raise wrong(piece.header, "ImageOrientationPatient", right, piece.name)
     return cosines / np.linalg.norm(cosines, axis=1, keepdims=True)
 
 
@@ -333,14 +328,7 @@ def spacing_of(
     piece: Slice,
 ) -> Float[np.ndarray, "2"]:  # between rows and between columns, mm
     "Read the size of a pixel. Raises a `ValueError` unless it is positive."
-    spacing = numbers(piece, "PixelSpacing", 2)
-    if spacing.min() <= 0:
-        raise ValueError(
-            f"the tag {label('PixelSpacing')} of {piece.name} must hold two positive numbers, not "
-            f"{content(piece.header, 'PixelSpacing')}; correct the file, or read the voxels yourself and give them "
-            "with their affine: read(tensor, affine=...)"
-        )
-    return spacing
+    return numbers(piece, "PixelSpacing", 2, positive=True)
 
 # %% ../../nbs/api/volumes/206_series.ipynb #d852f929
 def stack_slices(
@@ -349,9 +337,8 @@ def stack_slices(
     "Order slices by their depth. Raises a `ValueError` for those that differ in anything but their position."
     if len(slices) < 2:
         raise ValueError(f"{slices[0].name} is a single slice; give the folder that holds all slices of the series")
-    matrix = ("Rows", "Columns")
-    sizes = np.array([[numbers(piece, keyword)[0] for keyword in matrix] for piece in slices])
-    check_alike(slices, "matrix", sizes, tags=matrix)
+    sizes = np.array([matrix_of(piece) for piece in slices])
+    check_alike(slices, "matrix", sizes, tags=("Rows", "Columns"))
     positions = np.stack([numbers(piece, "ImagePositionPatient", 3) for piece in slices])
     pixels = np.stack([orientation_of(piece) * spacing_of(piece)[::-1, None] for piece in slices])
     edges = (pixels * (sizes[:, ::-1, None] - 1)).reshape(-1, 6)
@@ -448,34 +435,39 @@ def check_even(
     )
 
 # %% ../../nbs/api/volumes/206_series.ipynb #8d869bc5
+def check_values(
+    values: Shaped[np.ndarray, "Y X"],
+    piece: Slice,
+    most: int,  # that there can be
+) -> None:
+    "Raise a `ValueError` for values that slope and intercept carry too far."
+    low, high = float(values.min()), float(values.max())
+    if max(-low, high) > most:
+        held = ", ".join(f"{label(tag)} {content(piece.header, tag)}" for tag in ("RescaleSlope", "RescaleIntercept"))
+        raise ValueError(
+            f"the voxels of {piece.name} go from {low:g} to {high:g}, but no value can be beyond {most} ({held}); "
+            f"{GIVE_PLACE}"
+        )
+
+
 def read_voxels(
     stack: Stack,
     is_ct: bool = True,  # rather than a label map
 ) -> Shaped[np.ndarray, "Z Y X"]:  # int16 if the values are whole numbers and fit, int32 if they do not fit, or float32
-    "Read the voxels of all slices."
+    "Read the voxels of all slices. Raises a `ValueError` for values that cannot be."
     scales = [rescale_of(piece) for piece in stack.slices]
     whole = all(value.is_integer() for scale in scales for value in scale)
-    shape = [int(numbers(stack.slices[0], keyword)[0]) for keyword in ("Rows", "Columns")]
-    voxels = np.empty((len(stack), *shape), dtype=np.int16 if whole else np.float32)
+    voxels = np.empty((len(stack), *matrix_of(stack.slices[0])), dtype=np.int16 if whole else np.float32)
     path, frames = None, None
     for k, piece in enumerate(stack.slices):
         if piece.path != path:
-            path, frames = piece.path, read_file(piece)
-        values = hounsfield_units(frames[piece.frame], piece.header, *scales[k], with_air=is_ct)
+            path, frames = piece.path, stored_values(piece)
+        values = hounsfield_units(frames[piece.frame], piece, *scales[k], with_air=is_ct)
+        check_values(values, piece, MOST if is_ct else 2**31 - 1)
         if voxels.dtype == np.int16 and not (-32768 <= values.min() and values.max() <= 32767):
             voxels = voxels.astype(np.int32)
         voxels[k] = values
     return voxels
-
-
-def read_file(piece: Slice) -> Shaped[np.ndarray, "F H W"]:
-    "Decode the pixels of a file. Raises a `ValueError` that names it."
-    try:
-        return stored_values(piece)
-    except Exception as error:  # decoders raise errors of many types
-        raise ValueError(
-            f"the pixels of {piece.name} cannot be decoded ({error}); get the file again from where it came from"
-        ) from error
 
 # %% ../../nbs/api/volumes/206_series.ipynb #4ba3b22b
 def interpolated(

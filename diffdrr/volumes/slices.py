@@ -5,20 +5,29 @@
 # %% ../../nbs/api/volumes/205_slices.ipynb #d47e6579
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pydicom
-import SimpleITK as sitk
 from jaxtyping import Bool, Float, Shaped
 from pydicom import uid
-from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
-from pydicom.tag import Tag
+
+from diffdrr.dicom import (
+    complete_header,
+    decode,
+    frames_of,
+    functional_groups,
+    integer,
+    kind_of,
+    padding_range,
+    text_of,
+    used_bits,
+    value_of,
+    wrong,
+)
+from ..dicom import numbers as numbers_of
 
 # %% auto #0
 __all__ = []
@@ -66,25 +75,6 @@ HEADER = [
     "PerFrameFunctionalGroupsSequence",
 ]
 
-# %% ../../nbs/api/volumes/205_slices.ipynb #85bb384e
-def value_of(
-    header: Dataset,
-    keyword: str,  # of a tag
-) -> Any:  # None where it is missing, or cannot be understood
-    "Look up the value of a tag."
-    try:
-        return header.get(keyword)
-    except Exception:  # pydicom raises errors of many types
-        return None
-
-
-def text_of(
-    header: Dataset,
-    keyword: str,  # of a tag
-) -> str:  # empty where it is missing, or cannot be understood
-    "Look up the text of a tag."
-    return str(value_of(header, keyword) or "")
-
 # %% ../../nbs/api/volumes/205_slices.ipynb #4be3d0ba
 class Slice(NamedTuple):
     "One slice: a file, or a frame of a file."
@@ -112,147 +102,83 @@ class Slice(NamedTuple):
         kinds = value_of(self.header, "FrameType") or value_of(self.header, "ImageType") or []
         return [str(kind).upper() for kind in ([kinds] if isinstance(kinds, str) else kinds)]
 
-# %% ../../nbs/api/volumes/205_slices.ipynb #a4820a59
-@contextmanager
-def quiet() -> Iterator[None]:
-    "Keep pydicom's warnings back: those about the spelling of values are of no use to who reads a CT."
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="pydicom")
-        yield
-
-# %% ../../nbs/api/volumes/205_slices.ipynb #c364b61e
-def label(
-    keyword: str,  # of a tag
-) -> str:
-    "Name a tag as the standard does."
-    tag = Tag(tag_for_keyword(keyword))
-    return f"{keyword} ({tag.group:04X},{tag.element:04X})"
-
-
-def join(values: Iterable[object]) -> str:
-    "Write several values as DICOM does."
-    return "\\".join(map(str, values))
-
-
-def content(
-    header: Dataset,
-    keyword: str,  # of a tag
-) -> str:
-    "Spell what a tag holds, before it is understood."
-    element = header.get_item(keyword)
-    if element is None:
-        return "nothing (the tag is missing)"
-    value = "" if element.value is None else element.value
-    if isinstance(value, bytes):
-        value = value.decode("latin-1").strip("\0 ")
-    return f"'{value}'" if isinstance(value, str) or not isinstance(value, Sequence) else f"'{join(value)}'"
-
 # %% ../../nbs/api/volumes/205_slices.ipynb #5f670313
-def integer(
-    header: Dataset,
-    keyword: str,  # of a tag
-    default: int,  # where the tag is missing
-) -> int:
-    "Read a whole number. Raises a `ValueError` that shows what the tag holds instead."
-    if keyword not in header:
-        return default
-    try:
-        return int(value_of(header, keyword))
-    except (ValueError, TypeError):
-        raise ValueError(f"the tag {label(keyword)} must hold a whole number, not {content(header, keyword)}") from None
+GIVE_PLACE = "correct the file, or read the voxels yourself and give them with their affine: read(tensor, affine=...)"
 
 
 def numbers(
     piece: Slice,
     keyword: str,  # of a tag
     count: int = 1,  # how many numbers it must hold
+    positive: bool = False,  # they must be above zero
 ) -> Float[np.ndarray, "{count}"]:
     "Read the numbers of a tag. Raises a `ValueError` that shows what it holds instead."
-    try:
-        found = np.atleast_1d(np.asarray(value_of(piece.header, keyword), dtype=np.float64))
-    except (ValueError, TypeError, OverflowError):
-        found = np.empty(0)
-    if found.shape != (count,) or not np.isfinite(found).all():
-        what = "a number" if count == 1 else f"{count} numbers"
-        raise ValueError(
-            f"the tag {label(keyword)} of {piece.name} must hold {what}, not {content(piece.header, keyword)}; "
-            "correct the file, or read the voxels yourself and give them with their affine: read(tensor, affine=...)"
-        )
-    return found
+    return np.array(numbers_of(piece.header, keyword, count, positive, piece.name, GIVE_PLACE))
+
+
+def matrix_of(
+    piece: Slice,
+) -> tuple[int, int]:  # rows and columns
+    "Read the size of a slice. Raises a `ValueError` unless it is positive."
+    return tuple(int(numbers(piece, keyword, positive=True)[0]) for keyword in ("Rows", "Columns"))
 
 # %% ../../nbs/api/volumes/205_slices.ipynb #762be05d
-NATIVE = {  # neither compressed nor deflated: the pixels begin so many bytes after the start of their tag
-    uid.ImplicitVRLittleEndian: 8,
-    uid.ExplicitVRLittleEndian: 12,
-    uid.ExplicitVRBigEndian: 12,
+NATIVE = {  # neither compressed nor deflated: where the pixels begin after the start of their tag, bytes, and their order
+    uid.ImplicitVRLittleEndian: (8, "<"),
+    uid.ExplicitVRLittleEndian: (12, "<"),
+    uid.ExplicitVRBigEndian: (12, ">"),
+    "1.2.840.113619.5.2": (8, ">"),  # old ones of GE: implicit notation, little-endian but for the pixels
 }
-
-
-def syntax_of(
-    header: Dataset,
-) -> str | None:  # None where the file does not say
-    "Return the UID of the way in which a file is encoded."
-    return value_of(header.file_meta, "TransferSyntaxUID")
 
 
 def fault_of(
     header: Dataset,
     left: int,  # bytes of the file from the tag of its pixels on
 ) -> str:  # empty for a whole file
-    "Say what is missing at the end of a file."
-    syntax = syntax_of(header)
+    "Say what is missing in a file."
+    syntax, frames = header.file_meta.TransferSyntaxUID, frames_of(header)
+    own = value_of(header, "PerFrameFunctionalGroupsSequence")
+    if own and len(own) != frames:
+        return f"has {frames} frames, but places for {len(own)}"
     if syntax == uid.DeflatedExplicitVRLittleEndian:
         return ""  # it was read to its end in order to unpack it, which fails for a file cut short
     if left == 0:
         return "ends before its pixels"
-    sizes = ("Rows", "Columns", "SamplesPerPixel", "NumberOfFrames", "BitsAllocated")
-    expected = int(np.prod([integer(header, keyword, 1) for keyword in sizes])) // 8
-    there = left - NATIVE.get(syntax, 0)
-    if syntax in NATIVE and there < expected:
-        return f"is cut short: of {expected} bytes of pixels it holds {there}"
-    return ""
+    rows, columns, channels = (integer(header, keyword, 1) for keyword in ("Rows", "Columns", "SamplesPerPixel"))
+    expected = frames * rows * columns * channels * kind_of(header).itemsize
+    there = left - NATIVE.get(syntax, (0, ""))[0]
+    expected = expected if syntax in NATIVE else frames  # compressed, each has a byte at least
+    return f"is cut short: of {expected} bytes of pixels it holds {there}" if there < expected else ""
 
 # %% ../../nbs/api/volumes/205_slices.ipynb #8858f7dd
 def is_image(
     header: Dataset,
+    left: int,  # bytes of the file from the tag of its pixels on
 ) -> bool:
-    "Tell pictures from reports, plans, doses, directories and other objects."
+    "Tell pictures from reports, plans, doses, directories and other objects. What is cut short may be one."
     kind = uid.UID(text_of(header, "SOPClassUID") or text_of(header.file_meta, "MediaStorageSOPClassUID"))
-    return "Image Storage" in kind.name or (kind.name == kind and "Rows" in header)
+    cut_short = not kind or "SOPInstanceUID" not in header  # both stand near the start
+    return "Image Storage" in kind.name or (kind.name == kind and (cut_short or left > 0 or "Rows" in header))
 
 # %% ../../nbs/api/volumes/205_slices.ipynb #711f58cc
-GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
-
-
-def with_groups(
-    header: Dataset,
-    groups: Dataset,  # functional groups
-) -> Dataset:
-    "Put the tags in functional groups beside those of a header."
-    flat = Dataset()
-    flat.update(header)
-    flat.file_meta = header.file_meta
-    for group in groups:
-        if group.VR == "SQ" and group.value:
-            flat.update(group.value[0])
-    return flat
-
-
 def frame_headers(
     header: Dataset,
 ) -> list[Dataset]:
     "List the header of each frame."
-    shared, own = (value_of(header, keyword) or [] for keyword in GROUPS)
-    count = integer(header, "NumberOfFrames", 1)
-    if not own:
+    count = frames_of(header)
+    if not value_of(header, "PerFrameFunctionalGroupsSequence"):
         return [header] * count  # they lie where the first does, so a series of them is refused
-    if len(own) != count:
-        raise ValueError(f"it has {count} frames, but places for {len(own)}")
-    for keyword in GROUPS:
-        header.pop(keyword, None)
-    for groups in shared:
-        header = with_groups(header, groups)
-    return [with_groups(header, groups) for groups in own]
+    headers = []
+    for frame in range(count):
+        flat = Dataset()
+        flat.update(header)
+        flat.file_meta = header.file_meta
+        for group in reversed(functional_groups(header, frame)):
+            flat.update(group)
+        for keyword in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+            flat.pop(keyword, None)
+        headers.append(flat)
+    return headers
 
 # %% ../../nbs/api/volumes/205_slices.ipynb #d9c33211
 def is_dicom(
@@ -272,114 +198,75 @@ def read_slices(
         return [Slice(path, 0, Dataset(), fault="is empty")]
     if not is_dicom(path):
         return []
+    header = Dataset()
     try:
         with path.open("rb") as file:
             header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=HEADER, force=True)
             start = file.tell()
-            if not is_image(header):
+            left = path.stat().st_size - start
+            complete_header(header)
+            if not is_image(header, left):
                 return []
-            fault = fault_of(header, path.stat().st_size - start)
-            return [Slice(path, frame, flat, start, fault) for frame, flat in enumerate(frame_headers(header))]
+            fault = fault_of(header, left)
+            headers = [header] if fault else frame_headers(header)
+            return [Slice(path, frame, flat, start, fault) for frame, flat in enumerate(headers)]
     except Exception as error:  # pydicom raises errors of many types
-        return [Slice(path, 0, Dataset(), fault=f"cannot be understood ({error})")]
+        return [Slice(path, 0, header, fault=f"cannot be understood ({error})")]
 
 # %% ../../nbs/api/volumes/205_slices.ipynb #ff167800
+MOST = 1_000_000  # HU; gold, above its K edge, has 900,000, and no material more
+
+
 def rescale_of(
     piece: Slice,
 ) -> tuple[float, float]:
-    "Read slope and intercept; 1 and 0 where the file has neither."
+    "Read slope and intercept; 1 and 0 where the file has neither. Raises a `ValueError` for what no CT has."
     if "RescaleSlope" not in piece.header and "RescaleIntercept" not in piece.header:
         return 1.0, 0.0
     slope, intercept = (float(numbers(piece, keyword)[0]) for keyword in ("RescaleSlope", "RescaleIntercept"))
     if slope == 0:
-        raise ValueError(f"the tag {label('RescaleSlope')} of {piece.name} must not hold 0; correct the file")
+        raise wrong(piece.header, "RescaleSlope", "a number other than 0", piece.name)
+    for keyword, value in (("RescaleSlope", slope), ("RescaleIntercept", intercept)):
+        if abs(value) > MOST:
+            raise wrong(piece.header, keyword, f"a number from -{MOST} to {MOST}", piece.name, GIVE_PLACE)
     return slope, intercept
-
-
-PIXELS = {  # by the bits of a pixel and whether it has a sign
-    (8, 0): np.uint8,
-    (8, 1): np.int8,
-    (16, 0): np.uint16,
-    (16, 1): np.int16,
-    (32, 0): np.uint32,
-    (32, 1): np.int32,
-}
-
-
-def is_plain(
-    header: Dataset,
-) -> bool:
-    "Say whether pixels stand in the file as they are in memory."
-    kind = integer(header, "BitsAllocated", 16), integer(header, "PixelRepresentation", 0)
-    return syntax_of(header) in NATIVE and kind in PIXELS
 
 
 def stored_values(
     first: Slice,  # of a file
 ) -> Shaped[np.ndarray, "F H W"]:  # whole numbers
-    "Decode the pixels of a file."
-    rows, columns = (int(numbers(first, keyword)[0]) for keyword in ("Rows", "Columns"))
-    if is_plain(first.header):
-        kind = PIXELS[integer(first.header, "BitsAllocated", 16), integer(first.header, "PixelRepresentation", 0)]
-        syntax, frames = syntax_of(first.header), integer(first.header, "NumberOfFrames", 1)
-        kind = np.dtype(kind).newbyteorder(">" if syntax == uid.ExplicitVRBigEndian else "<")
-        values = np.fromfile(first.path, kind, frames * rows * columns, offset=first.start + NATIVE[syntax])
-        return values.reshape(-1, rows, columns).astype(kind.newbyteorder("="), copy=False)
-    slope, intercept = rescale_of(first)
-    image = sitk.ReadImage(str(first.path), imageIO="GDCMImageIO")
-    values = np.rint((sitk.GetArrayViewFromImage(image) - intercept) / slope)
-    return values.astype(np.int32).reshape(-1, rows, columns)
-
-# %% ../../nbs/api/volumes/205_slices.ipynb #b00f395d
-def used_bits(
-    values: Shaped[np.ndarray, "H W"],  # stored
-    header: Dataset,
-) -> Shaped[np.ndarray, "H W"]:
-    "Keep the bits that hold the value of a pixel."
-    if not is_plain(header):
-        return values
-    allocated = 8 * values.dtype.itemsize
-    stored = integer(header, "BitsStored", allocated)
-    above = allocated - 1 - integer(header, "HighBit", stored - 1)
-    return (values << above) >> (allocated - stored) if stored < allocated else values
+    "Decode the pixels of a file. Raises a `ValueError` that names it, or what decodes it."
+    if integer(first.header, "SamplesPerPixel", 1, first.name) != 1:
+        raise wrong(first.header, "SamplesPerPixel", "1, as the slices of a volume have no colours", first.name)
+    syntax, frames = first.header.file_meta.TransferSyntaxUID, frames_of(first.header, first.name)
+    (rows, columns), kind = matrix_of(first), kind_of(first.header, first.name)
+    if syntax in NATIVE:
+        start, order = NATIVE[syntax]
+        stored = kind.newbyteorder(order)
+        values = np.fromfile(first.path, stored, frames * rows * columns, offset=first.start + start)
+        return values.reshape(-1, rows, columns).astype(kind, copy=False)
+    dataset = pydicom.dcmread(first.path, force=True)
+    return np.stack([decode(dataset, frame, f"the file {first.path.name!r}") for frame in range(frames)])
 
 # %% ../../nbs/api/volumes/205_slices.ipynb #a61b3660
 AIR = -1000  # HU
 UNSIGNED_PADDING = 65536 - 2000
 
 
-def padding_range(
-    header: Dataset,
-) -> tuple[int, int] | None:  # stored values, both included; None where the file names none
-    "Read which stored values are padding."
-    signed = integer(header, "PixelRepresentation", 0) == 1
-    found = []
-    for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"):
-        element = header.get_item(keyword)
-        if element is None or element.value is None or len(np.atleast_1d(element.value)) == 0:
-            continue
-        value = element.value
-        if isinstance(value, bytes):  # whether it has a sign, the file cannot say in implicit notation
-            value = int.from_bytes(value[:2], "little" if element.is_little_endian else "big")
-        value = int(value) % 65536
-        found.append(value - 65536 if signed and value >= 32768 else value)
-    return (min(found), max(found)) if found else None
-
-
 def is_padding(
     values: Shaped[np.ndarray, "H W"],  # stored
-    header: Dataset,
+    piece: Slice,
 ) -> Bool[np.ndarray, "H W"]:
     "Say which pixels are padding."
     found = values == UNSIGNED_PADDING if values.dtype.kind == "u" else np.zeros(values.shape, dtype=bool)
-    if limits := padding_range(header):
+    if limits := padding_range(piece.header, piece.name):
         found |= (values >= limits[0]) & (values <= limits[1])
     return found
 
 # %% ../../nbs/api/volumes/205_slices.ipynb #f145f137
 def hounsfield_units(
     values: Shaped[np.ndarray, "H W"],  # stored
-    header: Dataset,
+    piece: Slice,
     slope: float,
     intercept: float,
     with_air: bool = True,  # padding becomes air
@@ -389,7 +276,7 @@ def hounsfield_units(
         slope, intercept, kind = int(slope), int(intercept), np.int64
     else:
         kind = np.float64
-    result = used_bits(values, header).astype(kind) * slope + intercept
+    result = used_bits(values, piece.header, piece.name).astype(kind) * slope + intercept
     if with_air:
-        result[is_padding(values, header) & (result > AIR)] = AIR
+        result[is_padding(values, piece) & (result > AIR)] = AIR
     return result

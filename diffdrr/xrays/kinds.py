@@ -5,7 +5,8 @@
 # %% ../../nbs/api/xrays/304_kinds.ipynb #358d6454
 from __future__ import annotations
 
-from .tags import Tags, label
+from ..dicom import label
+from .tags import Tags
 
 # %% auto #0
 __all__ = []

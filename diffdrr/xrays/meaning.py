@@ -13,9 +13,10 @@ from scipy import ndimage
 from scipy.spatial import Delaunay
 from scipy.stats import rankdata
 
+from ..dicom import label
 from .kinds import FLUOROSCOPIES, RADIOGRAPHS
 from .pixels import falls, table_entries
-from .tags import Tags, label
+from .tags import Tags
 
 # %% auto #0
 __all__ = []

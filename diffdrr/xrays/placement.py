@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 
 from ..checks import number, positive
+from ..dicom import frames_of, label
 from ..geometry import Camera
 from .kinds import BY_HAND
-from .tags import Tags, label
+from .tags import Tags
 
 # %% auto #0
 __all__ = []
@@ -88,7 +89,7 @@ def pixel_size(
     if not height_and_width:
         if tags.numbers("PixelSpacing") and not is_radiotherapy(tags):
             remedy += f"; {label('PixelSpacing')} is {tags.value('PixelSpacing')}, which may be that at the patient"
-        raise tags.wrong(keyword, 2, True, remedy)
+        raise tags.wrong(keyword, "2 positive numbers", remedy)
     return height_and_width[1] if given.delx is None else given.delx, given.dely or height_and_width[0]
 
 
@@ -108,7 +109,7 @@ def read_camera(
     if sdd is None:
         sdd = tags.number(words.sdd, positive=True, remedy=remedy)
     if sdd is None:
-        raise tags.wrong(words.sdd, 1, True, remedy)
+        raise tags.wrong(words.sdd, "a positive number", remedy)
     camera = Camera(sdd, tags.dataset.Rows, tags.dataset.Columns, *pixel_size(tags, given))
     if (modality := tags.text("Modality")) in NOT_IN_THE_MIDDLE:
         warnings.warn(NOT_IN_THE_MIDDLE[modality], stacklevel=4)
@@ -155,7 +156,7 @@ def isocentre_on_detector(
     }
     rotation = (tags.number("FieldOfViewRotation") or 0) % 360
     if rotation not in turned:
-        raise tags.wrong("FieldOfViewRotation", 1, False, "correct it in the file: it is a multiple of 90")
+        raise tags.wrong("FieldOfViewRotation", "a multiple of 90")
     right, down = turned[rotation]
     if tags.text("FieldOfViewHorizontalFlip") == "YES":
         right = width - right
@@ -212,7 +213,7 @@ def read_sod(
     for keyword in words_of(tags).sod:
         if sod := tags.number(keyword, remedy=remedy):
             if sod < 0:
-                raise tags.wrong(keyword, 1, True, remedy)
+                raise tags.wrong(keyword, "a positive number", remedy)
             return sod
     magnification = tags.number("EstimatedRadiographicMagnificationFactor", remedy=remedy)
     return camera.sdd / magnification if magnification and magnification >= 1 else None
@@ -230,12 +231,10 @@ def frame_angle(
     increments = tags.numbers(keyword, remedy=remedy)
     if first is None or not increments:
         return first
-    n_frames = int(tags.number("NumberOfFrames") or 1)
+    n_frames = frames_of(tags.dataset)
     if len(increments) not in (1, n_frames):
-        raise ValueError(
-            f"the tag {keyword} must have one value or {n_frames}, one for each frame, not {len(increments)}; correct "
-            f"it, or remove it from the file, or {remedy}"
-        )
+        expected = f"one number, or {n_frames}, one for each frame"
+        raise tags.wrong(keyword, expected, f"correct it, or remove it from the file, or {remedy}")
     return first + (increments[tags.frame] if len(increments) == n_frames else tags.frame * increments[0])
 
 # %% ../../nbs/api/xrays/307_placement.ipynb #14d2f1df

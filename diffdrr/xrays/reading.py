@@ -11,25 +11,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pydicom
 import torch
 from jaxtyping import Bool, Real, Shaped
 from PIL import Image, ImageOps, UnidentifiedImageError
+from pydicom import Dataset
 from torch import Tensor
 
-from ..checks import finite, need, one_of
+from ..checks import finite, one_of
+from ..dicom import complete_header, frames_of, kind_of, quiet
 from ..geometry import Camera
 from .kinds import check_kind
 from .meaning import meaning_of_values, warn_of_doubt
 from .pixels import read_pixels
 from .placement import Given, read_angles, read_camera, read_sod
-from .tags import Tags, label
+from .tags import Tags
 from .xray import XRay
-
-if TYPE_CHECKING:
-    from pydicom import Dataset
 
 # %% auto #0
 __all__ = ['read_xray']
@@ -204,13 +203,11 @@ def read_dataset(
     path: Path,
 ) -> Dataset:
     "Read a file as DICOM. Raises a `ValueError` for one of another format, or that is cut short."
-    pydicom = need("pydicom", "xray", "an X-ray in DICOM format")
     name = f"path {str(path)!r}"
     with reading(name, "DICOM"), suppress(pydicom.errors.InvalidDicomError):
         return pydicom.dcmread(path)
-    dataset = pydicom.Dataset()
-    with suppress(Exception), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    dataset = Dataset()
+    with suppress(Exception), quiet():
         dataset = pydicom.dcmread(path, force=True)
     if "SOPClassUID" not in dataset and not ("Rows" in dataset and "Columns" in dataset):
         raise ValueError(
@@ -218,21 +215,6 @@ def read_dataset(
             "to one of them"
         )
     return dataset
-
-
-def complete_header(
-    dataset: Dataset,  # changed in place
-) -> None:
-    "Say how a file is encoded, if its header does not, by how it was read."
-    from pydicom.dataset import FileMetaDataset
-    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-
-    if getattr(dataset, "file_meta", None) is None:
-        dataset.file_meta = FileMetaDataset()
-    if "TransferSyntaxUID" not in dataset.file_meta:
-        implicit, little = dataset.original_encoding
-        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
 
 
 def open_dicom(
@@ -250,11 +232,8 @@ def open_dicom(
         )
     for keyword in ("Rows", "Columns", "BitsAllocated"):
         if tags.number(keyword, positive=True) is None:
-            raise tags.wrong(keyword, 1, True, "")
-    if dataset.BitsAllocated not in (8, 16, 32, 64):
-        raise ValueError(
-            f"{name} has {label('BitsAllocated')} of {dataset.BitsAllocated}, which is no X-ray; give the X-ray itself"
-        )
+            raise tags.wrong(keyword, "a positive number")
+    kind_of(dataset)
     complete_header(dataset)
     return dataset
 
@@ -321,8 +300,8 @@ def read_xray(
     """Read an X-ray.
 
     Raises a `FileNotFoundError` for a file that is missing; a `ValueError` for one that holds no X-ray, for a frame
-    that is not there, and for geometry that is neither in the file nor given; a `ModuleNotFoundError` without pydicom,
-    or without what decompresses the pixels. Warns where the file and its picture disagree on which bones are bright.
+    that is not there, and for geometry that is neither in the file nor given; a `ModuleNotFoundError`
+    without what decompresses the pixels. Warns where the file and its picture disagree on which bones are bright.
 
     Where the principal point is not in the middle, say so with `camera.replace(x0=..., y0=...)`.
 
@@ -350,5 +329,5 @@ def read_xray(
         return xray_of_picture(values, given, meaning, name)
     with reading(name, "DICOM", ours=(ValueError, ImportError)):
         dataset = open_dicom(path)
-        n_frames = int(Tags(dataset).number("NumberOfFrames") or 1)
+        n_frames = frames_of(dataset)
         return xray_of_dicom(Tags(dataset, choose_frame(n_frames, frame, name)), given, meaning, str(path))
