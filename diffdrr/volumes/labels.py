@@ -107,7 +107,10 @@ def labels_of(
         elif not isinstance(one, str):
             raise ValueError(f"labels must be whole numbers or names of structures, not {one!r}")
         elif table is None:
-            remedy = "give one as structures=..., such as structure_table() of TotalSegmentator, or give numbers"
+            remedy = (
+                "give one as structures=..., or structures=structure_table() for labels of TotalSegmentator, or give "
+                "numbers"
+            )
             raise ValueError(f"labels holds the name {one!r}, but no table says which number that is; {remedy}")
         elif one not in set(table["structure"]):
             names = [str(name) for name in table["structure"]]
