@@ -612,6 +612,10 @@ def test_segmentation_of_slicer(tmp_path, hu, labels):
         assert subject.structures.to_dict("list") == {"structure": ["Left lung", "tumour", "heart ü"], "id": [1, 2, 3]}
         right = np.select([labels == 1, labels == 2, labels == 3], [1, 3, 2])
         assert np.array_equal(subject.mask.data[0].numpy(), right)
+    with pytest.raises(
+        ValueError, match="volume .* is a segmentation of 3D Slicer, not a CT; give the CT, and this as"
+    ):
+        read(path, path)
     layers[1, labels == 1] = 1
     with pytest.warns(UserWarning, match=rf"overlap.*'tumour' takes {(labels == 1).sum()} of 'Left lung'"):
         assert (read(hu, segmentation(path, layers, SEGMENTS), affine=AFFINE).mask.data == 1).sum() == 0

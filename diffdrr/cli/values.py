@@ -114,13 +114,14 @@ def check_belongs(
     options: object,  # of a command
     names: tuple[str, ...],  # of those that belong to a CT
 ) -> None:
-    "Raise a `ValueError` for options of a CT where none is given, and for structures without a label map."
+    "Raise a `ValueError` for options of a CT where none is given, and for structures and names without a label map."
     given = [name for name in names if getattr(options, name)]
     if options.ct is None and given:
         flag = f"--{given[0].replace('_', '-')}"
         raise ValueError(f"{flag} belongs to a CT, and none is given; the example has --structures of its own")
-    if options.ct is not None and options.labels is None and options.structures is not None:
-        raise ValueError("--structures needs the label map of the CT; give it as --labels")
+    for name in ("structures", "names"):
+        if options.ct is not None and options.labels is None and getattr(options, name) is not None:
+            raise ValueError(f"--{name} needs the label map of the CT; give it as --labels")
 
 # %% ../../nbs/api/cli/932_values.ipynb #ae2c15b1
 def check_output(

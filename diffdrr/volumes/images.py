@@ -68,7 +68,9 @@ def from_simpleitk(
 ) -> Loaded:
     "Take voxels, place and names of an image of SimpleITK. Raises the errors of `merge_layers`."
     loaded = kind.from_sitk(image)
-    segments = segments_of(image) if kind is LabelMap else []
+    segments = segments_of(image)
+    if segments and kind is ScalarImage:
+        raise ValueError("it is a segmentation of 3D Slicer, not a CT; give the CT, and this as labelmap")
     affine = np.diag([*np.broadcast_to(units, 3), 1.0]) @ loaded.affine
     if not segments:
         return loaded.data.contiguous(), affine, {}

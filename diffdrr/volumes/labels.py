@@ -114,7 +114,8 @@ def labels_of(
             raise ValueError(f"labels holds the name {one!r}, but no table says which number that is; {remedy}")
         elif one not in set(table["structure"]):
             names = [str(name) for name in table["structure"]]
-            near = guess(one, names) or f"it has {', '.join(names)}"
+            alike = [name for name in names if one.lower().removesuffix("s") in name.lower()]  # "lung", "ribs"
+            near = (len(alike) < 2 and guess(one, names)) or f"it has {', '.join(alike or names)}"
             raise ValueError(f"labels holds the name {one!r}, which is not in the table of structures{end(near)}")
         else:
             found += [int(label) for label in table["id"][table["structure"] == one]]
