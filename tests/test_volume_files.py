@@ -18,6 +18,7 @@ import torch
 import torchio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scipy.io import netcdf_file
 
 from diffdrr.geometry import convert
 from diffdrr.rendering import DRR
@@ -611,6 +612,10 @@ def test_segmentation_of_slicer(tmp_path, hu, labels):
         assert subject.structures.to_dict("list") == {"structure": ["Left lung", "tumour", "heart ü"], "id": [1, 2, 3]}
         right = np.select([labels == 1, labels == 2, labels == 3], [1, 3, 2])
         assert np.array_equal(subject.mask.data[0].numpy(), right)
+    with pytest.raises(
+        ValueError, match="volume .* is a segmentation of 3D Slicer, not a CT; give the CT, and this as"
+    ):
+        read(path, path)
     layers[1, labels == 1] = 1
     with pytest.warns(UserWarning, match=rf"overlap.*'tumour' takes {(labels == 1).sum()} of 'Left lung'"):
         assert (read(hu, segmentation(path, layers, SEGMENTS), affine=AFFINE).mask.data == 1).sum() == 0
@@ -695,6 +700,52 @@ def test_other_formats_of_nibabel(tmp_path, hu):
     nib.save(nib.MGHImage(hu.astype(np.int32), AFFINE.astype(np.float32)), tmp_path / "ct.mgz")
     for image in (tmp_path / "ct.mgz", nib.load(tmp_path / "ct.mgz")):
         assert_read(quietly(image, center_volume=False), hu, AFFINE)
+
+
+def write_afni(path: Path, voxels: np.ndarray, factor: float) -> None:
+    "Write what AFNI writes: axes that run to the left, to the back and to the head, and a factor for each volume."
+    step, origin = (-2, -2.5, 3), (20, 15, -7)  # mm, in the frame of the header, x to the left and y to the back
+    attributes = {
+        "DATASET_RANK": (3, 1, 0, 0, 0, 0, 0, 0),
+        "DATASET_DIMENSIONS": (*voxels.shape, 0, 0),
+        "BRICK_TYPES": (1,),
+        "BRICK_FLOAT_FACS": (factor,),
+        "ORIENT_SPECIFIC": (1, 4, 4),
+        "DELTA": step,
+        "ORIGIN": origin,
+        "IJK_TO_DICOM_REAL": np.column_stack([np.diag(step), origin]).ravel(),
+    }
+    text = "type = string-attribute\nname = BYTEORDER_STRING\ncount = 10\n'LSB_FIRST~\n\n"
+    for name, values in attributes.items():
+        kind = "float" if any(float(value) % 1 for value in values) or name == "BRICK_FLOAT_FACS" else "integer"
+        text += f"type = {kind}-attribute\nname = {name}\ncount = {len(values)}\n {' '.join(map(str, values))}\n\n"
+    path.with_suffix(".HEAD").write_text(text.rstrip())
+    path.with_suffix(".BRIK").write_bytes(voxels.astype("<i2").tobytes(order="F"))
+
+
+@pytest.mark.parametrize("factor, right", [(0.0, 1.0), (0.5, 0.5)])  # 0 means no factor
+def test_afni_scales_in_its_own_way(tmp_path, hu, factor, right):
+    write_afni(tmp_path / "ct+orig", hu, factor)
+    affine = np.array([[2.0, 0, 0, -20], [0, 2.5, 0, -15], [0, 0, 3, -7], [0, 0, 0, 1]])
+    for image in (tmp_path / "ct+orig.HEAD", tmp_path / "ct+orig.BRIK", nib.load(tmp_path / "ct+orig.HEAD")):
+        assert_read(quietly(image, center_volume=False), hu * right, affine)
+
+
+def test_minc_of_version_1(tmp_path, capfd, hu):
+    with netcdf_file(tmp_path / "ct.mnc", "w") as file:
+        for name, n, start, step in zip(("zspace", "yspace", "xspace"), SHAPE[::-1], (7, -20, 30), (3, 1.5, 2)):
+            file.createDimension(name, n)
+            axis = file.createVariable(name, "i4", ())
+            axis.start, axis.step, axis.spacing = float(start), float(step), b"regular__"
+        image = file.createVariable("image", "i2", ("zspace", "yspace", "xspace"))
+        image[:], image.valid_range, image.signtype = hu.T, np.array([-32768.0, 32767]), b"signed__"
+        for name, value in (("image-max", 32767.0), ("image-min", -32768.0)):
+            file.createVariable(name, "f8", ())[...] = value
+    affine = np.array([[2.0, 0, 0, 30], [0, 1.5, 0, -20], [0, 0, 3, 7], [0, 0, 0, 1]])
+    found = quietly(tmp_path / "ct.mnc", center_volume=False).volume
+    turn = nib.orientations.io_orientation(np.linalg.inv(affine) @ found.affine)  # MINC counts z, y and x
+    assert np.allclose(nib.orientations.apply_orientation(found.numpy()[0], turn), hu, atol=1e-3)
+    assert np.allclose(found.affine @ nib.orientations.inv_ornt_aff(turn, found.spatial_shape), affine)
 
 
 def test_what_is_no_image(hu):

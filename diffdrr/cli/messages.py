@@ -22,6 +22,7 @@ ARGUMENTS = {  # names of the library's arguments, and of the options that stand
     "translation": ("xyz",),
 }
 UNMISTAKABLE = ("sdd", "sod", "delx", "dely")  # no words of a language
+CALL = r"(?<![\w.])read(?:_xray)?\((?:[^()]|\([^()]*\))*\)"  # of the library
 
 
 def flag_of(
@@ -50,15 +51,16 @@ def in_options(
     flags = flags_of(options)
     names = "|".join(map(re.escape, flags))
     plain = "|".join(name for name in UNMISTAKABLE if name in flags)
-    quotation, beginning = r"""('[^']*'|"[^"]*")""", rf"(^|\bargument )({names})(?![\w=-])"
+    quotation, beginning = rf"""('[^']*'|"[^"]*"|{CALL})""", rf"(^|\bargument |cannot be read: )({names})(?![\w=-])"
     pattern = rf"{quotation}|{beginning}|(?<![\w-])({names})=|(?<![\w-])({plain or '(?!)'})\b"
 
     def spell(found: re.Match) -> str:
         quoted, before, first, given, word = found.groups()
         option = quoted or flags[first or given or word]
-        return "option " * bool(before) + option + " " * bool(given)
+        return (before or "").replace("argument", "option") + option + " " * bool(given)
 
-    return re.sub(pattern, spell, " ".join(message.split()))
+    spelt = re.sub(pattern, spell, " ".join(message.split())).replace("structure_table()", "totalsegmentator")
+    return f"{spelt} (in Python: from diffdrr import read, read_xray)" if re.search(CALL, spelt) else spelt
 
 # %% ../../nbs/api/cli/931_messages.ipynb #8f6728e3
 def explain(

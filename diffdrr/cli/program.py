@@ -64,6 +64,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         "Give up with the status 2."
+        if message.endswith("expected one argument"):
+            option = message.removeprefix("argument ").split(":")[0].split("/")[-1]
+            message += f"; a value that begins with a minus needs an equals sign, as in {option}=-30,0"
         self.exit(2, f"{self.prog}: {message}; {self.prog} --help explains the options\n")
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 
-from ..checks import number, some_of
+from ..checks import number, some_of, whole
 from .values import check_file, check_output, for_each, read_numbers, read_view
 from ..files import whole_folder
 
@@ -198,6 +198,7 @@ def register(
         raise ValueError(f"--output {options.output!r} exists; choose another name, or remove it")
     check_output(folder)
     check_file("CT", options.ct)
+    whole("--pixels", options.pixels, 32)
     pictures = read_pictures(case)
     start = initial_poses(options.init, pictures, case)
     drrs = make_drrs(case, pictures)

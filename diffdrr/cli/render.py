@@ -139,8 +139,7 @@ def read_subject(
         return load_example_ct(read_structures(options.structures, structure_table()), options.orientation)
     check_file("CT", options.ct)
     check_file("--labels", options.labels)
-    if options.labels is None and options.structures is not None:
-        raise ValueError("--structures needs the label map of the CT; give it as --labels")
+
     table = read_table(options.names)
     kept = read_structures(options.structures, table)
     chosen = {name: getattr(options, name) for name in ("series", "phase", "slice_spacing")}
@@ -196,4 +195,5 @@ def render(
     image = take_picture(drr, pose)
     save_picture(path, as_xray(drr, image, pose, suffix), suffix)
     rows, columns = image.shape[2:]
-    print(f"{rows} x {columns} pixels, values from {image.min():.4g} to {image.max():.4g}: {path.absolute()}")
+    low, high = (value.item() + 0.0 for value in image.aminmax())  # + 0.0 takes the sign off a zero
+    print(f"{rows} x {columns} pixels, values from {low:.4g} to {high:.4g}: {path.absolute()}")

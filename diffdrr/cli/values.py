@@ -31,7 +31,7 @@ def read_numbers(
     except ValueError:
         values = []
     if len(values) != n or not np.isfinite(values).all():
-        example = ",".join(["10", "850", "0"][:n])
+        example = ",".join(["10", "20", "0"][:n])
         raise ValueError(f"{flag} must be {n} numbers separated by commas, such as {flag}={example}, not {text!r}")
     return values
 
@@ -104,6 +104,8 @@ def check_file(
     path: str | None,  # None if it is not given
 ) -> None:
     "Raise a `FileNotFoundError` for a file or folder that is not there."
+    if path == "":
+        raise FileNotFoundError(f"{flag} is empty; give the name of a file")
     if path is not None and not Path(path).exists():
         raise FileNotFoundError(f"{flag} {path!r} does not exist")
 
@@ -112,11 +114,14 @@ def check_belongs(
     options: object,  # of a command
     names: tuple[str, ...],  # of those that belong to a CT
 ) -> None:
-    "Raise a `ValueError` for options of a CT where none is given."
+    "Raise a `ValueError` for options of a CT where none is given, and for structures and names without a label map."
     given = [name for name in names if getattr(options, name)]
     if options.ct is None and given:
         flag = f"--{given[0].replace('_', '-')}"
         raise ValueError(f"{flag} belongs to a CT, and none is given; the example has --structures of its own")
+    for name in ("structures", "names"):
+        if options.ct is not None and options.labels is None and getattr(options, name) is not None:
+            raise ValueError(f"--{name} needs the label map of the CT; give it as --labels")
 
 # %% ../../nbs/api/cli/932_values.ipynb #ae2c15b1
 def check_output(

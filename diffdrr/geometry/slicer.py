@@ -67,7 +67,7 @@ def marks_of_json(
     "Read the landmarks of a `.mrk.json` file, all lists of it one after the other."
     where = repr(str(path))
     try:
-        lists = json.loads(path.read_text(encoding="utf-8"))["markups"]
+        lists = json.loads(path.read_text(encoding="utf-8-sig"))["markups"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{where} is no file of landmarks: it has no list 'markups' in JSON ({error})") from error
     for markup in lists:
@@ -90,7 +90,7 @@ def marks_of_fcsv(
     path: Path,
 ) -> Iterator[Mark]:
     "Read the landmarks of an `.fcsv` file."
-    where, lines = repr(str(path)), path.read_text(encoding="utf-8").splitlines()
+    where, lines = repr(str(path)), path.read_text(encoding="utf-8-sig").splitlines()
     pairs = (line.lstrip("# ").split("=", 1) for line in lines if line.startswith("#") and "=" in line)
     header = {key.strip(): value.strip() for key, value in pairs}
     signs = signs_of(header.get("CoordinateSystem", "RAS"), where)
@@ -128,7 +128,12 @@ def read_landmarks(path: str | Path) -> Landmarks:
     """
     path = Path(path)
     reader = READERS[one_of("the suffix of path", path.suffix.lower(), READERS, "3D Slicer saves landmarks in these")]
-    marks = list(reader(path))
+    try:
+        marks = list(reader(path))
+    except (AttributeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{str(path)!r} is no file of landmarks as 3D Slicer writes them ({error}); save them again"
+        ) from error
     missing = [mark.name for mark in marks if not mark.position]
     marks = [mark for mark in marks if mark.position]
     if not marks:

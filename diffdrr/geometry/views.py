@@ -129,7 +129,7 @@ def angles_of_view(
     amount = r"(\d+(?:\.\d+)?)"
     names = rf"(?P<base>{'|'.join(BASE_VIEWS)})|(?P<oblique>{'|'.join(OBLIQUE_VIEWS)})\s*{amount}"
     found = re.fullmatch(
-        rf"(?:{names})(?:\s+(?P<tilt>{'|'.join(TILTS)})\s*{amount})?", re.sub(r"\s+", " ", view.strip().upper())
+        rf"(?:{names})(?:\s+(?P<tilt>{'|'.join(TILTS)})\s*{amount})?", re.sub(r"\s+", " ", str(view).strip().upper())
     )
     if not found:
         raise ValueError(
@@ -200,6 +200,10 @@ def random_views(
         (batch_size), float32, on the CPU
     """
     whole("batch_size", batch_size)
+    for name, values, n in (("turns", turns, 3), ("offsets", offsets, 3), ("sod", sod, 2)):
+        if np.ndim(values) != 1 or len(values) != n:
+            raise ValueError(f"{name} must be {n} numbers, such as {(10,) * n}, not {values!r}")
+    views = [views] if isinstance(views, str) else views
     for name, values in (("turns", turns), ("offsets", offsets)):
         for value in values:
             number(name, value, least=0, remedy="give the largest deviation to either side")

@@ -46,6 +46,9 @@ def some_pixels(
     return (spread * torch.tensor([width / columns, height / rows])).double()
 
 # %% ../../nbs/api/geometry/109_visibility.ipynb #768e3b9f
+METRES = "; lengths are in mm: multiply metres by 1000"
+
+
 def spell(
     point: Float[Tensor, "3"],
 ) -> str:
@@ -67,7 +70,15 @@ def too_small(
     sdd: float,  # mm
 ) -> str:  # a remark, or nothing
     "Ask whether lengths are in metres."
-    return "; lengths are in mm: multiply metres by 1000" if source.abs().max() < 5 or sdd < 5 else ""
+    return METRES if source.abs().max() < 5 or sdd < 5 else ""
+
+
+def remark_on_size(
+    target: Float[Tensor, "N 3"],  # points all over the picture, world coordinates, mm
+) -> str:  # a remark, or nothing
+    "Ask whether the size of a pixel is in metres: no detector is as small as a millimetre."
+    size = torch.linalg.vector_norm(target.amax(dim=0) - target.amin(dim=0)).item()
+    return f"the whole detector measures {size:.2g} mm from corner to corner{METRES}" if size < 1 else ""
 
 # %% ../../nbs/api/geometry/109_visibility.ipynb #ee2df9bb
 def place_of(
@@ -135,6 +146,8 @@ def why_unseen(
         view, at_rest = world_from_camera[i], detector.reorient.matrix[0, :3, 2]
         if detector.beam == "cone" and is_inside(view[:3, 3], corners):
             found.append(f"the source is inside the volume, at {spell(view[:3, 3])} mm{too_small(view[:3, 3], sdd[i])}")
+        elif meets[i]:
+            found.append(remark_on_size(target[i]))
         else:
-            found.append("" if meets[i] else place_of(view, at_rest, sdd[i].item(), corners, widest[i]))
+            found.append(place_of(view, at_rest, sdd[i].item(), corners, widest[i]))
     return found

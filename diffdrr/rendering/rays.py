@@ -5,12 +5,14 @@
 # %% ../../nbs/api/rendering/503_rays.ipynb #92685ced
 from __future__ import annotations
 
+from inspect import signature
+
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ..checks import one_of, whole
+from ..checks import known, one_of, whole
 from ..geometry import Camera, Detector, RigidTransform, why_unseen
 from .renderers import Siddon, Trilinear
 from .setup import Setup
@@ -95,6 +97,8 @@ class RayRenderer(Setup):
             self._buffers["mask"] = as_labels(mask)
             self._non_persistent_buffers_set |= set() if persistent else {"mask"}
         self._count_labels()
+        own, its = (list(signature(kind).parameters) for kind in (type(self), RENDERERS[renderer]))
+        known(type(self).__name__, renderer_kwargs, own[:-1] + its[1:])
         self.renderer = RENDERERS[renderer](setup[1].voxel_shift, **renderer_kwargs)
         self.patch_size, self.reshape = patch_size, True
 

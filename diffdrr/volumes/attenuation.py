@@ -128,7 +128,8 @@ def check_hounsfield(
 ) -> None:
     "Raise a `ValueError` for values scaled to about 1, and warn of others without air."
     low, high = (value.item() for value in volume.aminmax())
-    if low > -500:
+    tissue = low < 0 and high - low > 100 and (volume == low).float().mean() < 0.01  # cut out of a CT: fat, not clipped
+    if low > -500 and not tissue:
         found = f"volume holds values from {low:g} to {high:g}, and none near -1000, which is air in Hounsfield units"
         if -2 <= low < high <= 2:
             raise ValueError(
@@ -170,6 +171,7 @@ def convert_hu(
     energy: float | None,  # keV, or None for the density without unit
 ) -> Float[Tensor, "*grid"]:  # float32, 1/mm or without unit
     "Convert Hounsfield units to what is rendered. Raises the errors of the conversion."
+    number("bone_attenuation_multiplier", bone_attenuation_multiplier, least=0, remedy="1 leaves bones as they are")
     warn_of_zeros(volume, physical=energy is not None)
     if energy is None:
         return transform_hu_to_density(volume, bone_attenuation_multiplier)

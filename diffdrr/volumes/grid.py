@@ -66,9 +66,15 @@ def as_labels(
 ) -> Shaped[Tensor, "*shape"]:  # the same, in the smallest integer dtype that holds them
     "Convert a label map to integers. Raises a `ValueError` for negative or fractional labels."
     if mask.is_floating_point() and not (mask == mask.round()).all():
-        raise ValueError("labelmap must hold whole numbers; it was interpolated or is not a label map")
+        odd = mask[mask != mask.round()][0].item()
+        raise ValueError(
+            f"labelmap must hold whole numbers, but holds {odd:g}; it was interpolated, or is no label map: give the "
+            "map as it was drawn, which read resamples itself"
+        )
     if (mask < 0).any():
-        raise ValueError(f"labelmap must hold labels of at least 0, not {mask.min().item()}")
+        raise ValueError(
+            f"labelmap must hold labels of at least 0, not {mask.min().item():g}; set voxels without a label to 0"
+        )
     largest = mask.max().item()
     dtypes = (torch.uint8, torch.int16, torch.int32, torch.int64)
     return mask.to(next(d for d in dtypes if largest <= torch.iinfo(d).max))

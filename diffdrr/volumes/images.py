@@ -68,7 +68,9 @@ def from_simpleitk(
 ) -> Loaded:
     "Take voxels, place and names of an image of SimpleITK. Raises the errors of `merge_layers`."
     loaded = kind.from_sitk(image)
-    segments = segments_of(image) if kind is LabelMap else []
+    segments = segments_of(image)
+    if segments and kind is ScalarImage:
+        raise ValueError("it is a segmentation of 3D Slicer, not a CT; give the CT, and this as labelmap")
     affine = np.diag([*np.broadcast_to(units, 3), 1.0]) @ loaded.affine
     if not segments:
         return loaded.data.contiguous(), affine, {}
@@ -80,7 +82,7 @@ def has_place(
     image: object,  # what the user gave
 ) -> bool:
     "Say whether an image knows where it is: all do but tensors and arrays, and of those, MONAI's `MetaTensor` does."
-    return hasattr(image, "affine") or not isinstance(image, (torch.Tensor, np.ndarray))
+    return hasattr(image, "affine") or isinstance(image, (str, Path, sitk.Image))
 
 
 def from_monai(
@@ -109,16 +111,14 @@ def from_file(
     if is_nifti(path):
         voxels, affine = read_nifti(path, what)
         return to_tensor(voxels), affine, {}
-    if not sitk.ImageFileReader().GetImageIOFromFileName(str(path)):  # such as a file of FreeSurfer
+    try:
+        image, units = read_itk(path, what)
+    except ValueError as refused:  # such as a file of FreeSurfer, or one that SimpleITK knows by its name alone
         try:
             voxels, affine = from_nibabel(nib.load(path), what)
-        except ImageFileError as error:
-            raise ValueError(
-                "no reader knows its format; give it as NIfTI, NRRD, MetaImage or DICOM, or its voxels with their "
-                "place: read(array, affine=...)"
-            ) from error
+        except ImageFileError:
+            raise refused from None
         return to_tensor(voxels), affine, {}
-    image, units = read_itk(path, what)
     return from_simpleitk(image, kind, what, units)
 
 # %% ../../nbs/api/volumes/209_images.ipynb #dd17c587
@@ -158,7 +158,8 @@ def check_kind(
         names = list(image.get_images_dict(intensity_only=False))
         raise TypeError(f"{name} is a Subject with the images {names}; give one of them: read(subject[{names[0]!r}])")
     if not isinstance(image, (Path, torchio.Image, SpatialImage, sitk.Image, torch.Tensor, np.ndarray)):
-        raise TypeError(f"{name} must be a path, an image or a tensor, not {image!r}")
+        given = f"a {type(image).__name__}" if isinstance(image, (list, tuple, dict)) else repr(image)
+        raise TypeError(f"{name} must be a path, an image or a tensor, not {given}")
     if affine is None and not has_place(image):
         raise ValueError(f"{name} is a tensor, so its affine must be given: read(tensor, affine=...)")
     if isinstance(image, Path):

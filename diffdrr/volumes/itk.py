@@ -241,17 +241,22 @@ def read_itk(
     "Read a file with SimpleITK. Raises an error that gives the reason if it is damaged, or gives no size of voxels."
     reader = sitk.ImageFileReader()
     form = reader.GetImageIOFromFileName(str(path))
+    if not form:
+        raise ValueError(
+            "no reader knows its format; give it as NIfTI, NRRD, MetaImage or DICOM, or its voxels with their place: "
+            "read(array, affine=...)"
+        )
     if form in PICTURES:
         raise ValueError(
             "it is a picture, which has no distance of slices, and whose pixels have the size of a printer's or a "
-            "screen's dots; give its pixels with their place: read(array, affine=...)"
+            "screen's dots; give the CT itself, or pixels with their place: read(array, affine=...)"
         )
     units = CHECKS[form](path, what) if form in CHECKS else np.ones(3)
     reader.SetFileName(str(path))
     try:
         return reader.Execute(), units
     except RuntimeError as error:
-        raise ValueError(f"{reason(error)}; {CUT_SHORT}" if form else "no reader knows its format") from error
+        raise ValueError(f"{reason(error)}; {CUT_SHORT}") from error
 
 # %% ../../nbs/api/volumes/207_itk.ipynb #a27c388d
 class Segment(NamedTuple):

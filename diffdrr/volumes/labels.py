@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['STRUCTURES', 'LABELS', 'structure_table', 'labels_of']
+__all__ = ['STRUCTURES', 'LABELS', 'structure_table', 'check_table', 'labels_of']
 
 # %% ../../nbs/api/volumes/202_labels.ipynb #8a15ba30
 def left_and_right(
@@ -75,12 +75,29 @@ def structure_table() -> pd.DataFrame:  # one row for each structure, with its n
     return pd.DataFrame(STRUCTURES, columns=["group", "original_idx", "structure", "id"])
 
 # %% ../../nbs/api/volumes/202_labels.ipynb #5b677f58
+def check_table(
+    table: pd.DataFrame | None,  # what the user gave
+) -> None:
+    "Raise a `ValueError` for anything but a table with the columns `structure` and `id`, or None."
+    columns = list(getattr(table, "columns", []))
+    if table is not None and not {"structure", "id"} <= set(columns):
+        given = f"one with {columns}" if columns else f"a {type(table).__name__}"
+        raise ValueError(
+            f"the table of structures must be a pandas.DataFrame with the columns 'structure' (names) and 'id' "
+            f"(numbers in the label map), not {given}; make one, as in "
+            f"pandas.DataFrame({{'structure': ['heart'], 'id': [51]}})"
+        )
+
+
 def labels_of(
     structures: int | str | Iterable[int | str],  # names, labels, or both
     table: pd.DataFrame | None,  # of names in the column `structure`, with their labels in `id`; None if there is none
 ) -> list[int]:
     "Look up the labels of structures. Raises a `ValueError` for none, and for names that are not in the table."
-    structures = [structures] if isinstance(structures, (Integral, str)) else list(structures)
+    check_table(table)
+    structures = (
+        list(structures) if isinstance(structures, Iterable) and not isinstance(structures, str) else [structures]
+    )
     if not structures:
         raise ValueError("labels must name at least one structure; leave them out to render everything")
     found = []
@@ -90,11 +107,15 @@ def labels_of(
         elif not isinstance(one, str):
             raise ValueError(f"labels must be whole numbers or names of structures, not {one!r}")
         elif table is None:
-            remedy = "give one as structures=..., such as structure_table() of TotalSegmentator, or give numbers"
+            remedy = (
+                "give one as structures=..., or structures=structure_table() for labels of TotalSegmentator, or give "
+                "numbers"
+            )
             raise ValueError(f"labels holds the name {one!r}, but no table says which number that is; {remedy}")
         elif one not in set(table["structure"]):
             names = [str(name) for name in table["structure"]]
-            near = guess(one, names) or f"it has {', '.join(names)}"
+            alike = [name for name in names if one.lower().removesuffix("s") in name.lower()]  # "lung", "ribs"
+            near = (len(alike) < 2 and guess(one, names)) or f"it has {', '.join(alike or names)}"
             raise ValueError(f"labels holds the name {one!r}, which is not in the table of structures{end(near)}")
         else:
             found += [int(label) for label in table["id"][table["structure"] == one]]

@@ -141,8 +141,9 @@ def voxels_of(
 ) -> Shaped[np.ndarray, "C X Y Z"]:
     "Read the numbers of an image, scaled as its header says. Raises a `ValueError` for colours and complex numbers."
     proxy = image.dataobj
-    scaled = isinstance(proxy, ArrayProxy) and (proxy.slope, proxy.inter) != (1, 0)
-    voxels = np.asanyarray(proxy.get_unscaled() if isinstance(proxy, ArrayProxy) else proxy)
+    plain = type(proxy) is ArrayProxy  # others, such as that of AFNI, scale in their own way
+    scaled = plain and (proxy.slope, proxy.inter) != (1, 0)
+    voxels = np.asanyarray(proxy.get_unscaled() if plain else proxy)
     if voxels.dtype.kind not in "biuf":
         raise ValueError(
             f"its voxels are of type {voxels.dtype}, not numbers: colours or complex numbers are no volume"
@@ -205,7 +206,9 @@ def open_nifti(
     start = files[names.get("header", names["image"])]
     kind = next((kind for kind in kinds if kind.header_class.may_contain_header(start[:540])), None)
     if kind is None:
-        raise ValueError("it does not begin as a NIfTI file does")
+        raise ValueError(
+            "it does not begin as a NIfTI file does; get it again, or give it the ending of its own format"
+        )
     header = kind.header_class.from_fileobj(BytesIO(start), check=False)
     return kind, header, {part: nib.FileHolder(fileobj=BytesIO(files[name])) for part, name in names.items()}
 

@@ -16,12 +16,12 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torchio import LabelMap, ScalarImage, Subject
 
-from ..checks import known, shaped
+from ..checks import finite, known, shaped
 from ..geometry import AffineTransform, RigidTransform, orientation_matrix
 from .attenuation import convert_hu, unwrap_padding
 from .grid import select_labels
 from .images import Image, has_place, load_image, load_labelmap
-from .labels import labels_of
+from .labels import check_table, labels_of
 from .series import from_dicom
 from .subject import CTSubject
 
@@ -102,12 +102,16 @@ def apply_labels(
 def check_placement(
     fiducials: Tensor | None,  # what the user gave
     transform: RigidTransform | None,  # what the user gave
-) -> None:
+) -> Tensor | None:  # fiducials as floating-point numbers
     "Raise a `ValueError` unless fiducials are a batch of points and the transform is a single one."
-    if fiducials is not None:
-        shaped("fiducials", fiducials, "1 N 3")
     if transform is not None and (not isinstance(transform, AffineTransform) or len(transform) != 1):
         raise ValueError(f"transform must be one RigidTransform, not {transform!r}")
+    if fiducials is None:
+        return None
+    shaped("fiducials", fiducials, "1 N 3")
+    if not isinstance(fiducials, Tensor) or not fiducials.is_floating_point():
+        fiducials = torch.as_tensor(fiducials, dtype=torch.float32)
+    return finite("fiducials", fiducials, "coordinates", "leave out those that are not known")
 
 
 def check_affine_use(
@@ -126,6 +130,23 @@ def check_affine_use(
         )
 
 
+def resample(
+    subject: Subject,
+    target: object,  # spacing in mm, or whatever `torchio.Resample` takes
+) -> Subject:
+    "Resample a subject. Raises a `ValueError` for what is no target, and for voxels too large to leave a volume."
+    try:
+        resampled = torchio.Resample(target)(subject)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"resample_target={target!r} cannot be used ({error}); give a spacing in mm, as 2.0"
+        ) from error
+    shape = resampled.volume.spatial_shape
+    if min(shape) < 1 or sorted(shape)[1] < 2:
+        raise ValueError(f"resample_target={target!r} leaves {shape} voxels; give a smaller spacing, in mm")
+    return resampled
+
+
 def check_extra(
     extra: Mapping[str, Any],  # what the user gave
     taken: Subject,  # entries that `read` makes
@@ -142,7 +163,7 @@ def read(
     labels: int | str | list[int | str] | None = None,
     orientation: str | None = "AP",
     bone_attenuation_multiplier: float = 1.0,
-    fiducials: Float[Tensor, "1 N 3"] | None = None,
+    fiducials: Shaped[Tensor, "1 N 3"] | Shaped[np.ndarray, "1 N 3"] | None = None,
     transform: RigidTransform | None = None,
     center_volume: bool = True,
     resample_target=None,
@@ -194,7 +215,8 @@ def read(
     """
     known("read", unknown, list(signature(read).parameters)[:-1], "what a subject is to keep goes into extra={...}")
     reorient = orientation_matrix(orientation)
-    check_placement(fiducials, transform)
+    fiducials = check_placement(fiducials, transform)
+    check_table(structures)
     affine = None if affine is None else np.asarray(affine, dtype=np.float64)
     check_affine_use(affine, volume, labelmap)
     volume = from_dicom(volume, ScalarImage, "volume", series, phase, slice_spacing)
@@ -225,5 +247,5 @@ def read(
     if labels is not None:
         subject = apply_labels(subject, labels)
     if resample_target is not None:
-        subject = torchio.Resample(resample_target)(subject)
+        subject = resample(subject, resample_target)
     return subject

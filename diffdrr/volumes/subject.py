@@ -12,13 +12,17 @@ import torchio
 from torchio import Subject
 
 # %% auto #0
-__all__ = ['CTSubject']
+__all__ = ['MOTIONS', 'CTSubject']
 
 # %% ../../nbs/api/volumes/208_subject.ipynb #d2d72e71
+MOTIONS = (torchio.Affine, torchio.ElasticDeformation, torchio.Flip)  # others leave everything at its place
+
+
 class CTSubject(Subject):
     """A subject whose density is changed by transforms of intensities only if they name it.
 
-    Warns where such a transform changed the volume and left the density as it was."""
+    Warns where such a transform changed the volume and left the density as it was, and where one moved the images and
+    left the fiducials where they were."""
 
     def get_images_dict(
         self,
@@ -46,6 +50,12 @@ class CTSubject(Subject):
             parameters_dict: of the transform
         """
         super().add_transform(transform, parameters_dict)
+        if isinstance(transform, MOTIONS) and self.get("fiducials") is not None:
+            warnings.warn(
+                f"{transform.name} moved the images, but not the fiducials, which are where they were: move them "
+                "likewise, or leave them out",
+                stacklevel=2,
+            )
         unaware = transform.include is None and "density" not in (transform.exclude or ())
         if isinstance(transform, torchio.IntensityTransform) and unaware and "density" in self:
             warnings.warn(

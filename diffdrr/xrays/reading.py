@@ -323,7 +323,7 @@ def read_xray(
         return xray_of_picture(array_values(path, frame, "the array"), given, meaning, "the array")
     path, name = Path(path), f"path {str(path)!r}"
     if not path.is_file():
-        raise FileNotFoundError(f"{name} is not a file")
+        raise FileNotFoundError(f"{name} {'is a folder; give a file in it' if path.is_dir() else 'does not exist'}")
     values = open_picture(path, frame)
     if values is not None:
         return xray_of_picture(values, given, meaning, name)

@@ -188,7 +188,8 @@ def xray_of_rendering(
     if turned > 0.1 or moved > 0.1:
         warnings.warn(
             f"the angles of a C-arm cannot say all of this pose: initial_pose of the X-ray will be turned by "
-            f"{turned:.1f} degrees, and its source {moved:.1f} mm away; its pose is right, but a file does not hold it",
+            f"{turned:.1f} degrees, and its source {moved:.1f} mm away; its pose is right, but a file does not hold "
+            "it: keep it beside the file, or take the picture from a view, such as 'LAO 30 CRA 10'",
             stacklevel=2,
         )
     return xray
