@@ -22,7 +22,7 @@ from diffdrr.geometry.camera import (
     unit_detector,
     unit_source,
 )
-from .pose import RigidTransform
+from .pose import AffineTransform, RigidTransform
 from .precision import matmul
 
 # %% auto #0
@@ -42,6 +42,16 @@ def reads(
     return property(read)
 
 # %% ../../nbs/api/geometry/106_detector.ipynb #c4b1a2d3
+def check_calibration(
+    calibration: object,  # what the caller gave
+) -> None:
+    "Raise a `TypeError` for anything but a transform."
+    if not isinstance(calibration, AffineTransform):
+        raise TypeError(
+            f"calibration must be a RigidTransform of a calibration_matrix, not a {type(calibration).__name__}"
+        )
+
+
 def check_batches(
     n_poses: int,
     n_calibrations: int,
@@ -164,6 +174,7 @@ class Detector(nn.Module):
     ) -> tuple[Float[Tensor, "B M 3"], Float[Tensor, "B N 3"]]:  # source, M = 1 for a cone beam, and target, mm
         "Make the rays in world coordinates."
         calibration = self.calibration if calibration is None else calibration
+        check_calibration(calibration)
         check_batches(len(extrinsic), len(calibration))
         world_from_camera = self.reorient.compose(extrinsic)
         world_from_unit = calibration.compose(world_from_camera)

@@ -76,6 +76,8 @@ class AffineTransform(nn.Module):
 
     def __init__(self, matrix: Float[Tensor, "4 4"] | Float[Tensor, "B 4 4"]):
         super().__init__()
+        if not isinstance(matrix, Tensor):
+            raise TypeError(f"matrix must be a tensor, not {type(matrix).__name__}; torch.as_tensor makes one")
         if matrix.dim() not in (2, 3) or matrix.shape[-2:] != (4, 4):
             raise ValueError(f"matrix must have shape (4, 4) or (B, 4, 4), not {tuple(matrix.shape)}")
         self.register_buffer("matrix", matrix if matrix.dim() == 3 else matrix[None])

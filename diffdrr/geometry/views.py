@@ -230,11 +230,14 @@ def solve_pnp(
 
     Raises an `ImportError` without OpenCV, and a `NoPose` if there is no solution."""
     cv2 = need("cv2", "xray", "pose_from_landmarks")
-    found, rotation, translation = cv2.solvePnP(points, pixels, K, None, flags=cv2.SOLVEPNP_SQPNP)
+    try:
+        found, rotation, translation = cv2.solvePnP(points, pixels, K, None, flags=cv2.SOLVEPNP_SQPNP)
+    except cv2.error:  # such as for landmarks in one place
+        found = False
     if not found:
         raise NoPose(
             "landmarks determine no pose; check that points and pixels are in the same order, and that they do not "
-            "lie on a line"
+            "lie on a line or in one place"
         )
     rotation, translation = cv2.solvePnPRefineLM(points, pixels, K, None, rotation, translation)
     extrinsic = np.eye(4)

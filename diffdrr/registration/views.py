@@ -186,12 +186,16 @@ def make_views(
 def check_sight(
     view: View,  # any number of pixels will do
 ) -> None:
-    "Raise a `ValueError` unless the CT is seen from the initial pose, where the X-ray counts."
+    "Raise a `ValueError` unless the CT is seen from the initial pose, where the X-ray counts. Warns of an odd view."
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*black")
         seen = view.drr(view.xray.pose, n_points=None)[view.xray.mask > 0]
-    if seen.max() == seen.min():
-        reason = view.drr.explain(view.xray.pose)[0] or "no ray meets it where the mask lets it count"
+    (odd,) = view.drr.explain(view.xray.pose)
+    if seen.max() > seen.min():
+        if odd:
+            warnings.warn(f"init is an odd view of the CT: {odd}", stacklevel=3)
+    else:
+        reason = odd or "no ray meets it where the mask lets it count"
         raise ValueError(
             f"init must show the CT, but {reason}; "
             "check the order of the axes and the units (mm, rad) of the initial pose"
