@@ -148,6 +148,8 @@ def test_one_increment_is_that_from_frame_to_frame(xray: XRay, tmp_path: Path):
         (11.5, -7),
         (13, -9),
     ]
+    only = changed(xray, tmp_path, PositionerPrimaryAngleIncrement=1.5)  # the first frame has the angle of the file
+    assert read_xray(only).primary_angle == 10
     with pytest.raises(
         ValueError,
         match=(

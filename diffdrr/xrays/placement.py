@@ -235,7 +235,7 @@ def frame_angle(
     if len(increments) not in (1, n_frames):
         expected = f"one number, or {n_frames}, one for each frame"
         raise tags.wrong(keyword, expected, f"correct it, or remove it from the file, or {remedy}")
-    return first + (increments[tags.frame] if len(increments) == n_frames else tags.frame * increments[0])
+    return first + (tags.frame * increments[0] if len(increments) == 1 else increments[tags.frame])
 
 # %% ../../nbs/api/xrays/307_placement.ipynb #14d2f1df
 COUCH = ("PatientSupportAngle", "TableTopPitchAngle", "TableTopRollAngle", "GantryPitchAngle")
