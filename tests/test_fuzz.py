@@ -282,6 +282,7 @@ def test_an_xray_is_read_as_its_tags_say(spoils, content):
         assert [xray.camera.dely, xray.camera.delx] == pytest.approx(list(expected))
         for name, keyword in (("sod", "DistanceSourceToPatient"), ("primary_angle", "PositionerPrimaryAngle")):
             value = numbers_in(dataset, keyword, 1)
+            value = None if name == "sod" and value == 0 else value  # what is written where it is not known
             assert getattr(xray, name) == (None if value is None else pytest.approx(value[0]))
 
 
