@@ -148,10 +148,21 @@ def tolerant_writer():
 # A CT series
 
 
+def of_cts(files: list[Dataset]) -> list[Dataset]:
+    "Keep the series in which a slice says that it is of a CT: beside it, others are left out without a word."
+    words = [str(dataset.get("ImageType", "")).upper() for dataset in files]
+    cts = {
+        dataset.get("SeriesInstanceUID")
+        for dataset, word in zip(files, words, strict=True)
+        if dataset.get("Modality") == "CT" and "LOCALIZER" not in word
+    }
+    return [dataset for dataset in files if dataset.get("SeriesInstanceUID") in cts] or files
+
+
 def series_agrees(folder: Path, subject, messages: list[str]) -> None:
     "Hold every voxel of every file against the volume: the place by its tags, the value by its bytes."
     volume, affine = subject.volume.data[0].numpy(), np.diag([-1, -1, 1, 1]) @ subject.volume.affine
-    files = [pydicom.dcmread(path, force=True) for path in sorted(folder.iterdir())]
+    files = of_cts([pydicom.dcmread(path, force=True) for path in sorted(folder.iterdir())])
     assert len(files) == volume.shape[2] or messages, f"{len(files)} files became {volume.shape[2]} slices"
     for dataset in files:
         start, axes = numbers_in(dataset, "ImagePositionPatient", 3), numbers_in(dataset, "ImageOrientationPatient", 6)
@@ -271,6 +282,7 @@ def test_an_xray_is_read_as_its_tags_say(spoils, content):
         assert [xray.camera.dely, xray.camera.delx] == pytest.approx(list(expected))
         for name, keyword in (("sod", "DistanceSourceToPatient"), ("primary_angle", "PositionerPrimaryAngle")):
             value = numbers_in(dataset, keyword, 1)
+            value = None if name == "sod" and value == 0 else value  # what is written where it is not known
             assert getattr(xray, name) == (None if value is None else pytest.approx(value[0]))
 
 
