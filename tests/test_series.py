@@ -363,6 +363,17 @@ def test_colours(tmp_path):
         read(tmp_path)
 
 
+def test_the_class_says_the_modality_where_nothing_else_does(tmp_path):
+    pixels = write_series(tmp_path, straight(5), Modality="")
+    assert np.array_equal(read(tmp_path).volume.data[0].numpy().T, pixels.astype(int) - 1024)
+
+
+def test_an_object_of_another_kind_is_named(tmp_path):
+    dose = slice_dataset(random_pixels(1)[0], (0, 0, 0), SOPClassUID=RTDoseStorage, Modality="RTDOSE")
+    with pytest.raises(ValueError, match="it holds an object of the kind 'RT Dose Storage', not slices of a CT"):
+        read(save(dose, tmp_path / "dose.dcm"))
+
+
 @pytest.mark.parametrize(
     "tags, message",
     [

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import torch
 import torchio
 from jaxtyping import Float, Shaped
@@ -58,11 +59,17 @@ def is_localizer(piece: Slice) -> bool:
     return bool({"LOCALIZER", "SCOUT", "TOPOGRAM"} & set(piece.image_type))
 
 
+def modality_of(piece: Slice) -> str:
+    "Return the modality of a picture; where the file leaves it out, that of its class."
+    is_ct = "CT Image Storage" in uid.UID(text_of(piece.header, "SOPClassUID")).name
+    return text_of(piece.header, "Modality") or ("CT" if is_ct else "")
+
+
 def may_be_ct(
     slices: list[Slice],  # of one series
 ) -> bool:
     "Say whether the headers of a series claim that it is a CT."
-    kinds = {(text_of(piece.header, "Modality"), is_capture(piece)) for piece in slices if not is_localizer(piece)}
+    kinds = {(modality_of(piece), is_capture(piece)) for piece in slices if not is_localizer(piece)}
     return ("CT", False) in kinds
 
 
@@ -160,7 +167,7 @@ def refusal(
     "Say why a picture is not a slice of a CT."
     header, kind = piece.header, join(piece.image_type)
     units = text_of(header, "RescaleType")
-    if (modality := text_of(header, "Modality")) != "CT":
+    if (modality := modality_of(piece)) != "CT":
         return f"is an image of the modality {modality!r}, whose values are not Hounsfield units"
     if is_capture(piece):
         return "is a secondary capture, a picture of a screen"
@@ -495,6 +502,19 @@ def affine_of(
     return np.diag([-1.0, -1, 1, 1]) @ matrix
 
 # %% ../../nbs/api/volumes/206_series.ipynb #d3539d2a
+def what_is_there(
+    path: Path,  # a file or a folder without slices
+) -> str:
+    "Say what a file is, if it is an object of another kind."
+    kind = ""
+    if path.is_file():
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"], force=True)
+        kind = text_of(header, "SOPClassUID")
+    return (
+        f"an object of the kind {uid.UID(kind).name!r}, not slices of a CT" if kind else "no slices of a DICOM series"
+    )
+
+
 def assemble(
     path: Path,  # a file or a folder
     is_ct: bool,  # rather than a label map
@@ -505,7 +525,7 @@ def assemble(
     "Read a series. Raises a `ValueError` that does not yet name the path."
     slices = find_slices(path)
     if not slices:
-        raise ValueError("it holds no slices of a DICOM series; give the folder that holds the slices")
+        raise ValueError(f"it holds {what_is_there(path)}; give the folder that holds the slices")
     slices = without_copies(choose_series(slices, series, is_ct))
     if is_ct:
         slices = leave_out(slices, is_localizer, "they are localizers (scouts), not slices")
