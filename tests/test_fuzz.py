@@ -152,11 +152,11 @@ def of_cts(files: list[Dataset]) -> list[Dataset]:
     "Keep the series in which a slice says that it is of a CT: beside it, others are left out without a word."
     words = [str(dataset.get("ImageType", "")).upper() for dataset in files]
     cts = {
-        dataset.get("SeriesInstanceUID")
+        str(dataset.get("SeriesInstanceUID"))
         for dataset, word in zip(files, words, strict=True)
         if dataset.get("Modality") == "CT" and "LOCALIZER" not in word
     }
-    return [dataset for dataset in files if dataset.get("SeriesInstanceUID") in cts] or files
+    return [dataset for dataset in files if str(dataset.get("SeriesInstanceUID")) in cts] or files
 
 
 def series_agrees(folder: Path, subject, messages: list[str]) -> None:
