@@ -74,7 +74,7 @@ class Rule(NamedTuple):
     n_points: int | None = None  # trilinear: samples per ray; None integrates exactly
     mode: str | None = None  # how values are read: "nearest" or "bilinear"; None for that of the method
     labels: Tensor | None = None  # (V, X, Y, Z) whole numbers below `n_labels`, for one channel per label
-    n_labels: int = 1  # number of channels C
+    n_labels: int | None = 1  # number of channels C; None for as many as there are labels
     alphas: Tensor | None = None  # with `n_points`: (B, N, 2) where sampling begins and ends, 0 to 1
 
     def samples_per_ray(

@@ -75,9 +75,9 @@ def compile_with(
 
 
 compiled = compile_with()
-reserving = compile_with(_nrt=True)
-inlined = compile_with(forceinline=True)
-strict = compile_with(forceinline=True, fastmath=False)
+reserving = compile_with(_nrt=True)  # counts references: for what reserves memory, or returns arrays
+inlined = compile_with(forceinline=True)  # for what is called in a loop that is to become vector instructions
+strict = compile_with(forceinline=True, fastmath=False)  # for what must be alike in different loops, to the last bit
 
 # %% ../../../nbs/api/kernels/cpu/411_compile.ipynb #de72e46b
 Kind = namedtuple(

@@ -407,7 +407,7 @@ def list_rays(
                 triangle[stops[g] + k], sign[stops[g] + k] = tree.faces[met.triangle[k]], met.sign[k]
 
 # %% ../../../nbs/api/kernels/cpu/419_mesh.ipynb #5480ef4c
-RAYS_PER_PIECE = 256
+RAYS_PER_PIECE = 256  # fewer take less time than handing them to another thread
 
 
 def render(

@@ -447,7 +447,7 @@ def backproject_rays(
                 add_to_voxel(voxels, pictures, where, listed.index[m], -listed.extent[m] * scale)
 
 # %% ../../../nbs/api/kernels/cpu/415_siddon.ipynb #c35d9c0f
-RAYS_PER_PIECE = 64
+RAYS_PER_PIECE = 64  # fewer take less time than handing them to another thread
 
 
 def render(

@@ -404,7 +404,7 @@ def backproject_rays(
                 hand_out(voxels.values, which, m, count, taken)
 
 # %% ../../../nbs/api/kernels/cpu/417_trilinear.ipynb #2eb23c21
-RAYS_PER_PIECE = 32
+RAYS_PER_PIECE = 32  # fewer take less time than handing them to another thread
 
 
 def samples_of(
