@@ -76,7 +76,9 @@ def warn_if_black(
     img: Float[Tensor, "B C N"],
 ) -> None:
     "Warn if all pictures are black though the volume is not, and say why the first one is."
-    if not can_look(img) or img.numel() == 0 or img.any() or not drr.density.any():
+    if not can_look(img) or img.numel() == 0:
+        return
+    if img.detach().numpy().any() or not drr.density.any():  # torch would wake its threads, for milliseconds
         return
     reason = drr.explain(pose, calibration)[0] or "rays cross the volume, but only where its density is zero"
     which = "the picture is black:" if len(img) == 1 else f"all {len(img)} pictures are black, the first because"
