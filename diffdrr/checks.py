@@ -16,7 +16,7 @@ import torch
 
 # %% auto #0
 __all__ = ['INSTALL', 'one_of', 'some_of', 'known', 'number', 'positive', 'proportion', 'whole', 'shaped', 'agree', 'finite',
-           'can_look', 'need']
+           'can_look', 'all_zero', 'need']
 
 # %% ../nbs/api/010_checks.ipynb #3d2d23f8
 def guess(
@@ -255,6 +255,14 @@ def can_look(
     if tensor.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     return not torch._C._functorch.get_interpreter_stack()
+
+
+def all_zero(
+    tensor: torch.Tensor,
+) -> bool:
+    "Say whether a tensor holds nothing but zeros, if its numbers can be read at once."
+    # NumPy looks: torch would wake its threads beside those of a kernel, which costs milliseconds
+    return can_look(tensor) and tensor.numel() > 0 and not tensor.detach().numpy().any()
 
 # %% ../nbs/api/010_checks.ipynb #c0631910
 INSTALL = "pip install '.[{extra}]' in a clone of the repository"

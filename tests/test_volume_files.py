@@ -19,9 +19,8 @@ import torchio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.io import netcdf_file
+from test_formats import picture
 
-from diffdrr.geometry import convert
-from diffdrr.rendering import DRR
 from diffdrr.volumes import read
 
 SHAPE = (12, 11, 10)
@@ -85,16 +84,6 @@ def write_nifti(path: Path, hu: np.ndarray, sform=None, qform=None, codes=(1, 1)
     image.header.set_xyzt_units(unit)
     nib.save(image, path)
     return path
-
-
-def picture(subject: torchio.Subject) -> torch.Tensor:
-    pose = convert(
-        torch.tensor([[0.3, 0.2, 0.1]]),
-        torch.tensor([[0.0, 200.0, 0.0]]),
-        parameterization="euler_angles",
-        convention="ZXY",
-    )
-    return DRR(subject, sdd=300.0, height=20, delx=3.0)(pose)
 
 
 # NIfTI

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .mesh import Mesh, check_faces, edge_faults, inside_out, shells
+from .mesh import Mesh, check_faces, edge_faults, edges_of, inside_out, shells
 from ..checks import need, positive
 
 # %% auto #0
@@ -38,9 +38,7 @@ def rim_length(
     faces: Int[Tensor, "F 3"],
 ) -> float:  # mm
     "Measure all open edges together."
-    start, end = faces.flatten(), faces.roll(-1, 1).flatten()
-    pairs = torch.stack([torch.minimum(start, end), torch.maximum(start, end)], dim=1)
-    edges, count = pairs.unique(dim=0, return_counts=True)
+    edges, count, _ = edges_of(faces)
     ends = vertices[edges[count == 1]]
     return (ends[:, 1] - ends[:, 0]).norm(dim=1).sum().item()
 

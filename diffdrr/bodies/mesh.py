@@ -17,17 +17,27 @@ from torch import Tensor
 from ..checks import finite, shaped
 
 # %% auto #0
-__all__ = ['edge_faults', 'signed_volumes', 'winding_number', 'shells', 'inside_out', 'check_faces', 'check_surface', 'Mesh']
+__all__ = ['edges_of', 'edge_faults', 'signed_volumes', 'winding_number', 'shells', 'inside_out', 'check_faces', 'check_surface',
+           'Mesh']
 
 # %% ../../nbs/api/bodies/551_mesh.ipynb #c341ef41
+def edges_of(
+    faces: Int[Tensor, "F 3"],
+) -> tuple[Int[Tensor, "E 2"], Int[Tensor, "E"], Int[Tensor, "E"]]:
+    "List edges by their two vertices, with how many triangles each has, and how many more go up it than down."
+    start, end = faces.flatten(), faces.roll(-1, 1).flatten()
+    low, high = torch.minimum(start, end), torch.maximum(start, end)
+    n = int(high.max()) + 1
+    edges, which, count = (low * n + high).unique(return_inverse=True, return_counts=True)
+    balance = torch.zeros_like(edges).index_add(0, which, torch.where(start == low, 1, -1))
+    return torch.stack([edges // n, edges % n], dim=1), count, balance
+
+
 def edge_faults(
     faces: Int[Tensor, "F 3"],
 ) -> tuple[int, int, int]:  # edges; those with a single triangle; others at which triangles turn against each other
     "Count edges, and those that are at fault."
-    start, end = faces.flatten(), faces.roll(-1, 1).flatten()
-    low, high = torch.minimum(start, end), torch.maximum(start, end)
-    edges, which, count = (low * (int(high.max()) + 1) + high).unique(return_inverse=True, return_counts=True)
-    balance = torch.zeros_like(edges).index_add(0, which, torch.where(start == low, 1, -1))
+    edges, count, balance = edges_of(faces)
     return len(edges), int((count == 1).sum()), int(((balance != 0) & (count > 1)).sum())
 
 # %% ../../nbs/api/bodies/551_mesh.ipynb #2ba94787

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from .displacement import integrals
 from .jacobian import scene_jacobian
-from ..checks import agree, can_look, one_of, some_of
-from ..geometry import Camera, Detector, RigidTransform, check_pose, orientation_matrix, why_unseen
+from ..checks import agree, all_zero, one_of, some_of
+from ..geometry import BlackPicture, Camera, Detector, RigidTransform, check_pose, orientation_matrix, why_unseen
 from ..kernels import Rays, serial_for_few
 
 # %% auto #0
@@ -79,13 +79,14 @@ def warn_if_black(
     image: Float[Tensor, "B C N"],
 ) -> None:
     "Warn if all pictures are black, and say where the first body is."
-    if not can_look(image) or image.numel() == 0 or image.any():
+    if not all_zero(image):
         return
     name, body = next(iter(scene.bodies.items()))
     seen = pose.compose(world_from_body[name].inverse()) if name in world_from_body else pose
     reason = why_unseen(scene.detector, seen, body.corners)[0] or "rays cross it, but only where its density is zero"
     warnings.warn(
         f"the picture is black; of {name!r}, the first of {len(scene.names)} bodies, in its own frame: {reason}",
+        BlackPicture,
         stacklevel=5,  # where scene(pose) is called
     )
 

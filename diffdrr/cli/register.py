@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 
 from ..checks import number, some_of, whole
-from .values import check_file, check_output, for_each, read_numbers, read_view
+from .values import check_file, check_output, choices_of_slices, for_each, read_numbers, read_view
 from ..files import whole_folder
 
 if TYPE_CHECKING:
@@ -173,9 +173,8 @@ class RegisterOptions:
         n = len(self.xrays)
         said = {name: for_each(f"--{name.replace('_', '-')}", getattr(self, name), n) for name in Shot._fields[1:]}
         shots = [Shot(str(Path(path).absolute()), *values) for path, values in zip(self.xrays, zip(*said.values()))]
-        chosen = {name: getattr(self, name) for name in ("series", "phase", "slice_spacing")}
-        chosen = {name: value for name, value in chosen.items() if value is not None}
-        return Case(str(Path(self.ct).absolute()), shots, self.orientation, self.pixels, self.invert, chosen)
+        ct, chosen = str(Path(self.ct).absolute()), choices_of_slices(self)
+        return Case(ct, shots, self.orientation, self.pixels, self.invert, chosen)
 
     @property
     def search(self) -> dict[str, object]:

@@ -17,9 +17,11 @@ from jaxtyping import Real
 from ..checks import positive
 from .pictures import DICOM, SUFFIXES, save_picture
 from diffdrr.cli.values import (
+    OF_SLICES,
     check_belongs,
     check_file,
     check_output,
+    choices_of_slices,
     read_numbers,
     read_structures,
     read_table,
@@ -134,7 +136,7 @@ def read_subject(
     "Read the CT, or make the example. What can be wrong without it is refused before."
     from diffdrr.volumes import load_example_ct, read, structure_table
 
-    check_belongs(options, ("labels", "names", "series", "phase", "slice_spacing"))
+    check_belongs(options, ("labels", "names", *OF_SLICES))
     if options.ct is None:
         return load_example_ct(read_structures(options.structures, structure_table()), options.orientation)
     check_file("CT", options.ct)
@@ -142,9 +144,7 @@ def read_subject(
 
     table = read_table(options.names)
     kept = read_structures(options.structures, table)
-    chosen = {name: getattr(options, name) for name in ("series", "phase", "slice_spacing")}
-    chosen = {name: value for name, value in chosen.items() if value is not None}
-    return read(options.ct, options.labels, kept, options.orientation, structures=table, **chosen)
+    return read(options.ct, options.labels, kept, options.orientation, structures=table, **choices_of_slices(options))
 
 # %% ../../nbs/api/cli/934_render.ipynb #a513fb64
 def take_picture(
@@ -152,9 +152,11 @@ def take_picture(
     pose: RigidTransform,  # (1)
 ) -> Real[torch.Tensor, "1 1 H W"]:  # line integrals
     "Render a picture. Raises a `ValueError` that says why it would be black, and warns of an odd view."
+    from diffdrr.geometry import BlackPicture
+
     (odd,) = drr.explain(pose)
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "the picture is black")
+        warnings.simplefilter("ignore", BlackPicture)  # the reason follows
         image = drr(pose, **drr.renderer.exact)
     if not image.any():
         reason = odd or "rays cross the CT, but only where its density is zero; see --structures, and the CT's values"

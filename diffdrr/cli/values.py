@@ -110,6 +110,16 @@ def check_file(
         raise FileNotFoundError(f"{flag} {path!r} does not exist")
 
 # %% ../../nbs/api/cli/932_values.ipynb #613074a3
+OF_SLICES = ("series", "phase", "slice_spacing")
+
+
+def choices_of_slices(
+    options: object,  # of a command
+) -> dict[str, str | float]:  # arguments of `read`, as far as they are given
+    "Collect what chooses among the slices of a DICOM folder."
+    return {name: value for name in OF_SLICES if (value := getattr(options, name)) is not None}
+
+
 def check_belongs(
     options: object,  # of a command
     names: tuple[str, ...],  # of those that belong to a CT

@@ -79,7 +79,7 @@ NAMES = {
         "symmetric_from_triangle",
         "triangle_from_symmetric",
     ],
-    "visibility": ["why_unseen"],
+    "visibility": ["BlackPicture", "why_unseen"],
     "views": [
         "angles_of_view",
         "pose_from_landmarks",

@@ -188,8 +188,9 @@ def check_pose(
     matrix = pose.matrix.detach().double().numpy()
     if not np.isfinite(matrix).all():
         finite("pose", pose.matrix, "entries", "check the rotation and the translation it was made from")
-    if np.abs(matrix[:, 3] - (0, 0, 0, 1)).max(initial=0) > TOLERANCE:
-        found = ", ".join(f"{x:.4g}" for x in matrix[np.abs(matrix[:, 3] - (0, 0, 0, 1)).max(axis=1).argmax(), 3])
+    wrong = np.abs(matrix[:, 3] - (0, 0, 0, 1)).max(axis=1)
+    if wrong.max(initial=0) > TOLERANCE:
+        found = ", ".join(f"{x:.4g}" for x in matrix[wrong.argmax(), 3])
         remedy = "of a matrix for row vectors, which has the translation there, take matrix.mT"
         raise ValueError(f"pose must have the last row (0, 0, 0, 1), not ({found}); {remedy}")
     if not isinstance(pose, RigidTransform):

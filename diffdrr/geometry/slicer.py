@@ -205,13 +205,14 @@ def read_transform(path: str | Path) -> RigidTransform:
     """
     import SimpleITK as sitk
 
+    from diffdrr.dicom import reason
+
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {str(path)!r}")
     try:
         transform = sitk.ReadTransform(str(path)).Downcast()
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise ValueError(f"{str(path)!r} is no transform that ITK can read: {reason}") from error
+        raise ValueError(f"{str(path)!r} is no transform that ITK can read: {reason(error)}") from error
     what = f"the {transform.GetName()} in {str(path)!r}"
     if transform.GetDimension() != 3:
         raise ValueError(f"{what} is not one of space: it has {transform.GetDimension()} dimensions")

@@ -19,14 +19,21 @@ from .pose import RigidTransform, check_pose
 __all__ = ['why_unseen']
 
 # %% ../../nbs/api/geometry/109_visibility.ipynb #2a5d3ffa
+def in_box(
+    points: Float[Tensor, "*B 3"],
+    corners: Float[Tensor, "8 3"],  # of a box, the last axis first, as in `Grid.corners`
+) -> Float[Tensor, "*B 3"]:  # from 0 to 1 inside
+    "Say where points are along the edges of a box."
+    return torch.linalg.solve((corners[[4, 2, 1]] - corners[0]).mT, (points - corners[0]).mT).mT
+
+
 def rays_meet(
     source: Float[Tensor, "B M 3"],  # M is 1 or N
     target: Float[Tensor, "B N 3"],
     corners: Float[Tensor, "8 3"],  # of a box, the last axis first, as in `Grid.corners`
 ) -> Bool[Tensor, "B N"]:
     "Say which rays have a part of positive length in a box."
-    edges = (corners[[4, 2, 1]] - corners[0]).mT
-    source, target = (torch.linalg.solve(edges, (x - corners[0]).mT).mT for x in (source, target))
+    source, target = (in_box(x, corners) for x in (source, target))
     step = target - source
     step = torch.where(step == 0, torch.finfo(step.dtype).tiny, step)
     sides = torch.stack([-source / step, (1 - source) / step])
@@ -46,6 +53,10 @@ def some_pixels(
     return (spread * torch.tensor([width / columns, height / rows])).double()
 
 # %% ../../nbs/api/geometry/109_visibility.ipynb #768e3b9f
+class BlackPicture(UserWarning):
+    "A picture is black, though there is something to see."
+
+
 METRES = "; lengths are in mm: multiply metres by 1000"
 
 
@@ -61,7 +72,7 @@ def is_inside(
     corners: Float[Tensor, "8 3"],  # of a box
 ) -> bool:
     "Say whether a point is in a box."
-    place = torch.linalg.solve((corners[[4, 2, 1]] - corners[0]).mT, point - corners[0])
+    place = in_box(point[None], corners)[0]
     return bool(((place > 0) & (place < 1)).all())
 
 

@@ -261,9 +261,8 @@ class Projector:
         if self.kept is not None:
             source, target, length = self.kept if pixels is None else self.kept.some(pixels)
             return source, target, length[:, None]
-        source, target = self.views.rays(pixels)
-        squares = (target - source).square().sum(dim=-1).clamp(min=torch.finfo(target.dtype).tiny)
-        return self.voxel_from_world(source), self.voxel_from_world(target), squares.sqrt()[:, None]
+        source, target, length = Rays.between(*self.views.rays(pixels))
+        return self.voxel_from_world(source), self.voxel_from_world(target), length[:, None]
 
     def __call__(
         self,

@@ -138,7 +138,7 @@ def name_right_side(
     def attempt_from(side: tuple[bool, bool], strategy: Strategy) -> Attempt:
         views, generator = see_from(pyramid, side), torch.Generator().manual_seed(seed)
         begin = Objective(views[strategy.schedule[0].pixels], strategy.schedule[0].window)
-        return attempt(views, begin, strategy, n_starts, spread, generator, tuple)
+        return attempt(views, begin, strategy, n_starts, spread, generator, tick=lambda: None)
 
     fits = {side: attempt_from(side, brief).similarity for side in SIDES}
     side = max(fits, key=fits.get)

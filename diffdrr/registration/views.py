@@ -15,7 +15,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from ..checks import shaped
-from ..geometry import Camera, RigidTransform
+from ..geometry import BlackPicture, Camera, RigidTransform
 from ..rendering import DRR
 from ..xrays import XRay
 
@@ -188,7 +188,7 @@ def check_sight(
 ) -> None:
     "Raise a `ValueError` unless the CT is seen from the initial pose, where the X-ray counts. Warns of an odd view."
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*black")
+        warnings.simplefilter("ignore", BlackPicture)  # the reason follows
         seen = view.drr(view.xray.pose, n_points=None)[view.xray.mask > 0]
     (odd,) = view.drr.explain(view.xray.pose)
     if seen.max() > seen.min():

@@ -15,8 +15,16 @@ from jaxtyping import Float, Real
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..checks import agree, can_look
-from ..geometry import AffineTransform, Camera, RigidTransform, check_pose, convert, orientation_matrix
+from ..checks import agree, all_zero
+from diffdrr.geometry import (
+    AffineTransform,
+    BlackPicture,
+    Camera,
+    RigidTransform,
+    check_pose,
+    convert,
+    orientation_matrix,
+)
 from ..kernels import serial_for_few
 from .coarse import coarsen, shallow_copy
 from .jacobian import jacobian_images
@@ -76,13 +84,11 @@ def warn_if_black(
     img: Float[Tensor, "B C N"],
 ) -> None:
     "Warn if all pictures are black though the volume is not, and say why the first one is."
-    if not can_look(img) or img.numel() == 0:
-        return
-    if img.detach().numpy().any() or not drr.density.any():  # torch would wake its threads, for milliseconds
+    if not all_zero(img) or not drr.density.any():
         return
     reason = drr.explain(pose, calibration)[0] or "rays cross the volume, but only where its density is zero"
     which = "the picture is black:" if len(img) == 1 else f"all {len(img)} pictures are black, the first because"
-    warnings.warn(f"{which} {reason}", stacklevel=5)  # where drr(pose) is called
+    warnings.warn(f"{which} {reason}", BlackPicture, stacklevel=5)  # where drr(pose) is called
 
 # %% ../../nbs/api/rendering/506_drr.ipynb #13293fad
 class DRR(RayRenderer):

@@ -188,9 +188,10 @@ def read(
 
     Raises a `FileNotFoundError` for a missing file, a `TypeError` for an argument that there is not, and a `ValueError`
     for anything else that cannot be rendered: unreadable, damaged or not three-dimensional images, files without a
-    size of voxels, several DICOM series, or one that is no volume, NaN voxels, a singular affine, a label map beside the volume, labels that are
-    not in the map, an unknown orientation. Warns of what may be wrong: a file without orientation or with two, a map
-    that hardly overlaps, padding, zeros around a patient, and with `energy` values that may be no Hounsfield units.
+    size of voxels, several DICOM series, or one that is no volume, NaN voxels, a singular affine, a label map beside
+    the volume, labels that are not in the map, an unknown orientation. Warns of what may be wrong: a file without
+    orientation or with two, a map that hardly overlaps, padding, zeros around a patient, and with `energy` values that
+    may be no Hounsfield units.
 
     Args:
         volume: CT in Hounsfield units: a file, a folder with a DICOM series, an image, or a tensor (X, Y, Z)

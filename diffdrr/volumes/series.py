@@ -87,8 +87,8 @@ def overview(
     "List series, the longest first."
     lines = []
     for series, slices in sorted(groups.items(), key=lambda group: -len(group[1])):
-        modality, title = (text_of(slices[0].header, keyword) for keyword in ("Modality", "SeriesDescription"))
-        lines.append(f"{series} ({modality}, {title!r}, {len(slices)} slices)")
+        title = text_of(slices[0].header, "SeriesDescription")
+        lines.append(f"{series} ({modality_of(slices[0])}, {title!r}, {len(slices)} slices)")
     more = [f"and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
     return "; ".join(lines[:LISTED] + more)
 

@@ -233,7 +233,7 @@ def open_dicom(
     for keyword in ("Rows", "Columns", "BitsAllocated"):
         if tags.number(keyword, positive=True) is None:
             raise tags.wrong(keyword, "a positive number")
-    kind_of(dataset)
+    kind_of(dataset)  # refuses pixels that no X-ray has
     complete_header(dataset)
     return dataset
 
