@@ -27,10 +27,11 @@ ROOMS: dict[str, set[str]] = {
     "physics": {"geometry", "volumes"},
     "compare": {"geometry"},
     "registration": {"geometry", "volumes", "xrays", "kernels", "rendering", "compare"},
+    "tracking": {"geometry", "volumes", "xrays", "kernels", "rendering", "bodies", "compare", "registration"},
     "reconstruction": {"geometry", "volumes", "kernels", "rendering"},
     "anatomy": {"geometry", "rendering"},
-    "show": {"geometry", "volumes", "rendering"},
-    "cli": {"geometry", "volumes", "xrays", "rendering", "registration", "show"},
+    "show": {"geometry", "volumes", "xrays", "rendering", "bodies"},
+    "cli": {"geometry", "volumes", "xrays", "rendering", "bodies", "registration", "tracking", "show"},
 }
 # What a reader finds in each.
 CONTENTS = {
@@ -46,6 +47,7 @@ CONTENTS = {
     "physics": "beam, noise, scatter",
     "compare": "similarity of pictures and poses",
     "registration": "poses from X-rays",
+    "tracking": "bodies found in X-rays, one moment or many",
     "reconstruction": "volumes from X-rays",
     "anatomy": "masks of structures",
     "show": "pictures, films, scenes",
