@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -13,11 +14,23 @@ from torch import Tensor
 
 from ..geometry import INTRINSICS, RigidTransform, matmul
 from .placement import Placement, twist_at_origin
+from .robust import independent_pixels
 from .views import View
 from .windows import standardize_locally
 
 # %% auto #0
-__all__ = ['Objective']
+__all__ = ['Penalty', 'Objective']
+
+# %% ../../nbs/api/registration/718_objective.ipynb #a5cb532e
+class Penalty(NamedTuple):
+    "How far guesses are from what is known beforehand."
+
+    deviation: Float[Tensor, "B K"]  # in standard deviations, each independent of the others
+    slopes: Float[Tensor, "B P K"]  # their derivatives by a step
+
+    def square(self) -> Float[Tensor, "B"]:
+        "Compute the squared Mahalanobis distance."
+        return self.deviation.square().sum(dim=-1)
 
 # %% ../../nbs/api/registration/718_objective.ipynb #2c76e14e
 class Objective:
@@ -94,6 +107,22 @@ class Objective:
             residuals.append(standardized.flatten(1) - target)
             jacobians.append(jacobian)
         return torch.cat(residuals, dim=1), torch.cat(jacobians, dim=2)
+
+    def penalty(
+        self,
+        placement: Placement,  # of B guesses
+    ) -> Penalty | None:
+        "Say how far guesses are from what is known beforehand: nothing is."
+        return None
+
+    def independent(
+        self,
+        residual: Float[Tensor, "B M"],
+    ) -> Float[Tensor, "B 1"]:
+        "Estimate how many independent numbers residuals hold, see `robust.independent_pixels`."
+        masks = [view.xray.mask[0, 0] for view in self.views]
+        parts = residual.split([mask.numel() for mask in masks], dim=1)
+        return sum(independent_pixels(r.unflatten(1, mask.shape), mask) for r, mask in zip(parts, masks))
 
     def length(
         self,
