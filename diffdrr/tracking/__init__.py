@@ -11,5 +11,6 @@ import lazy_loader
 # %% ../../nbs/api/tracking/740_tracking.ipynb #7f0a1105
 NAMES = {
     "tracks": ["Track", "relative_to"],
+    "motion": ["predict", "smooth"],
 }
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=NAMES)
