@@ -12,5 +12,6 @@ import lazy_loader
 NAMES = {
     "tracks": ["Track", "relative_to"],
     "motion": ["predict", "smooth"],
+    "angles": ["anatomical_frame", "femoral_frame", "grood_suntay", "joint_angles", "tibial_frame"],
 }
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=NAMES)

@@ -199,7 +199,7 @@ class Track:
             world_from_scanner: of bodies cut from a CT, `subject.world_from_scanner`: adds the pose in the CT, that
                 is for points in the coordinates of the CT's file (ct_x to ct_qz); empty for the other bodies
         """
-        from pandas import DataFrame, concat
+        from pandas import DataFrame, Series, concat
 
         scanners = world_from_scanner or {}
         some_of("world_from_scanner", scanners, self.names)
@@ -212,7 +212,8 @@ class Track:
             deviation = self.standard_deviation(name)
             deviation = torch.cat([deviation[:, :3], deviation[:, 3:].rad2deg()], dim=1)
             columns |= dict(zip(DEVIATIONS, deviation.T.tolist(), strict=True))
-            columns |= {"similarity": self.similarity[name].tolist(), "reason": self.reasons[name]}
+            reasons = Series(self.reasons[name], dtype=object)  # None stays None
+            columns |= {"similarity": self.similarity[name].tolist(), "reason": reasons}
             parts.append(DataFrame(columns))
         return concat(parts).sort_values("frame", kind="stable", ignore_index=True)
 
