@@ -222,7 +222,7 @@ def open_dicom(
 ) -> Dataset:
     "Open a file with an X-ray. Raises a `ValueError` that says what is wrong with it."
     dataset = read_dataset(path)
-    tags, name = Tags(dataset), f"path {str(path)!r}"
+    tags, name = Tags(dataset, name=f"the file {str(path)!r}"), f"path {str(path)!r}"
     check_kind(tags, str(path))
     if "PixelData" not in dataset and "FloatPixelData" not in dataset:
         raise ValueError(f"{name} holds no picture (modality {tags.text('Modality')!r}); give the file that does")
@@ -233,7 +233,7 @@ def open_dicom(
     for keyword in ("Rows", "Columns", "BitsAllocated"):
         if tags.number(keyword, positive=True) is None:
             raise tags.wrong(keyword, "a positive number")
-    kind_of(dataset)  # refuses pixels that no X-ray has
+    kind_of(dataset, tags.name)  # refuses pixels that no X-ray has
     complete_header(dataset)
     return dataset
 
@@ -329,8 +329,10 @@ def read_xray(
         return xray_of_picture(values, given, meaning, name)
     with reading(name, "DICOM", ours=(ValueError, ImportError)):
         dataset = open_dicom(path)
-        n_frames = frames_of(dataset)
-        return xray_of_dicom(Tags(dataset, choose_frame(n_frames, frame, name)), given, meaning, str(path))
+        file = f"the file {str(path)!r}"
+        frame = choose_frame(frames_of(dataset, file), frame, name)
+        tags = Tags(dataset, frame, file)
+        return xray_of_dicom(tags, given, meaning, str(path))
 
 # %% ../../nbs/api/xrays/308_reading.ipynb #42d50f2c
 def count_frames(path: str | Path) -> int:
