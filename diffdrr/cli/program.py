@@ -19,6 +19,7 @@ from fastcore.docments import docments
 
 from .. import __version__
 from ..checks import guess, one_of
+from .doctor import DoctorOptions, doctor
 from .messages import explain, flag_of, in_options
 from .register import RegisterOptions, register
 from .render import RenderOptions, render
@@ -33,6 +34,7 @@ COMMANDS = {
     "register": (register, RegisterOptions),
     "animate": (animate, AnimateOptions),
     "view": (view, ViewOptions),
+    "doctor": (doctor, DoctorOptions),
 }
 
 # %% ../../nbs/api/cli/939_program.ipynb #c48bda6f
@@ -43,6 +45,7 @@ commands:
   register  find the pose of X-rays of a patient of whom there is a CT
   animate   make a film of a registration
   view      move a C-arm around a CT with sliders, in the browser
+  doctor    print what is installed, and who can render here: for a report of an error
 
 examples:
   diffdrr render                                         the built-in example, to drr.png
