@@ -116,6 +116,11 @@ class Moments(Sequence):
     def __len__(self) -> int:
         return len(self._pictures[0])
 
+    @property
+    def paths(self) -> list[list[Path]]:
+        "The files of each camera, one for each moment."
+        return [[picture.path for picture in found] for found in self._pictures]
+
     def __getitem__(self, index: int | slice) -> list[XRay] | Moments:
         if isinstance(index, slice):
             some = object.__new__(Moments)
