@@ -63,6 +63,10 @@ KINDS = {  # what values can be, and how to say it
         "a path in quotation marks, or a list of them",
     ),
     "three": (lambda x: is_numbers(x) and len(x) == 3, "three numbers: [..., ..., ...]"),
+    "flips": (
+        lambda x: isinstance(x, list) and len(x) == 3 and all(y in (0, 1) for y in x),
+        "three of 0 or 1: [0, 1, 0]",
+    ),
     "labels": (lambda x: isinstance(x, list) and x and all(isinstance(y, (int, str)) for y in x), "a list of labels"),
     "pose": (
         lambda x: isinstance(x, str) or (isinstance(x, list) and [is_numbers(y) and len(y) for y in x] == [4, 4, 4]),
@@ -78,7 +82,7 @@ CAMERA = {"calibration": "text", "pictures": "paths", "sdd": "number", "scale": 
 MESH = {
     "mesh": "text", "attenuation": "number", "scale": "number", "repair": "switch", "material": "text", "pose": "pose",
 }  # fmt: skip
-STACK = {"volume": "text", "voxel_size": "three", "flip": "three", "attenuation": "number", "pose": "pose"}
+STACK = {"volume": "text", "voxel_size": "three", "flip": "flips", "attenuation": "number", "pose": "pose"}
 VOLUME = {"volume": "text", "labelmap": "text", "labels": "labels", "pose": "pose"}
 
 
