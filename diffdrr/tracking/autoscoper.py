@@ -260,6 +260,9 @@ def read_tra(path: str | Path, names: Sequence[str] = ("body",), scale: float = 
         degrees: angles are in degrees, not in radians
     """
     positive("scale", scale)
+    names = [names] if isinstance(names, str) else list(names)
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"names must be different names, and at least one, not {names}")
     values, lines = rows_of(path, len(names))
     where = [f"line {number} of {str(path)!r}" for number in lines]
     poses = {}

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import tomllib
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,6 +63,10 @@ KINDS = {  # what values can be, and how to say it
         "a path in quotation marks, or a list of them",
     ),
     "three": (lambda x: is_numbers(x) and len(x) == 3, "three numbers: [..., ..., ...]"),
+    "flips": (
+        lambda x: isinstance(x, list) and len(x) == 3 and all(y in (0, 1) for y in x),
+        "three of 0 or 1: [0, 1, 0]",
+    ),
     "labels": (lambda x: isinstance(x, list) and x and all(isinstance(y, (int, str)) for y in x), "a list of labels"),
     "pose": (
         lambda x: isinstance(x, str) or (isinstance(x, list) and [is_numbers(y) and len(y) for y in x] == [4, 4, 4]),
@@ -77,7 +82,7 @@ CAMERA = {"calibration": "text", "pictures": "paths", "sdd": "number", "scale": 
 MESH = {
     "mesh": "text", "attenuation": "number", "scale": "number", "repair": "switch", "material": "text", "pose": "pose",
 }  # fmt: skip
-STACK = {"volume": "text", "voxel_size": "three", "flip": "three", "attenuation": "number", "pose": "pose"}
+STACK = {"volume": "text", "voxel_size": "three", "flip": "flips", "attenuation": "number", "pose": "pose"}
 VOLUME = {"volume": "text", "labelmap": "text", "labels": "labels", "pose": "pose"}
 
 
@@ -207,7 +212,28 @@ def initial_poses(
     }
     return found | fixed, start
 
-# %% ../../nbs/api/tracking/759_case.ipynb #3e6ef869
+# %% ../../nbs/api/tracking/759_case.ipynb #186647b7
+def check_depths(
+    case: Case,
+    path: str,  # of the case, for the message
+) -> Case:
+    "Raise a `ValueError` for a body that begins behind a source, or reaches behind a detector."
+    for name, pose in case.init.items():
+        corners = pose(case.bodies[name].corners[None].to(pose.matrix))
+        for i, (camera, place) in enumerate(case.moments.cameras, start=1):
+            depths = place.inverse()(corners)[..., 2]
+            if depths.min() <= 0:
+                found = f"{path!r}: {name} begins {-depths.min():.0f} mm behind the source of camera {i}"
+                raise ValueError(f"{found}; correct its pose, or the order of cameras")
+            if depths.max() >= camera.sdd:
+                found = f"{path!r}: {name} reaches {depths.max():.0f} mm from the source of camera {i}"
+                raise ValueError(
+                    f"{found}, behind its detector at {camera.sdd:.0f} mm; correct its pose, or give the camera an sdd "
+                    "behind it, in a case in TOML"
+                )
+    return case
+
+# %% ../../nbs/api/tracking/759_case.ipynb #ceae8f70
 Cameras = list[tuple[Camera, RigidTransform]]
 
 
@@ -246,7 +272,7 @@ def moments_of(
         )
     return moments[chosen], range(len(moments))[chosen]
 
-# %% ../../nbs/api/tracking/759_case.ipynb #4bbfbeca
+# %% ../../nbs/api/tracking/759_case.ipynb #8a15b3f4
 def poses_of(
     case: dict,  # in TOML
     folder: Path,  # of the file
@@ -285,7 +311,7 @@ def from_toml(
     poses = poses_of(case, folder, cameras[0][1], name)
     return Case(bodies, moments, frames, *initial_poses(*poses, frames, str(path)))
 
-# %% ../../nbs/api/tracking/759_case.ipynb #a2244ae0
+# %% ../../nbs/api/tracking/759_case.ipynb #b3db4762
 def from_autoscoper(
     path: Path,
 ) -> Case:
@@ -293,19 +319,24 @@ def from_autoscoper(
     trial, name = read_autoscoper(path), repr(str(path))
     with naming(name):
         cameras = [read_mayacam(file) for file in trial.calibrations]
-        moments = Moments(trial.pictures, cameras)
+        moments = Moments([folder / "*.tif*" for folder in trial.pictures], cameras)
         bodies = {volume.name: read_stack(volume.path, volume.spacing, volume.flip) for volume in trial.volumes}
     if len(bodies) < len(trial.volumes):
         raise ValueError(f"{name} has volumes of the same name; name the files differently")
     tracks = {body: path.parent / trial.tracking / f"{path.stem}_{body}.tra" for body in bodies}
     tables = {body: read_tra(track, [body]) for body, track in tracks.items() if track.is_file()}
     frames = range(len(moments))
+    if tables and any(files != sorted(files) for files in moments.paths):
+        remedy = "give their names as many digits each, and check the poses"
+        warnings.warn(
+            f"{name}: Autoscoper sorts the pictures by letters, where 10 comes before 2; {remedy}", stacklevel=3
+        )
     return Case(bodies, moments, frames, *initial_poses(tables, {}, frames, str(path)))
 
 
 FORMATS = {".toml": from_toml, ".cfg": from_autoscoper}
 
-# %% ../../nbs/api/tracking/759_case.ipynb #6c4f1a3e
+# %% ../../nbs/api/tracking/759_case.ipynb #c4dd1e37
 def read_case(path: str | Path) -> Case:
     """Read what is to be tracked: bodies, cameras, pictures and initial poses. Pictures stay in their files.
 
@@ -324,4 +355,5 @@ def read_case(path: str | Path) -> Case:
         (path,) = found
     if not path.is_file():
         raise FileNotFoundError(f"{str(path)!r} does not exist; give a case (.toml or .cfg), or its folder")
-    return FORMATS[one_of(f"the suffix of {str(path)!r}", path.suffix.lower(), FORMATS)](path)
+    case = FORMATS[one_of(f"the suffix of {str(path)!r}", path.suffix.lower(), FORMATS)](path)
+    return check_depths(case, str(path))

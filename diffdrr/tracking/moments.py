@@ -59,7 +59,11 @@ def pictures_of(
 ) -> list[Picture]:
     "List the pictures of a camera. Raises errors for what is missing or holds none."
     if not isinstance(source, (str, Path)):
-        return [Picture(Path(path)) for path in source]
+        pictures = [Picture(Path(path)) for path in source]
+        missing = [str(picture.path) for picture in pictures if not picture.path.is_file()]
+        if missing or not pictures:
+            raise FileNotFoundError(f"a list of pictures must name files, not {missing[:3] or 'nothing'}; correct it")
+        return pictures
     path = Path(source)
     if "*" in path.name:
         files = files_in(path.parent, path.name)
@@ -115,6 +119,11 @@ class Moments(Sequence):
 
     def __len__(self) -> int:
         return len(self._pictures[0])
+
+    @property
+    def paths(self) -> list[list[Path]]:
+        "The files of each camera, one for each moment."
+        return [[picture.path for picture in found] for found in self._pictures]
 
     def __getitem__(self, index: int | slice) -> list[XRay] | Moments:
         if isinstance(index, slice):

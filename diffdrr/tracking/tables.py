@@ -66,7 +66,7 @@ def matrices_of(
     poses: Mapping[str, RigidTransform],  # (F) by body: room from body; NaN where there is none
 ) -> tuple[list[int], dict[str, Float[np.ndarray, "F 4 4"]]]:
     "Check what is to be written. Raises a `ValueError` for frames that are there twice, and poses that do not fit."
-    frames = [int(whole("frames", int(frame), 0)) for frame in frames]
+    frames = [int(whole("frames", frame, 0)) for frame in frames]
     if len(set(frames)) < len(frames):
         raise ValueError(f"frames must be different numbers, not {frames}")
     if not poses:
