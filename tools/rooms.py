@@ -31,7 +31,7 @@ ROOMS: dict[str, set[str]] = {
     "reconstruction": {"geometry", "volumes", "kernels", "rendering"},
     "anatomy": {"geometry", "rendering"},
     "show": {"geometry", "volumes", "xrays", "rendering", "bodies"},
-    "cli": {"geometry", "volumes", "xrays", "rendering", "bodies", "registration", "tracking", "show"},
+    "cli": {"geometry", "volumes", "xrays", "rendering", "bodies", "physics", "registration", "tracking", "show"},
 }
 # What a reader finds in each.
 CONTENTS = {

@@ -50,6 +50,7 @@ examples:
   diffdrr render chest.nii.gz -o chest.png --height 500 --delx 0.8
   diffdrr render dicom_folder --view "LAO 30 CRA 10" -o oblique.dcm
   diffdrr render chest.nii.gz --renderer trilinear --show-geometry
+  diffdrr render chest.nii.gz --body screw.stl --at=-12,-80,-233,0,90,0 --material "stainless steel"
   diffdrr register chest.nii.gz xray.dcm --init "LAO 30" -o result
   diffdrr register chest.nii.gz frontal.dcm side.dcm -o result
   diffdrr register chest.nii.gz xray.png --sdd 1020 --sod 750 --delx 0.4 --bright-bones true --init AP
