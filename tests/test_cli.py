@@ -165,7 +165,9 @@ def test_a_body_lies_where_the_file_of_the_ct_says(in_air: Path, tmp_path: Path)
     again = rendered(in_air, tmp_path / "c.npy", *ball, f"--at={tmp_path / 'place.tfm'}", "--attenuation", "0.1")
     np.testing.assert_allclose(again, moved, atol=1e-4)
     both = rendered(in_air, tmp_path / "d.npy", *ball * 2, "--at=137.5,-152.5,347.5", "--at=167.5,-152.5,347.5")
-    assert both[25, column] == pytest.approx(both.max(), rel=0.02) and (both[25] > 0).sum() > 1.9 * (moved[25] > 0).sum()
+    assert (
+        both[25, column] == pytest.approx(both.max(), rel=0.02) and (both[25] > 0).sum() > 1.9 * (moved[25] > 0).sum()
+    )
 
 
 def test_an_open_mesh_is_repaired_if_asked(in_air: Path, tmp_path: Path, capsys: pytest.CaptureFixture):

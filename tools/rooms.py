@@ -30,7 +30,7 @@ ROOMS: dict[str, set[str]] = {
     "tracking": {"geometry", "volumes", "xrays", "kernels", "rendering", "bodies", "compare", "registration"},
     "reconstruction": {"geometry", "volumes", "kernels", "rendering"},
     "anatomy": {"geometry", "rendering"},
-    "show": {"geometry", "volumes", "xrays", "rendering", "bodies"},
+    "show": {"geometry", "volumes", "xrays", "rendering", "bodies", "anatomy"},
     "cli": {"geometry", "volumes", "xrays", "rendering", "bodies", "physics", "registration", "tracking", "show"},
 }
 # What a reader finds in each.
