@@ -20,8 +20,10 @@ from fastcore.docments import docments
 from .. import __version__
 from ..checks import guess, one_of
 from .messages import explain, flag_of, in_options
+from .place import PlaceOptions, place
 from .register import RegisterOptions, register
 from .render import RenderOptions, render
+from .track import TrackOptions, track
 from .watch import AnimateOptions, ViewOptions, animate, view
 
 # %% auto #0
@@ -33,6 +35,8 @@ COMMANDS = {
     "register": (register, RegisterOptions),
     "animate": (animate, AnimateOptions),
     "view": (view, ViewOptions),
+    "track": (track, TrackOptions),
+    "place": (place, PlaceOptions),
 }
 
 # %% ../../nbs/api/cli/939_program.ipynb #c48bda6f
@@ -43,6 +47,8 @@ commands:
   register  find the pose of X-rays of a patient of whom there is a CT
   animate   make a film of a registration
   view      move a C-arm around a CT with sliders, in the browser
+  track     follow bones and implants through a sequence of X-rays from calibrated cameras
+  place     place them by hand over the X-rays of one moment, in the browser
 
 examples:
   diffdrr render                                         the built-in example, to drr.png
@@ -56,6 +62,8 @@ examples:
   diffdrr register chest.nii.gz xray.png --sdd 1020 --sod 750 --delx 0.4 --bright-bones true --init AP
   diffdrr animate result -o result.gif
   diffdrr view chest.nii.gz
+  diffdrr place trial.cfg -o poses.csv
+  diffdrr track trial.cfg --init poses.csv -o result --export tra --film mp4
 
 diffdrr COMMAND --help explains the options of a command; diffdrr --version prints the version."""
 

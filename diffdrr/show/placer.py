@@ -44,9 +44,9 @@ def camera_of(
     xray: XRay,  # with a pose
 ) -> tuple[Float[Tensor, "3 3"], Float[Tensor, "4 4"]]:  # K and [R | t], camera from room
     "Describe a view in OpenCV's convention."
-    detector = Detector.from_camera(xray.camera, orientation_matrix(None))
-    K, extrinsic = opencv_camera(detector, RigidTransform(xray.pose.matrix.detach().cpu().float()))
-    return K, extrinsic[0]
+    place = Detector.from_camera(xray.camera.resize(1, 1), orientation_matrix(None))  # without all of its pixels
+    _, extrinsic = opencv_camera(place, RigidTransform(xray.pose.matrix.detach().cpu().float()))
+    return xray.camera.to_opencv().float(), extrinsic[0]
 
 
 def centre_of(
@@ -84,18 +84,38 @@ def move_to(
     return move(body, pose, xray, (here[2] * seen - here).tolist(), (0.0, 0.0, 0.0))
 
 # %% ../../nbs/api/show/921_placer.ipynb #99be10fb
+def window_around(
+    body: nn.Module,
+    pose: RigidTransform,  # (1) room from body
+    xray: XRay,
+) -> tuple[int, int, int, int]:  # left, top, right and bottom, pixels; right is at most left where nothing is seen
+    "Find the part of a picture in which a body is."
+    K, extrinsic = camera_of(xray)
+    corners = pose(body.corners[None].to(pose.matrix))[0] @ extrinsic[:3, :3].mT + extrinsic[:3, 3]
+    if not (corners[:, 2] > 0).all():  # the source is beside the body, or in it
+        return 0, 0, xray.camera.width, xray.camera.height
+    x, y = ((corners / corners[:, 2:]) @ K.mT)[:, :2].mT
+    (left, right), (top, bottom) = ((v.min().floor().int().item() - 1, v.max().ceil().int().item() + 3) for v in (x, y))
+    return max(left, 0), max(top, 0), min(right, xray.camera.width), min(bottom, xray.camera.height)
+
+
 def outlines(
     body: nn.Module,
     pose: RigidTransform,  # (1) room from body
     xray: XRay,
-    pixels: int,  # along the longer side, at most
+    pixels: int,  # along the longer side of the body, at most
 ) -> list[Float[np.ndarray, "N 2"]]:  # pixel coordinates x and y in the X-ray
     "Trace the silhouette of a body in an X-ray."
-    longer = max(xray.camera.height, xray.camera.width)
-    camera = xray.camera.rescale(min(1.0, pixels / longer))
+    left, top, right, bottom = window_around(body, pose, xray)
+    width, height = right - left, bottom - top
+    if min(width, height) < 1:
+        return []
+    share = min(1.0, pixels / max(width, height))
+    part = xray.camera.crop(top, xray.camera.height - bottom, left, xray.camera.width - right)
+    camera = part.resize(*(max(1, round(share * n)) for n in (height, width)))
     scene = Scene({"body": body}, camera, orientation=None)
     (mask,) = scene.masks(RigidTransform(xray.pose.matrix.float()), {"body": pose})[0]
-    return [line * (xray.camera.width / camera.width, xray.camera.height / camera.height) for line in contours(mask)]
+    return [line * (width / camera.width, height / camera.height) + (left, top) for line in contours(mask)]
 
 # %% ../../nbs/api/show/921_placer.ipynb #5676bad1
 def meeting_point(
@@ -149,7 +169,7 @@ def first_poses(
 
 # %% ../../nbs/api/show/921_placer.ipynb #95288008
 SHOWN = 800  # pixels along the longer side of an X-ray
-DRAFT, SHARP = 160, 400  # pixels along the longer side of outlines, while a slider moves and after
+DRAFT, SHARP = 80, 250  # pixels along the longer side of a body, while a slider moves and after
 
 
 def make_figure(
