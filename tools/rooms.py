@@ -30,8 +30,11 @@ ROOMS: dict[str, set[str]] = {
     "tracking": {"geometry", "volumes", "xrays", "kernels", "rendering", "bodies", "compare", "registration"},
     "reconstruction": {"geometry", "volumes", "kernels", "rendering"},
     "anatomy": {"geometry", "rendering"},
-    "show": {"geometry", "volumes", "xrays", "rendering", "bodies"},
-    "cli": {"geometry", "volumes", "xrays", "kernels", "rendering", "bodies", "registration", "tracking", "show"},
+    "show": {"geometry", "volumes", "xrays", "rendering", "bodies", "anatomy"},
+    "cli": {
+        *("geometry", "volumes", "xrays", "kernels", "rendering", "bodies", "physics", "registration", "tracking"),
+        "show",
+    },
 }
 # What a reader finds in each.
 CONTENTS = {

@@ -21,8 +21,10 @@ from .. import __version__
 from ..checks import guess, one_of
 from .doctor import DoctorOptions, doctor
 from .messages import explain, flag_of, in_options
+from .place import PlaceOptions, place
 from .register import RegisterOptions, register
 from .render import RenderOptions, render
+from .track import TrackOptions, track
 from .watch import AnimateOptions, ViewOptions, animate, view
 
 # %% auto #0
@@ -34,6 +36,8 @@ COMMANDS = {
     "register": (register, RegisterOptions),
     "animate": (animate, AnimateOptions),
     "view": (view, ViewOptions),
+    "track": (track, TrackOptions),
+    "place": (place, PlaceOptions),
     "doctor": (doctor, DoctorOptions),
 }
 
@@ -45,6 +49,8 @@ commands:
   register  find the pose of X-rays of a patient of whom there is a CT
   animate   make a film of a registration
   view      move a C-arm around a CT with sliders, in the browser
+  track     follow bones and implants through a sequence of X-rays from calibrated cameras
+  place     place them by hand over the X-rays of one moment, in the browser
   doctor    print what is installed, and who can render here: for a report of an error
 
 examples:
@@ -53,11 +59,14 @@ examples:
   diffdrr render chest.nii.gz -o chest.png --height 500 --delx 0.8
   diffdrr render dicom_folder --view "LAO 30 CRA 10" -o oblique.dcm
   diffdrr render chest.nii.gz --renderer trilinear --show-geometry
+  diffdrr render chest.nii.gz --body screw.stl --at=-12,-80,-233,0,90,0 --material "stainless steel"
   diffdrr register chest.nii.gz xray.dcm --init "LAO 30" -o result
   diffdrr register chest.nii.gz frontal.dcm side.dcm -o result
   diffdrr register chest.nii.gz xray.png --sdd 1020 --sod 750 --delx 0.4 --bright-bones true --init AP
   diffdrr animate result -o result.gif
   diffdrr view chest.nii.gz
+  diffdrr place trial.cfg -o poses.csv
+  diffdrr track trial.cfg --init poses.csv -o result --export tra --film mp4
 
 diffdrr COMMAND --help explains the options of a command; diffdrr --version prints the version."""
 

@@ -20,7 +20,7 @@ NAMES = {
     ],
     "case": ["Case", "read_case"],
     "jointtrack": ["read_intcalib", "read_jts", "write_jts"],
-    "moments": ["Moments"],
+    "sequences": ["Moments"],
     "stacks": ["read_stack"],
     "tables": ["PoseTable", "read_poses", "write_poses"],
     "tracks": ["Track", "relative_to"],

@@ -56,7 +56,10 @@ def box_around(
     points: Float[Tensor, "N 3"],  # in the room, mm
 ) -> Box:
     "Find the box around some points, inside of the picture or not."
-    seen = detector_of(xray.camera, xray.pose).project(xray.pose, points.to(xray.pose.matrix)[None])[0]
+    camera = xray.camera
+    whole = detector_of(camera.resize(1, 1), xray.pose)  # of one pixel: the places of all are not needed
+    seen = whole.project(xray.pose, points.to(xray.pose.matrix)[None])[0]
+    seen = seen * seen.new_tensor([camera.width, camera.height])
     return Box(*seen.amin(dim=0).tolist(), *seen.amax(dim=0).tolist())
 
 
