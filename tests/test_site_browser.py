@@ -16,6 +16,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from search_queries import QUERIES
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("nbs", "diffdrr", "tools", "settings.ini", "_quarto.yml", "CHANGELOG.md")
@@ -211,6 +212,21 @@ def test_search(browser, address: str, viewport: dict, scheme: str):
         page.wait_for_url("**/api/rendering/renderers.html#siddon*")
         assert page.locator("main").filter(has_text="Siddon").is_visible()
     assert problems == []
+
+
+def test_search_answers_newcomers(browser, address: str):
+    found = """async queries => {
+        const fuse = new Fuse(await (await fetch("search.json")).json());
+        return queries.map(query => fuse.search(query, { limit: 5 }).map(({ item }) => item.href.replace(".html", "")));
+    }"""
+    with opened(browser, address) as (page, problems):
+        page.goto(address)
+        results = dict(zip(QUERIES, page.evaluate(found, list(QUERIES))))
+    assert problems == []
+    missed = {
+        query: hrefs for query, hrefs in results.items() if not any(h.startswith(tuple(QUERIES[query])) for h in hrefs)
+    }
+    assert missed == {} and len(QUERIES) >= 65
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
