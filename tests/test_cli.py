@@ -31,8 +31,7 @@ def ct(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(*arguments: object) -> subprocess.CompletedProcess:
     "Run the command line in a process of its own."
-    code = "from diffdrr.cli import main; main()"
-    command = [sys.executable, "-c", code, *map(str, arguments)]
+    command = [sys.executable, "-m", "diffdrr.cli", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -93,7 +92,7 @@ def test_doctor_says_why_a_backend_fails_and_goes_on(monkeypatch: pytest.MonkeyP
     assert said["numba"] == "failed with OSError: no compiler"
 
 
-@pytest.mark.parametrize("command", ["render", "register"])
+@pytest.mark.parametrize("command", ["render", "register", "view"])
 def test_a_series_is_chosen(monkeypatch: pytest.MonkeyPatch, ct: Path, tmp_path: Path, command: str):
     def read(volume: str, *args: object, **options: object):
         raise ValueError(f"series={options['series']}, phase={options['phase']}, {options['slice_spacing']}")
@@ -101,7 +100,7 @@ def test_a_series_is_chosen(monkeypatch: pytest.MonkeyPatch, ct: Path, tmp_path:
     monkeypatch.setattr(diffdrr.volumes, "read", read)
     chosen = ["--series", "1.2", "--phase", "30", "--slice-spacing", "1.5"]
     example = load_example_ct(orientation="PA", **SMALL)
-    arguments = ["render", str(ct), "-o", str(tmp_path / "drr.png")]
+    arguments = [command, str(ct), *(["-o", str(tmp_path / "drr.png")] if command == "render" else ["--port", "0"])]
     if command == "register":
         arguments = ["register", str(ct), str(write_frontal(example, tmp_path)), "-o", str(tmp_path / "result")]
     with pytest.raises(SystemExit, match="--series 1.2, --phase 30, 1.5"):
