@@ -44,7 +44,7 @@ AUDIT = r"""async () => {
   // Code: 120 columns can be seen on a desktop, and a bar says where there is more
   for (const code of main.querySelectorAll("pre")) {
     const columns = Math.max(...code.innerText.split("\n").map((line) => line.length));
-    if (code.scrollWidth <= code.clientWidth + 1) continue;
+    if (code.scrollWidth <= code.clientWidth + 1 + parseFloat(getComputedStyle(code).paddingRight)) continue;
     if (innerWidth > 991 && columns <= 120) problems.push(`code cut within ${columns} columns: ${name(code)}`);
     if (code.offsetHeight - code.clientHeight < 6) problems.push(`nothing says that code goes on: ${name(code)}`);
   }
