@@ -21,6 +21,7 @@ NAMES = {
         "pixel_centres",
     ],
     "detector": ["Detector", "make_intrinsic_matrix"],
+    "mayacam": ["read_mayacam", "write_mayacam"],
     "opencv": [
         "decompose_projection_matrix",
         "get_focal_length",
