@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageSequence
 
 from diffdrr.bodies import MeshBody, VoxelBody, read_mesh
-from diffdrr.geometry import Camera, Detector, RigidTransform, orientation_matrix, pose_from_opencv
+from diffdrr.geometry import Camera, Detector, RigidTransform, orientation_matrix, read_mayacam
 from diffdrr.volumes import Grid
 from diffdrr.xrays import XRay, find_field
 
@@ -36,23 +36,6 @@ def missing(
     return f"the real X-rays of {' and '.join(absent)} are not in {data.name}/ beside the project" if absent else None
 
 
-def calibrated(
-    path: Path,  # MayaCam 2.0
-    sdd: float,  # mm
-) -> tuple[Camera, RigidTransform]:  # the camera, and (1) room from camera
-    "Read how a camera stood in the room."
-    size, intrinsic, rotation, translation = [
-        np.array([line.split(",") for line in part.splitlines()[1:]], dtype=np.float64)
-        for part in path.read_text().strip().split("\n\n")
-    ]
-    extrinsic = np.eye(4)
-    extrinsic[:3, :3], extrinsic[:3, 3:] = rotation, translation
-    width, height = map(int, size[0])
-    camera = Camera.from_opencv(torch.from_numpy(intrinsic), height, width, sdd)
-    pose = pose_from_opencv(torch.from_numpy(extrinsic), torch.eye(4, dtype=torch.float64))
-    return camera, RigidTransform(pose.matrix.float())
-
-
 def picture(
     path: Path,
     camera: Camera,
@@ -63,24 +46,29 @@ def picture(
     return find_field(XRay(values, torch.ones_like(values), camera, pose=pose))
 
 
+def moment(
+    knee_or_wrist: str,  # a key of `FAR`
+    names: list[str],  # of the files of both views
+    data: Path,
+) -> list[XRay]:
+    "Read both views of a moment."
+    folder = data / knee_or_wrist
+    cameras = [read_mayacam(folder / f"cam{view}.txt", FAR[knee_or_wrist]) for view in VIEWS]
+    return [picture(folder / name, *at) for name, at in zip(names, cameras)]
+
+
 def knee_xrays(
     frame: int,  # one of `KNEE_FRAMES`
     data: Path = DATA,
 ) -> list[XRay]:
-    "Read both views of a moment."
-    folder = data / "knee"
-    cameras = [calibrated(folder / f"cam{view}.txt", FAR["knee"]) for view in VIEWS]
-    return [picture(folder / f"cam{view}" / f"{frame:03d}.png", *at) for view, at in zip(VIEWS, cameras)]
+    return moment("knee", [f"cam{view}/{frame:03d}.png" for view in VIEWS], data)
 
 
 def wrist_xrays(
     frame: int,  # one of `WRIST_FRAMES`
     data: Path = DATA,
 ) -> list[XRay]:
-    "Read both views of a moment."
-    folder = data / "wrist"
-    cameras = [calibrated(folder / f"cam{view}.txt", FAR["wrist"]) for view in VIEWS]
-    return [picture(folder / f"cam{view}_{frame:04d}.tif", *at) for view, at in zip(VIEWS, cameras)]
+    return moment("wrist", [f"cam{view}_{frame:04d}.tif" for view in VIEWS], data)
 
 
 def femur(
