@@ -6,21 +6,75 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..geometry import INTRINSICS, RigidTransform, matmul
-from .placement import Placement, twist_at_origin
+from .placement import Guesses, Placement, twist_at_origin
+from .robust import independent_pixels
 from .views import View
 from .windows import standardize_locally
 
 # %% auto #0
-__all__ = ['Objective']
+__all__ = ['Penalty', 'Comparison', 'Objective']
+
+# %% ../../nbs/api/registration/718_objective.ipynb #a5cb532e
+class Penalty(NamedTuple):
+    "How far guesses are from what is known beforehand."
+
+    deviation: Float[Tensor, "B K"]  # in standard deviations, each independent of the others
+    slopes: Float[Tensor, "B P K"]  # their derivatives by a step
+
+    def square(self) -> Float[Tensor, "B"]:
+        "Compute the squared Mahalanobis distance."
+        return self.deviation.square().sum(dim=-1)
+
+# %% ../../nbs/api/registration/718_objective.ipynb #21493f08
+class Comparison:
+    """What all comparisons of pictures with X-rays share: a residual for each pixel, and its weight.
+
+    One that is made gives `targets`, the standardised X-rays (1, M) of each view, `masks` (H, W) of each view, `weights`
+    (M) of all pixels, which sum to 1, and `residual`."""
+
+    def similarity(
+        self,
+        residual: Float[Tensor, "B M"],
+    ) -> Float[Tensor, "B"]:  # from -1 to 1
+        "Compute the local correlation coefficient of pictures and X-rays."
+        target = torch.cat(self.targets, dim=1)
+        picture = residual + target
+        product = (self.weights * picture * target).sum(dim=-1)
+        norms = [(self.weights * x.square()).sum(dim=-1).sqrt() for x in (picture, target)]
+        return torch.nan_to_num(product / (norms[0] * norms[1]), nan=-1.0)
+
+    @torch.no_grad()
+    def score(
+        self,
+        placement: Guesses,  # of B guesses
+    ) -> Float[Tensor, "B"]:  # local correlation coefficient, from -1 to 1
+        "Compute how well guesses fit."
+        return self.similarity(self.residual(placement))
+
+    def penalty(
+        self,
+        placement: Guesses,  # of B guesses
+    ) -> Penalty | None:
+        "Say how far guesses are from what is known beforehand, if anything is."
+        return None
+
+    def independent(
+        self,
+        residual: Float[Tensor, "B M"],
+    ) -> Float[Tensor, "B 1"]:
+        "Estimate how many independent numbers residuals hold, see `robust.independent_pixels`."
+        parts = residual.split([mask.numel() for mask in self.masks], dim=1)
+        return sum(independent_pixels(r.unflatten(1, mask.shape), mask) for r, mask in zip(parts, self.masks))
 
 # %% ../../nbs/api/registration/718_objective.ipynb #2c76e14e
-class Objective:
+class Objective(Comparison):
     """Compare X-rays with the pictures that a placement of the CT gives, pixel by pixel, after both were standardised
     within a window."""
 
@@ -39,6 +93,7 @@ class Objective:
         mask = torch.cat([view.xray.mask.flatten() for view in views])
         self.n_pixels = mask.sum()
         self.weights = mask / self.n_pixels
+        self.masks = [view.xray.mask[0, 0] for view in views]
         self.pivot = views[0].drr.grid.centre.to(mask)
         self.radius = views[0].drr.grid.radius
         self.pixel = min(view.pixel_at_isocentre() for view in views)
@@ -102,22 +157,3 @@ class Objective:
         "Measure how far a step moves the CT."
         rotation = torch.linalg.vector_norm(step[:, 3:6], dim=-1)
         return torch.linalg.vector_norm(step[:, :3], dim=-1) + self.radius * rotation
-
-    def similarity(
-        self,
-        residual: Float[Tensor, "B M"],
-    ) -> Float[Tensor, "B"]:  # from -1 to 1
-        "Compute the local correlation coefficient of pictures and X-rays."
-        target = torch.cat(self.targets, dim=1)
-        picture = residual + target
-        product = (self.weights * picture * target).sum(dim=-1)
-        norms = [(self.weights * x.square()).sum(dim=-1).sqrt() for x in (picture, target)]
-        return torch.nan_to_num(product / (norms[0] * norms[1]), nan=-1.0)
-
-    @torch.no_grad()
-    def score(
-        self,
-        placement: Placement,  # of B guesses
-    ) -> Float[Tensor, "B"]:  # local correlation coefficient, from -1 to 1
-        "Compute how well guesses fit."
-        return self.similarity(self.residual(placement))

@@ -9,5 +9,9 @@ __all__ = ['NAMES']
 import lazy_loader
 
 # %% ../../nbs/api/tracking/740_tracking.ipynb #7f0a1105
-NAMES = {}
+NAMES = {
+    "tracks": ["Track", "relative_to"],
+    "motion": ["predict", "smooth"],
+    "angles": ["anatomical_frame", "femoral_frame", "grood_suntay", "joint_angles", "tibial_frame"],
+}
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=NAMES)
