@@ -13,5 +13,9 @@ NAMES = {
     "tracks": ["Track", "relative_to"],
     "motion": ["predict", "smooth"],
     "angles": ["anatomical_frame", "femoral_frame", "grood_suntay", "joint_angles", "tibial_frame"],
+    "joints": ["Band", "Joint", "PosePrior"],
+    "objective": ["BodyObjective"],
+    "placement": ["BodyPlacement"],
+    "regions": ["regions_around"],
 }
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=NAMES)
