@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageSequence
 
 from diffdrr.bodies import MeshBody, VoxelBody, read_mesh
-from diffdrr.geometry import Camera, Detector, RigidTransform, orientation_matrix, read_mayacam
+from diffdrr.geometry import Camera, Detector, RigidTransform, orientation_matrix, read_mayacam, so3_exp_map
 from diffdrr.volumes import Grid
 from diffdrr.xrays import XRay, find_field
 
@@ -25,6 +25,12 @@ VIEWS = (1, 2)
 KNEE_FRAMES = range(60)
 WRIST_FRAMES = (2, 99)
 SPACING = (0.39625, 0.39625, 0.625)  # of the voxels of a wrist's bones, mm
+ENDS = {  # of bones at moments: columns and rows of the joint and of the shaft where it leaves the field, by camera, by hand
+    ("radius", 2): (((890, 1219), (913, 1635)), ((629, 1225), (568, 1635))),
+    ("ulna", 2): (((831, 1216), (810, 1592)), ((746, 1246), (746, 1635))),
+    ("radius", 99): (((847, 1214), (898, 1635)), ((714, 1230), (640, 1635))),
+    ("ulna", 99): (((771, 1219), (765, 1592)), ((858, 1257), (810, 1635))),
+}
 METAL, WATER = 1.0, 0.02  # attenuation of cobalt and chromium near 60 keV, and of water, 1/mm
 
 
@@ -114,3 +120,48 @@ def window(
         raise ValueError(f"corners must lie in the picture, but they are seen at {seen.tolist()}")
     (left, top), (right, bottom) = low.tolist(), (size - high).tolist()
     return xray.crop(top, bottom, left, right)
+
+
+def triangulate(
+    xrays: list[XRay],  # with their poses
+    pixels: list[tuple[float, float]],  # column and row in each
+) -> torch.Tensor:  # (3) in the room, mm
+    "Find the point that comes nearest to rays through pixels."
+    normal, right = torch.zeros(3, 3), torch.zeros(3)
+    for xray, pixel in zip(xrays, pixels):
+        detector = Detector.from_camera(xray.camera, orientation_matrix(None))
+        source, end = xray.pose.translation[0], detector.backproject(xray.pose, torch.tensor([[pixel]]).float())[0, 0]
+        along = (end - source) / (end - source).norm()
+        across = torch.eye(3) - torch.outer(along, along)
+        normal, right = normal + across, right + across @ source
+    return torch.linalg.solve(normal, right)
+
+
+def laid_between(
+    body: VoxelBody,  # a long bone along its third axis, with the joint where that begins
+    joint: torch.Tensor,  # (3) in the room, mm
+    shaft: torch.Tensor,  # (3) in the room, mm
+) -> RigidTransform:  # (1) room from body; how it is turned about its axis is not known
+    "Lay a bone along a line."
+    dense = (body.density > 0.5 * body.density.max()).nonzero().float()
+    places = dense @ body.grid.affine[:3, :3].float().T + body.grid.affine[:3, 3].float()
+    low, high = (
+        places[(dense[:, 2] - z).abs() < 6].mean(dim=0) for z in (dense[:, 2].min() + 6, dense[:, 2].max() - 6)
+    )
+    before, after = ((end - start) / (end - start).norm() for start, end in ((low, high), (joint, shaft)))
+    axis = torch.linalg.cross(before, after)
+    angle = torch.atan2(axis.norm(), before @ after)
+    rotation = so3_exp_map(axis / axis.norm().clamp(min=1e-9) * angle)
+    matrix = torch.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = rotation, joint - rotation @ low
+    return RigidTransform(matrix)
+
+
+def wrist_start(
+    name: str,  # radius or ulna
+    frame: int,  # one of `WRIST_FRAMES`
+    xrays: list[XRay],
+    body: VoxelBody,
+) -> RigidTransform:  # (1) room from body
+    "Lay a bone where a hand has marked its ends."
+    return laid_between(body, *(triangulate(xrays, list(pixels)) for pixels in zip(*ENDS[name, frame])))

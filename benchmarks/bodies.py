@@ -10,6 +10,7 @@ not part of the project; reports hold numbers only.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from diffdrr.compare import rotation_error
-from diffdrr.geometry import RigidTransform, matmul, matrix_to_twist, twist_to_matrix
+from diffdrr.geometry import RigidTransform, matmul, matrix_to_twist, so3_exp_map, twist_to_matrix
 from diffdrr.xrays import XRay
 
 from . import biplane
@@ -160,6 +161,7 @@ class Found:
 
     poses: dict[str, RigidTransform]  # (1) room from body
     covariance: dict[str, torch.Tensor]  # (6, 6) of the twist about each body's centre, in the axes of the room
+    similarity: dict[str, float]  # of pictures and X-rays, at most 1
     reasons: dict[str, str | None]  # why not to trust a pose
     seconds: float
 
@@ -175,15 +177,30 @@ class Condition:
     body: str  # femur, radius or ulna
     views: tuple[int, ...]  # some of 0 and 1
     spread: tuple[float, float]  # standard deviations about and along each axis, degrees and mm
+    turn: float = 0.0  # about the long axis of a bone, one way or the other, degrees
 
     def __str__(self) -> str:
         seen = "two views" if len(self.views) == 2 else f"camera {self.views[0] + 1}"
-        return f"{self.body}, {seen}, N(0, {self.spread[0]:g}°) x N(0, {self.spread[1]:g} mm)"
+        turn = f"{self.turn:g}° about the shaft, then " if self.turn else ""
+        return f"{self.body}, {seen}, {turn}N(0, {self.spread[0]:g}°) x N(0, {self.spread[1]:g} mm)"
+
+    def start(
+        self,
+        right: RigidTransform,  # (1) room from body
+        middle: torch.Tensor,  # (3) of the body, in its frame, mm
+        seed: int,
+    ) -> RigidTransform:  # (1)
+        "Move a body away from where it is."
+        matrix = torch.eye(4)
+        matrix[:3, :3] = so3_exp_map(torch.tensor([0, 0, np.deg2rad(self.turn) * (-1) ** seed]))
+        matrix[:3, 3] = middle - matrix[:3, :3] @ middle
+        return start(RigidTransform(matrix).compose(right), middle, self.spread, seed)
 
 
-NEAR, FAR_OFF, CLOSE = (10.0, 30.0), (20.0, 60.0), (10.0, 5.0)
+NEAR, FAR_OFF, CLOSE, ROUND = (10.0, 30.0), (20.0, 60.0), (10.0, 5.0), (60.0, 10.0)
 KNEE = [Condition("femur", views, spread) for spread in (NEAR, FAR_OFF) for views in ((0, 1), (0,), (1,))]
 WRIST = [Condition(bone, views, CLOSE) for bone in ("radius", "ulna") for views in ((0, 1), (0,), (1,))]
+WRIST += [Condition(bone, (0, 1), CLOSE, 60.0) for bone in ("radius", "ulna")]
 
 
 @dataclass(frozen=True)
@@ -213,8 +230,8 @@ def attempt(
 ) -> Attempt:
     "Find a body from a random start, and compare."
     (frame, both), name, middle = moment, condition.body, centre(body)
-    xrays = [both[view] for view in condition.views]
-    found = method({name: body}, xrays, {name: start(right, middle, condition.spread, seed)}, condition.spread)
+    xrays, spread = [both[view] for view in condition.views], ROUND if condition.turn else condition.spread
+    found = method({name: body}, xrays, {name: condition.start(right, middle, seed)}, spread)
     pose = found.poses[name]
     apart = distance(pose, right, points_of(body))
     return Attempt(
@@ -259,3 +276,95 @@ def summarize(
             }
         )
     return pd.DataFrame(rows)
+
+
+def knee_attempts(
+    method: Method,
+    frames: list[int],
+    seeds: range,  # starts of each frame and condition
+    body: torch.nn.Module,  # the femoral component
+) -> list[Attempt]:
+    "Find the component in single frames."
+    poses, found = biplane.femur_poses(), []
+    for frame in tqdm(frames, desc="knee"):
+        moment = frame, biplane.knee_xrays(frame)
+        for condition in KNEE:
+            found += [attempt(method, condition, body, moment, one(poses, frame), seed) for seed in seeds]
+    return found
+
+
+@dataclass(frozen=True)
+class Followed:
+    "A sequence that was tracked."
+
+    step: int  # every so many frames
+    frames: int
+    kept: int  # frames that are right
+    lost: int | None  # the first frame that is wrong
+    unflagged: int  # wrong frames that are trusted
+    distance: float  # median over the frames that are right, mm over points of the body
+    degrees: float
+    rate: float  # frames a second
+
+
+def follow(
+    tracker: Callable,  # (bodies, moments, init) -> a track, see `diffdrr.tracking.track`
+    step: int,  # every so many frames
+    body: torch.nn.Module,  # the femoral component
+) -> Followed:
+    "Track the component through the knee's sequence, from the pose given for its first frame."
+    frames, poses = list(biplane.KNEE_FRAMES)[::step], biplane.femur_poses()
+    moments = [biplane.knee_xrays(frame) for frame in frames]
+    begin = time.perf_counter()
+    found = tracker({"femur": body}, moments, {"femur": one(poses, frames[0])})
+    seconds = time.perf_counter() - begin
+    apart = [
+        distance(RigidTransform(pose.float()), one(poses, frame), points_of(body))
+        for pose, frame in zip(found.poses["femur"].matrix[:, None], frames)
+    ]
+    table = pd.DataFrame([asdict(each) for each in apart]).assign(trusted=found.trusted("femur").numpy())
+    right = table.points < WRONG
+    return Followed(
+        step,
+        len(frames),
+        int(right.sum()),
+        None if right.all() else frames[int((~right).argmax())],
+        int((~right & table.trusted).sum()),
+        float(table.points[right].median()),
+        float(table.degrees[right].median()),
+        len(frames) / seconds,
+    )
+
+
+def wrist_poses(
+    method: Method,
+    frame: int,
+    xrays: list[XRay],  # of both cameras
+    bones: dict[str, torch.nn.Module],
+    tries: int = 3,
+) -> dict[str, RigidTransform]:  # (1) room from bone
+    "Find the bones from where a hand has laid them, several times, and take what fits best."
+    found = {}
+    for name, bone in bones.items():
+        init, middle = biplane.wrist_start(name, frame, xrays, bone), centre(bone)
+        starts = [init, *(start(init, middle, (15.0, 2.0), seed) for seed in range(tries - 1))]
+        results = [method({name: bone}, xrays, {name: one}, (15.0, 8.0)) for one in starts]
+        found[name] = max(results, key=lambda result, name=name: result.similarity[name]).poses[name]
+    return found
+
+
+def wrist_attempts(
+    method: Method,
+    seeds: range,  # starts of each moment and condition
+    bones: dict[str, torch.nn.Module],
+) -> tuple[list[Attempt], Distance]:  # and how the ulna moved against the radius from one moment to the other
+    "Find the bones of the wrist from starts around their common pose."
+    found, moments = [], []
+    for frame in tqdm(biplane.WRIST_FRAMES, desc="wrist"):
+        xrays = biplane.wrist_xrays(frame)
+        moments.append(wrist_poses(method, frame, xrays, bones))
+        for condition in WRIST:
+            name = condition.body
+            args = method, condition, bones[name], (frame, xrays), moments[-1][name]
+            found += [attempt(*args, seed) for seed in seeds]
+    return found, moved_together(*moments, points_of(bones["ulna"]))

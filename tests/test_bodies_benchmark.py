@@ -9,8 +9,9 @@ from scipy.ndimage import gaussian_filter
 from scipy.special import ndtr
 
 from benchmarks import biplane, bodies, outlines
-from diffdrr.bodies import MeshBody, ball
+from diffdrr.bodies import MeshBody, VoxelBody, ball
 from diffdrr.geometry import Camera, Detector, RigidTransform, orientation_matrix
+from diffdrr.volumes import Grid
 from diffdrr.xrays import XRay
 
 REAL = pytest.mark.skipif(biplane.missing() is not None, reason=str(biplane.missing()))
@@ -168,7 +169,7 @@ def test_attempts_are_told_right_from_wrong(metal, monkeypatch):
 
     def method_of(shift, reason):
         pose = at(0, 0, DEPTH + shift)
-        return lambda *given: bodies.Found({"femur": pose}, {"femur": unknown}, {"femur": reason}, 2.0)
+        return lambda *given: bodies.Found({"femur": pose}, {"femur": unknown}, {"femur": 0.5}, {"femur": reason}, 2.0)
 
     cases = ((0.5, None), (0.5, "unlike"), (50.0, "unlike"), (50.0, None))
     attempts = [bodies.attempt(method_of(*case), condition, metal, (0, [xray, xray]), place, 0) for case in cases]
@@ -176,3 +177,29 @@ def test_attempts_are_told_right_from_wrong(metal, monkeypatch):
     assert row["within 1 mm and 1°, %"] == 50 and row["depth, mm"] == pytest.approx(0.5, abs=1e-3)
     assert [row[name] for name in ("wrong and flagged", "wrong, not flagged", "right, but flagged")] == [1, 1, 1]
     assert row["outlines, pixels"] == "0.30 and 0.40" and row["in sigmas"] == pytest.approx((0.25 / 6) ** 0.5, 1e-3)
+
+
+def test_a_bone_is_laid_between_its_ends():
+    xrays = [XRay(*[torch.ones(1, 1, SIZE, SIZE)] * 2, Camera(SDD, SIZE, SIZE, DELX), pose=p) for p in (STILL, POSE)]
+    point = torch.tensor([[[20.0, 10, 500]]])
+    pixels = [Detector.from_camera(x.camera, orientation_matrix(None)).project(x.pose, point)[0, 0] for x in xrays]
+    joint = biplane.triangulate(xrays, [tuple(pixel.tolist()) for pixel in pixels])
+    assert joint.numpy() == pytest.approx(point[0, 0].numpy(), abs=0.05)
+    rod = torch.zeros(9, 11, 60)
+    rod[3:6, 4:7] = 1.0
+    body = VoxelBody(rod, Grid.around((9, 11, 60), (1.0, 1.0, 1.0)))
+    shaft = joint + torch.tensor([5.0, -40, 12])
+    place = biplane.laid_between(body, joint, shaft)
+    ends = place(torch.tensor([[[0.0, 0, -23.5], [0, 0, 0]]]))[0]
+    assert ends[0].numpy() == pytest.approx(joint.numpy(), abs=0.05)
+    direction = (ends[1] - ends[0]) / (ends[1] - ends[0]).norm()
+    assert (direction @ (shaft - joint) / (shaft - joint).norm()).item() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_start_may_be_turned_about_the_shaft():
+    middle = torch.tensor([5.0, -7, 9])
+    for seed, sign in ((0, 1), (1, -1)):
+        there = bodies.Condition("ulna", (0, 1), (0.0, 0.0), 60.0).start(POSE, middle, seed)
+        twist = bodies.twist_between(POSE, there, middle)
+        assert twist[:3].abs().max() < 1e-3
+        assert (twist[3:] / sign).rad2deg().numpy() == pytest.approx(60 * POSE.rotation[0, :, 2].numpy(), abs=0.05)
