@@ -8,9 +8,9 @@ import torch
 from scipy.ndimage import gaussian_filter
 from scipy.special import ndtr
 
-from benchmarks import biplane, bodies, outlines
+from benchmarks import biplane, bodies, distances, outlines
 from diffdrr.bodies import MeshBody, VoxelBody, ball
-from diffdrr.geometry import Camera, Detector, RigidTransform, orientation_matrix
+from diffdrr.geometry import Camera, Detector, RigidTransform, orientation_matrix, twist_to_matrix
 from diffdrr.volumes import Grid
 from diffdrr.xrays import XRay
 
@@ -109,35 +109,35 @@ def test_real_data_are_read():
     assert tuple(radius.density.shape) == (68, 86, 128) and 0.03 < radius.density.max() < 0.1
 
 
-POSE = RigidTransform(bodies.twist_to_matrix(torch.tensor([[30.0, -20, 700, 0.4, -0.7, 0.2]])))
+POSE = RigidTransform(twist_to_matrix(torch.tensor([[30.0, -20, 700, 0.4, -0.7, 0.2]])))
 
 
 def test_poses_of_a_body_are_compared(metal):
     moved = POSE.compose(at(3.0, 0, 4))
-    apart = bodies.distance(moved, POSE, bodies.points_of(metal))
+    apart = distances.distance(moved, POSE, distances.points_of(metal))
     assert apart.points == pytest.approx(5, abs=1e-3) and apart.degrees == pytest.approx(0, abs=0.05)
-    across, depth = bodies.seen_apart(at(3.0, 0, DEPTH + 4), at(0, 0, DEPTH), torch.zeros(3), STILL)
+    across, depth = distances.seen_apart(at(3.0, 0, DEPTH + 4), at(0, 0, DEPTH), torch.zeros(3), STILL)
     assert (across, depth) == pytest.approx((3, 4), abs=1e-3)
 
 
 def test_a_twist_between_poses_is_about_the_centre():
     middle = torch.tensor([5.0, -7, 9])
-    there = bodies.start(POSE, middle, (0.0, 10.0), 1)
-    twist = bodies.twist_between(POSE, there, middle)
+    there = distances.start(POSE, middle, (0.0, 10.0), 1)
+    twist = distances.twist_between(POSE, there, middle)
     assert twist[3:].abs().max() < 1e-5
     centres = [pose(middle[None, None])[0, 0].double() for pose in (POSE, there)]
     assert twist[:3].numpy() == pytest.approx((centres[1] - centres[0]).numpy(), abs=1e-3)
-    turned = bodies.start(POSE, middle, (10.0, 0.0), 1)
-    twist = bodies.twist_between(POSE, turned, middle)
+    turned = distances.start(POSE, middle, (10.0, 0.0), 1)
+    twist = distances.twist_between(POSE, turned, middle)
     assert twist[:3].abs().max() < 1e-3
     assert twist[3:].norm().rad2deg() == pytest.approx(
-        bodies.distance(turned, POSE, torch.zeros(1, 1, 3)).degrees, 1e-3
+        distances.distance(turned, POSE, torch.zeros(1, 1, 3)).degrees, 1e-3
     )
 
 
 def test_starts_differ_in_size_only():
     near, far = (
-        bodies.twist_between(POSE, bodies.start(POSE, torch.zeros(3), (s, s), 4), torch.zeros(3)) for s in (2, 4)
+        distances.twist_between(POSE, distances.start(POSE, torch.zeros(3), (s, s), 4), torch.zeros(3)) for s in (2, 4)
     )
     assert far.numpy() == pytest.approx(2 * near.numpy(), rel=1e-2)
 
@@ -146,18 +146,18 @@ def test_distances_in_sigmas_are_one_on_average():
     generator = np.random.default_rng(0)
     root = generator.standard_normal((6, 6))
     C = torch.from_numpy(root @ root.T)
-    draws = [bodies.in_sigmas(torch.from_numpy(root @ generator.standard_normal(6)), C) ** 2 for _ in range(500)]
+    draws = [distances.in_sigmas(torch.from_numpy(root @ generator.standard_normal(6)), C) ** 2 for _ in range(500)]
     assert np.mean(draws) == pytest.approx(1, abs=0.1)
 
 
 def test_bones_that_move_as_one_do_not_move_against_each_other():
     first = {"radius": POSE, "ulna": at(20, 3, -4).compose(POSE)}
-    motion = RigidTransform(bodies.twist_to_matrix(torch.tensor([[9.0, 4, -2, 0.1, 0.5, 0.3]])))
+    motion = RigidTransform(twist_to_matrix(torch.tensor([[9.0, 4, -2, 0.1, 0.5, 0.3]])))
     second = {name: pose.compose(motion) for name, pose in first.items()}
     points = torch.randn(1, 9, 3, generator=torch.Generator().manual_seed(0)) * 30
-    still = bodies.moved_together(first, second, points)
+    still = distances.moved_together(first, second, points)
     assert still.points < 1e-2 and still.degrees < 0.1
-    slid = bodies.moved_together(first, second | {"ulna": at(0, 0, 2).compose(second["ulna"])}, points)
+    slid = distances.moved_together(first, second | {"ulna": at(0, 0, 2).compose(second["ulna"])}, points)
     assert slid.points == pytest.approx(2, abs=1e-2)
 
 
@@ -200,6 +200,6 @@ def test_a_start_may_be_turned_about_the_shaft():
     middle = torch.tensor([5.0, -7, 9])
     for seed, sign in ((0, 1), (1, -1)):
         there = bodies.Condition("ulna", (0, 1), (0.0, 0.0), 60.0).start(POSE, middle, seed)
-        twist = bodies.twist_between(POSE, there, middle)
+        twist = distances.twist_between(POSE, there, middle)
         assert twist[:3].abs().max() < 1e-3
         assert (twist[3:] / sign).rad2deg().numpy() == pytest.approx(60 * POSE.rotation[0, :, 2].numpy(), abs=0.05)
