@@ -168,7 +168,7 @@ def summarize(
 ) -> pd.DataFrame:  # a row for each condition
     "Lay errors, outlines, verdicts and times out. Distances are medians over the starts that are not wrong."
     rows = []
-    for condition, group in pd.DataFrame([asdict(one) for one in attempts]).groupby("condition", sort=False):
+    for condition, group in pd.DataFrame([asdict(each) for each in attempts]).groupby("condition", sort=False):
         wrong, flagged = group.distance >= WRONG, group.reason.notna()
         right = group[~wrong]
         outlines = np.array([each for each in right.outlines if each])
@@ -263,7 +263,7 @@ def wrist_poses(
     for name, bone in bones.items():
         init, middle = biplane.wrist_start(name, frame, xrays, bone), centre(bone)
         starts = [init, *(start(init, middle, (15.0, 2.0), seed) for seed in range(tries - 1))]
-        results = [method({name: bone}, xrays, {name: one}, (15.0, 8.0)) for one in starts]
+        results = [method({name: bone}, xrays, {name: init}, (15.0, 8.0)) for init in starts]
         found[name] = max(results, key=lambda result, name=name: result.similarity[name]).poses[name]
     return found
 
