@@ -31,7 +31,18 @@ ROOMS: dict[str, set[str]] = {
     "reconstruction": {"geometry", "volumes", "kernels", "rendering"},
     "anatomy": {"geometry", "rendering"},
     "show": {"geometry", "volumes", "xrays", "rendering", "bodies"},
-    "cli": {"geometry", "volumes", "xrays", "rendering", "bodies", "registration", "tracking", "show"},
+    "synthesis": {
+        "geometry",
+        "volumes",
+        "xrays",
+        "kernels",
+        "rendering",
+        "bodies",
+        "physics",
+        "anatomy",
+        "show",
+    },
+    "cli": {"geometry", "volumes", "xrays", "rendering", "bodies", "registration", "tracking", "show", "synthesis"},
 }
 # What a reader finds in each.
 CONTENTS = {
@@ -51,6 +62,7 @@ CONTENTS = {
     "reconstruction": "volumes from X-rays",
     "anatomy": "masks of structures",
     "show": "pictures, films, scenes",
+    "synthesis": "data sets of synthetic X-rays",
     "cli": "the command line",
 }
 # The modules of 0.6.1: they re-export names, and nothing imports them.
@@ -68,6 +80,8 @@ OWNERS = {
     "panel": {"show"},
     "imageio_ffmpeg": {"show"},
     "numba": {"kernels"},
+    "pyarrow": {"synthesis"},
+    "distributed": {"synthesis"},
     "trimesh": {"bodies"},
     "triton": {"kernels", "show"},
 }
