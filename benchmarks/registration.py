@@ -2,7 +2,9 @@
 are noticed.
 
     python -m benchmarks.registration
+    python -m benchmarks.registration --only frontal "lungs 1.6 %" --starts 20
 
+The second command registers under conditions of practice, see `conditions.py`; the rest of this page is about the first.
 The X-rays (`xrays.py`) are taken around the frontal view. Starts are twists about the isocentre: a rotation and a
 translation, each with a normal distribution for each axis. Errors are mean target registration errors (mTRE) over a
 grid of points in the middle of the CT, in all three dimensions. The same starts are given to the recipe of 0.6.1's
@@ -37,7 +39,7 @@ from diffdrr.registration import register
 from diffdrr.rendering import DRR
 from diffdrr.volumes import load_example_ct, read
 
-from . import machine
+from . import conditions, machine
 from .peers import FOLDER, Unavailable, prepare
 from .recipe import BLOCK, HEIGHT, Climb, Recipe, Start, climb
 from .report import markdown_table
@@ -526,6 +528,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--results", type=Path, default=RESULTS, help="where the report is written (default: %(default)s)"
     )
     parser.add_argument("--name", help="of this machine, in the names of the files (default: made from its processor)")
+    practice = parser.add_argument_group("conditions of practice")
+    practice.add_argument(
+        "--only", nargs="+", choices=conditions.CONDITIONS, metavar="CONDITION",
+        help="register under these instead: " + "; ".join(conditions.CONDITIONS).replace("%", "%%"),
+    )  # fmt: skip
+    practice.add_argument("--starts", type=int, default=100, help="X-rays under each (default: %(default)s)")
+    practice.add_argument("--first", type=int, default=0, help="seed of the first (default: %(default)s)")
+    practice.add_argument("--log", type=Path, help="a file to which each registration is appended, as a line of JSON")
     chosen = parser.parse_args(arguments)
     if not 0 <= chosen.recipe_seeds <= chosen.seeds or chosen.seeds < 1:
         parser.error(
@@ -537,10 +547,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(
     arguments: list[str] | None = None,  # of the command line
-) -> Measurements:
+) -> Measurements | pd.DataFrame:  # a table for conditions of practice
     "Measure, print the report and store it."
     chosen = parse(arguments)
     torch.set_num_threads(chosen.threads)
+    if chosen.only:
+        return conditions.report(lambda *given, **options: register(*given, **options, verbose=False), chosen)
     about = machine.describe()
     results = measure(chosen, lambda *given: register(*given, verbose=False))
     text = as_markdown(chosen, about, results)

@@ -13,6 +13,7 @@ from PIL import Image
 
 import diffdrr.volumes
 from diffdrr import cli
+from diffdrr.rendering import DRR
 from diffdrr.volumes import load_example_ct
 from diffdrr.xrays import read_xray
 
@@ -30,8 +31,7 @@ def ct(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(*arguments: object) -> subprocess.CompletedProcess:
     "Run the command line in a process of its own."
-    code = "from diffdrr.cli import main; main()"
-    command = [sys.executable, "-c", code, *map(str, arguments)]
+    command = [sys.executable, "-m", "diffdrr.cli", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -76,7 +76,23 @@ def test_a_cache_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch
         cli.main(["render", "-o", str(tmp_path / "drr.png")])
 
 
-@pytest.mark.parametrize("command", ["render", "register"])
+def test_doctor_says_why_a_backend_fails_and_goes_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    forward = DRR.forward
+
+    def without_compiler(drr: DRR, pose: object):
+        if drr.renderer.backend == "numba":
+            raise OSError("no compiler")
+        return forward(drr, pose)
+
+    monkeypatch.setattr(DRR, "forward", without_compiler)
+    monkeypatch.setattr(diffdrr.volumes, "load_example_ct", lambda: load_example_ct(**SMALL))
+    cli.main(["doctor"])
+    said = dict(line.split(maxsplit=2)[1:] for line in capsys.readouterr().out.splitlines() if line[:4] == "cpu ")
+    assert said["torch"].startswith("first picture ") and said["triton"].startswith("backend 'triton' cannot serve")
+    assert said["numba"] == "failed with OSError: no compiler"
+
+
+@pytest.mark.parametrize("command", ["render", "register", "view"])
 def test_a_series_is_chosen(monkeypatch: pytest.MonkeyPatch, ct: Path, tmp_path: Path, command: str):
     def read(volume: str, *args: object, **options: object):
         raise ValueError(f"series={options['series']}, phase={options['phase']}, {options['slice_spacing']}")
@@ -84,7 +100,7 @@ def test_a_series_is_chosen(monkeypatch: pytest.MonkeyPatch, ct: Path, tmp_path:
     monkeypatch.setattr(diffdrr.volumes, "read", read)
     chosen = ["--series", "1.2", "--phase", "30", "--slice-spacing", "1.5"]
     example = load_example_ct(orientation="PA", **SMALL)
-    arguments = ["render", str(ct), "-o", str(tmp_path / "drr.png")]
+    arguments = [command, str(ct), *(["-o", str(tmp_path / "drr.png")] if command == "render" else ["--port", "0"])]
     if command == "register":
         arguments = ["register", str(ct), str(write_frontal(example, tmp_path)), "-o", str(tmp_path / "result")]
     with pytest.raises(SystemExit, match="--series 1.2, --phase 30, 1.5"):
@@ -94,7 +110,6 @@ def test_a_series_is_chosen(monkeypatch: pytest.MonkeyPatch, ct: Path, tmp_path:
 def write_frontal(subject: object, folder: Path) -> Path:
     "Render a DICOM file with the angles of the C-arm."
     from diffdrr.geometry import pose_from_view
-    from diffdrr.rendering import DRR
     from diffdrr.xrays import write_xray, xray_of_rendering
 
     drr, pose = DRR(subject, 1020.0, 32, 12.0), pose_from_view("PA", 850.0, "PA")

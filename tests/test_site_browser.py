@@ -213,14 +213,23 @@ def test_search(browser, address: str, viewport: dict, scheme: str):
     assert problems == []
 
 
-def test_reader_turns_the_light_off(browser, address: str):
-    with opened(browser, address, viewport=DESKTOP, color_scheme="light") as (page, problems):
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_reader_turns_the_light_off_and_on(browser, address: str, scheme: str):
+    still = dict(reduced_motion="reduce")  # colours change at once
+    with opened(browser, address, viewport=DESKTOP, color_scheme=scheme, **still) as (page, problems):
         page.goto(address)
-        assert not is_dark(page)
-        page.locator(".quarto-color-scheme-toggle").click()
-        page.wait_for_function("document.documentElement.classList.contains('quarto-dark')")
-        page.goto(address + "changelog.html")
-        assert is_dark(page)
+        dark = scheme == "dark"
+        assert is_dark(page) == dark
+        for _ in range(2):
+            dark = not dark
+            page.locator(".quarto-color-scheme-toggle").click()
+            page.wait_for_function(
+                "dark => document.documentElement.classList.contains('quarto-dark') == dark", arg=dark
+            )
+            assert is_dark(page) == dark
+            problems += page.evaluate(AUDIT)
+            page.goto(address + "changelog.html")
+            assert is_dark(page) == dark
     assert problems == []
 
 

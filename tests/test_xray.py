@@ -153,7 +153,7 @@ def test_one_increment_is_that_from_frame_to_frame(xray: XRay, tmp_path: Path):
     with pytest.raises(
         ValueError,
         match=(
-            r"PositionerPrimaryAngleIncrement \(0018,1520\) of the file must hold one number, or 3, one for each "
+            r"PositionerPrimaryAngleIncrement \(0018,1520\) of the file '.*' must hold one number, or 3, one for each "
             r"frame, not '0.0\\1.5'; correct it, or remove it"
         ),
     ):

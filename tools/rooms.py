@@ -42,7 +42,18 @@ ROOMS: dict[str, set[str]] = {
         "anatomy",
         "show",
     },
-    "cli": {"geometry", "volumes", "xrays", "rendering", "bodies", "registration", "tracking", "show", "synthesis"},
+    "cli": {
+        "geometry",
+        "volumes",
+        "xrays",
+        "kernels",
+        "rendering",
+        "bodies",
+        "registration",
+        "tracking",
+        "show",
+        "synthesis",
+    },
 }
 # What a reader finds in each.
 CONTENTS = {

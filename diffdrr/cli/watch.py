@@ -11,7 +11,15 @@ from typing import Literal
 
 from ..checks import whole
 from .register import Case, make_drrs, read_pictures
-from .values import check_belongs, check_file, check_output, read_structures, read_table
+from diffdrr.cli.values import (
+    OF_SLICES,
+    check_belongs,
+    check_file,
+    check_output,
+    choices_of_slices,
+    read_structures,
+    read_table,
+)
 
 # %% auto #0
 __all__ = []
@@ -53,6 +61,9 @@ class ViewOptions:
     structures: str | None = None  # names or numbers to show, separated by commas; with --labels or the example
     names: str | None = None  # of the structures in --labels: a .csv with columns structure,id, or totalsegmentator
     orientation: Literal["AP", "PA"] = "AP"  # where the camera looks from when it is not rotated
+    series: str | None = None  # UID of one of several DICOM series in the folder
+    phase: str | None = None  # of several in a DICOM series, as the error names them
+    slice_spacing: float | None = None  # mm; interpolate DICOM slices that lie at uneven distances
     port: int = 5006  # of this computer, where the page is; 0 for any that is free
     no_browser: bool = False  # print the address, and open no browser
 
@@ -65,9 +76,9 @@ def view(
     from diffdrr.volumes import structure_table
 
     whole("--port", options.port, 0, 65535)
-    check_belongs(options, ("labels", "names"))
+    check_belongs(options, ("labels", "names", *OF_SLICES))
     check_file("CT", options.ct)
     check_file("--labels", options.labels)
     table = structure_table() if options.ct is None else read_table(options.names)
-    kept = read_structures(options.structures, table)
-    serve(options.ct, options.labels, kept, options.orientation, options.port, show=not options.no_browser)
+    kept, slices = read_structures(options.structures, table), choices_of_slices(options)
+    serve(options.ct, options.labels, kept, options.orientation, options.port, not options.no_browser, slices)

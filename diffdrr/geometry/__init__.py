@@ -21,6 +21,7 @@ NAMES = {
         "pixel_centres",
     ],
     "detector": ["Detector", "make_intrinsic_matrix"],
+    "mayacam": ["read_mayacam", "write_mayacam"],
     "opencv": [
         "decompose_projection_matrix",
         "get_focal_length",
@@ -40,7 +41,7 @@ NAMES = {
         "random_rigid_transform",
     ],
     "precision": ["matmul"],
-    "se3": ["matrix_to_twist", "se3_exp_map", "se3_log_map", "twist_to_matrix"],
+    "se3": ["left_jacobian", "matrix_to_twist", "se3_exp_map", "se3_log_map", "twist_to_matrix"],
     "slicer": ["Landmarks", "read_landmarks", "read_transform", "write_landmarks", "write_transform"],
     "so3": [
         "DEFAULT_ACOS_BOUND",

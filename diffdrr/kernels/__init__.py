@@ -12,6 +12,7 @@ import lazy_loader
 NAMES = {
     "request": ["Rays", "Rule"],
     "reference": ["SAMPLERS", "reduce", "sampling_interval"],
+    "cpu.compile": ["compiled_folder"],
     "cpu.threads": ["kernel_threads", "serial_for_few", "serial_torch"],
     "dispatch": ["BACKENDS", "backproject", "check_backend", "check_choices", "choose_backend", "project"],
     "meshes": ["MESH_BACKENDS", "crossings", "merge_crossings", "thickness"],

@@ -6,18 +6,57 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..geometry import INTRINSICS, RigidTransform, matmul
+from ..geometry import INTRINSICS, RigidTransform, hat, left_jacobian, matmul, so3_log_map
 from .placement import Placement, twist_at_origin
+from .robust import independent_pixels
 from .views import View
 from .windows import standardize_locally
 
 # %% auto #0
-__all__ = ['Objective']
+__all__ = ['Penalty', 'Objective']
+
+# %% ../../nbs/api/registration/718_objective.ipynb #a5cb532e
+class Penalty(NamedTuple):
+    "How far guesses are from what is known beforehand."
+
+    deviation: Float[Tensor, "B K"]  # in standard deviations, each independent of the others
+    slopes: Float[Tensor, "B P K"]  # their derivatives by a step
+
+    def square(self) -> Float[Tensor, "B"]:
+        "Compute the squared Mahalanobis distance."
+        return self.deviation.square().sum(dim=-1)
+
+# %% ../../nbs/api/registration/718_objective.ipynb #2f40283d
+class Prior(NamedTuple):
+    """How far off what is given may be: standard deviations for each axis, and of each intrinsic.
+
+    One that is 0 or infinite holds nothing."""
+
+    rotation: float  # of the initial pose, about each axis, rad
+    translation: float  # of the CT's centre, along each axis, mm
+    intrinsics: Sequence[float] = ()  # of those that are refined, the same in each view, mm
+
+    def penalty(
+        self,
+        placement: Placement,  # of B guesses
+        pivot: Float[Tensor, "3"],  # the CT's centre, mm
+    ) -> Penalty:
+        "Say how far guesses are from what was given."
+        rotation, moved = placement.motion[:, :3, :3], placement.motion[:, :3, 3]
+        centre, turned = matmul(rotation, pivot[:, None])[..., 0] + moved - pivot, so3_log_map(rotation)
+        n_offsets = placement.offsets.shape[1]
+        intrinsics = list(self.intrinsics) or [0.0]
+        spread = [self.translation] * 3 + [self.rotation] * 3 + intrinsics * (n_offsets // len(intrinsics))
+        precision = centre.new_tensor([1 / x if 0 < x < float("inf") else 0.0 for x in spread[: 6 + n_offsets]])
+        slopes = torch.eye(len(precision)).to(centre).repeat(len(centre), 1, 1)
+        slopes[:, 3:6, :3], slopes[:, 3:6, 3:6] = hat(centre), torch.linalg.inv(left_jacobian(turned)).mT
+        return Penalty(torch.cat([centre, turned, placement.offsets], dim=1) * precision, slopes * precision)
 
 # %% ../../nbs/api/registration/718_objective.ipynb #2c76e14e
 class Objective:
@@ -29,8 +68,9 @@ class Objective:
         views: Sequence[View],
         window: float,  # standard deviation of the window, as a part of the longer side of the picture
         refine: Sequence[str] = (),  # names of the intrinsics that are refined, see `geometry.INTRINSICS`
+        prior: Prior | None = None,  # what is known beforehand
     ):
-        self.views, self.refine = list(views), list(refine)
+        self.views, self.refine, self.prior = list(views), list(refine), prior
         self.sigmas = [window * max(view.xray.camera.height, view.xray.camera.width) for view in views]
         self.targets = [
             standardize_locally(view.xray.image, view.xray.mask, sigma).flatten(1)
@@ -95,6 +135,22 @@ class Objective:
             jacobians.append(jacobian)
         return torch.cat(residuals, dim=1), torch.cat(jacobians, dim=2)
 
+    def penalty(
+        self,
+        placement: Placement,  # of B guesses
+    ) -> Penalty | None:
+        "Say how far guesses are from what is known beforehand, if anything is."
+        return None if self.prior is None else self.prior.penalty(placement, self.pivot)
+
+    def independent(
+        self,
+        residual: Float[Tensor, "B M"],
+    ) -> Float[Tensor, "B 1"]:
+        "Estimate how many independent numbers residuals hold, see `robust.independent_pixels`."
+        masks = [view.xray.mask[0, 0] for view in self.views]
+        parts = residual.split([mask.numel() for mask in masks], dim=1)
+        return sum(independent_pixels(r.unflatten(1, mask.shape), mask) for r, mask in zip(parts, masks))
+
     def length(
         self,
         step: Float[Tensor, "B P"],
@@ -121,3 +177,16 @@ class Objective:
     ) -> Float[Tensor, "B"]:  # local correlation coefficient, from -1 to 1
         "Compute how well guesses fit."
         return self.similarity(self.residual(placement))
+
+    @torch.no_grad()
+    def standing(
+        self,
+        placement: Placement,  # of B guesses
+    ) -> Float[Tensor, "B"]:  # at most the score
+        """Compute how well guesses fit, less what speaks against them beforehand.
+
+        A squared standard deviation weighs as in the loss: mean squares of residuals are twice what is missing from a
+        correlation of 1."""
+        residual = self.residual(placement)
+        score, known = self.similarity(residual), self.penalty(placement)
+        return score if known is None else score - (1 - score) * known.square() / self.independent(residual)[:, 0]

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .objective import Objective
+from .objective import Objective, Penalty
 from .placement import Placement
 from .robust import geman_mcclure, median_deviation
 
@@ -42,6 +42,25 @@ def normal_equations(
     weighted = jacobian * weights[:, None]
     return weighted @ jacobian.mT, (weighted @ residual[..., None])[..., 0]
 
+# %% ../../nbs/api/registration/719_optimiser.ipynb #d4690506
+def weight_of_penalty(
+    objective: Objective,
+    residual: Float[Tensor, "B M"],
+    deviation: Float[Tensor, "B 1"],  # standard deviation of the residuals
+) -> Float[Tensor, "B"]:
+    "Compute what a squared standard deviation is worth in mean squares of residuals."
+    return (deviation.square() / objective.independent(residual))[:, 0]
+
+
+def add_penalty(
+    equations: tuple[Float[Tensor, "B P P"], Float[Tensor, "B P"]],  # see `normal_equations`
+    penalty: Penalty,
+    weight: Float[Tensor, "B"],
+) -> tuple[Float[Tensor, "B P P"], Float[Tensor, "B P"]]:
+    "Add what is known beforehand to normal equations."
+    known = normal_equations(penalty.deviation, penalty.slopes, weight[:, None].expand_as(penalty.deviation))
+    return tuple(a + b for a, b in zip(equations, known))
+
 # %% ../../nbs/api/registration/719_optimiser.ipynb #fbec24d3
 def levenberg_marquardt(
     objective: Objective,
@@ -54,7 +73,7 @@ def levenberg_marquardt(
     Wright, Numerical Optimization, 2006, section 10.3).
 
     The damping multiplies the diagonal of the normal matrix, so the units of the parameters do not matter. A step
-    that does not lower the loss is not taken.
+    that does not lower the loss is not taken. If the objective has a penalty, it is part of the loss.
     """
     placement = start
     residual, jacobian = objective.linearize(start)
@@ -63,15 +82,22 @@ def levenberg_marquardt(
     trace = [Iterate(start, objective.similarity(residual))]
     for _ in range(iterations):
         now, slopes = residual[moving], jacobian[moving]
-        scale = robustness * median_deviation(now, objective.weights)
+        deviation, known = median_deviation(now, objective.weights), objective.penalty(placement[moving])
+        scale = robustness * deviation
         loss, forgiven = geman_mcclure(now, scale)
         normal, gradient = normal_equations(now, slopes, objective.weights * forgiven)
+        if known is not None:
+            weight = weight_of_penalty(objective, now, deviation)
+            normal, gradient = add_penalty((normal, gradient), known, weight)
         diagonal = normal.diagonal(dim1=-2, dim2=-1).clamp(min=1e-12)
         step = -torch.linalg.solve(normal + torch.diag_embed(damping[moving, None] * diagonal), gradient).to(now)
         trial = placement[moving].moved(step, objective.pivot)
         residual_there, jacobian_there = objective.linearize(trial)
         loss_there, _ = geman_mcclure(residual_there, scale)
-        better = ((loss_there - loss) * objective.weights).sum(dim=-1) < 0
+        rise = ((loss_there - loss) * objective.weights).sum(dim=-1)
+        if known is not None:
+            rise = rise + weight * (objective.penalty(trial).square() - known.square())
+        better = rise < 0
         taken = moving[better]
         residual[taken], jacobian[taken] = residual_there[better], jacobian_there[better]
         placement = placement.replaced(taken, trial[better])
@@ -104,11 +130,14 @@ def first_order(
 
     with torch.no_grad():
         residual = objective.residual(start)
-    scale = robustness * median_deviation(residual, objective.weights)
+    deviation = median_deviation(residual, objective.weights)
 
     def loss() -> Tensor:
         descent.zero_grad()
-        value = (geman_mcclure(objective.residual(placed()), scale)[0] * objective.weights).sum()
+        value = (geman_mcclure(objective.residual(placed()), robustness * deviation)[0] * objective.weights).sum()
+        known = objective.penalty(placed())
+        if known is not None:
+            value = value + (weight_of_penalty(objective, residual, deviation) * known.square()).sum()
         value.backward()
         return value
 
@@ -117,6 +146,6 @@ def first_order(
         descent.step(loss)
         with torch.no_grad():
             residual = objective.residual(placed())
-            scale = robustness * median_deviation(residual, objective.weights)
+            deviation = median_deviation(residual, objective.weights)
             trace.append(Iterate(placed(), objective.similarity(residual)))
     return trace

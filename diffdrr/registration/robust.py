@@ -5,6 +5,7 @@
 # %% ../../nbs/api/registration/714_robust.ipynb #f1c7113f
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -28,3 +29,25 @@ def geman_mcclure(
     "Compute a loss that levels off, and the weight that makes it a weighted sum of squares (Geman and McClure, 1985)."
     forgiven = 1 / (1 + (residual / scale).square())
     return residual.square() * forgiven, forgiven.square()
+
+# %% ../../nbs/api/registration/714_robust.ipynb #a01c5523
+def neighbour_correlation(
+    residual: Float[Tensor, "B H W"],
+    mask: Float[Tensor, "H W"],
+    dim: int,  # 1 for neighbours in a column, 2 for those in a row
+) -> Float[Tensor, "B 1"]:
+    "Correlate each pixel with the next one."
+    n = residual.shape[dim] - 1
+    both = mask.narrow(dim - 1, 0, n) * mask.narrow(dim - 1, 1, n)
+    here, next_one = (residual.narrow(dim, start, n) * both for start in (0, 1))
+    norm = (here.square().sum(dim=(1, 2)) * next_one.square().sum(dim=(1, 2))).sqrt()
+    return ((here * next_one).sum(dim=(1, 2)) / norm.clamp(min=torch.finfo(norm.dtype).tiny))[:, None]
+
+
+def independent_pixels(
+    residual: Float[Tensor, "B H W"],
+    mask: Float[Tensor, "H W"],  # pixels of weight zero do not count
+) -> Float[Tensor, "B 1"]:  # at least 1
+    "Estimate how many independent numbers residuals hold, from the correlation of neighbours."
+    rho = [neighbour_correlation(residual, mask, dim).clamp(0, 0.99) for dim in (1, 2)]
+    return (mask.sum() * (1 - rho[0]) / (1 + rho[0]) * (1 - rho[1]) / (1 + rho[1])).clamp(min=1)

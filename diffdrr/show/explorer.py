@@ -9,7 +9,7 @@ import errno
 import io
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from inspect import signature
 from types import ModuleType
@@ -419,6 +419,17 @@ def make_server(
             raise
         raise OSError(f"port {port} is in use; choose another with --port, or --port 0 for one that is free") from error
 
+
+def run_server(
+    server: panel.io.server.Server,
+    show: bool,  # open a browser
+) -> None:
+    "Answer the browsers of this computer until Ctrl+C."
+    print(f"http://localhost:{server.port} shows the explorer; Ctrl+C ends it", flush=True)
+    if show:
+        server.show("/")
+    server.run_until_shutdown()
+
 # %% ../../nbs/api/show/920_explorer.ipynb #dbebd15e
 def serve(
     ct: str | None = None,  # file, or folder with a DICOM series; the built-in example if left out
@@ -427,6 +438,7 @@ def serve(
     orientation: str = "AP",  # where the camera looks from when it is not rotated: AP or PA
     port: int = 5006,  # of this computer; 0 for any that is free
     show: bool = True,  # open a browser
+    slices: Mapping[str, str | float] | None = None,  # what `read` is told of DICOM slices: series, phase ...
 ) -> None:
     "Show a CT to the browsers of this computer until Ctrl+C. Raises the errors of `make_server` and `read`."
     from diffdrr.volumes import load_example_ct, read  # torchio takes a second
@@ -436,14 +448,11 @@ def serve(
     load = load_example_ct if ct is None else read
     files = [] if ct is None else [ct]
     options = {"labelmap": labels, "labels": structures, "orientation": None if orientation == "AP" else orientation}
-    options = {name: value for name, value in options.items() if value is not None}
+    options = {name: value for name, value in options.items() if value is not None} | dict(slices or {})
     arguments = [*map(json.dumps, files), *(f"{name}={json.dumps(value)}" for name, value in options.items())]
     source = f"{load.__name__}({', '.join(arguments)})"
 
     server = make_server(lambda: explore(subject, source=source), port)
     subject = load(*files, **options)
     explore(subject)
-    print(f"http://localhost:{server.port} shows the explorer; Ctrl+C ends it", flush=True)
-    if show:
-        server.show("/")
-    server.run_until_shutdown()
+    run_server(server, show)

@@ -10,6 +10,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -260,8 +261,6 @@ def portable(
     recipe: Recipe,
 ) -> Recipe:
     "Return a recipe that means the same in another process, whatever its folder."
-    from dataclasses import replace
-
     return replace(recipe, folder=str(Path(recipe.folder).absolute()))
 
 # %% ../../nbs/api/synthesis/929_run.ipynb #0c5de9e5
@@ -300,7 +299,7 @@ def draw_sample(
     from diffdrr.show import plot_mask
 
     known = sample.geometry
-    ax.imshow(scaled(sample.picture)[0].clamp(0, 1), cmap="gray")
+    ax.imshow(scaled(sample.picture)[0].numpy(), cmap="gray")
     if sample.masks is not None:
         plot_mask(sample.masks[None], [ax], colors=None, alpha=0.35)
     for structure in known.get("structures", {}).values():

@@ -9,5 +9,22 @@ __all__ = ['NAMES']
 import lazy_loader
 
 # %% ../../nbs/api/tracking/740_tracking.ipynb #7f0a1105
-NAMES = {}
+NAMES = {
+    "autoscoper": [
+        "AutoscoperTrial",
+        "AutoscoperVolume",
+        "read_autoscoper",
+        "read_tra",
+        "write_autoscoper",
+        "write_tra",
+    ],
+    "case": ["Case", "read_case"],
+    "jointtrack": ["read_intcalib", "read_jts", "write_jts"],
+    "moments": ["Moments"],
+    "stacks": ["read_stack"],
+    "tables": ["PoseTable", "read_poses", "write_poses"],
+    "tracks": ["Track", "relative_to"],
+    "motion": ["predict", "smooth"],
+    "angles": ["anatomical_frame", "femoral_frame", "grood_suntay", "joint_angles", "tibial_frame"],
+}
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=NAMES)

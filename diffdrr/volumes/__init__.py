@@ -31,6 +31,6 @@ NAMES = {
         "water_equivalent",
     ],
     "reader": ["canonicalize", "pose_in_scanner", "read"],
-    "example": ["load_example_ct", "save_arrays"],
+    "example": ["cache_folder", "load_example_ct", "save_arrays"],
 }
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=NAMES)

@@ -22,7 +22,7 @@ from .labels import structure_table
 from .reader import read
 
 # %% auto #0
-__all__ = ['save_arrays', 'load_example_ct']
+__all__ = ['cache_folder', 'save_arrays', 'load_example_ct']
 
 # %% ../../nbs/api/volumes/221_example.ipynb #f9b69163
 def cache_folder() -> Path:

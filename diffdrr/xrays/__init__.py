@@ -12,7 +12,7 @@ import lazy_loader
 NAMES = {
     "xray": ["XRay", "xray_of_rendering"],
     "preparation": ["equalize", "find_field", "invert", "prepare", "to_line_integrals"],
-    "reading": ["read_xray"],
+    "reading": ["count_frames", "read_xray"],
     "writing": ["make_dataset", "quantize", "write_xray"],
     "datasets": ["DeepFluoro", "Ljubljana", "RegistrationDataset"],
 }

@@ -190,13 +190,13 @@ def warn_of_doubt(
     )
     if agreement < -SURE:
         warnings.warn(
-            f"by {source} of the file bones are {words[bright]}, but in the picture they seem to be "
+            f"by {source} of {tags.name} bones are {words[bright]}, but in the picture they seem to be "
             f"{words[not bright]}; {remedy}",
             stacklevel=4,
         )
     elif agreement < SURE and tags.text("Modality") in RADIOGRAPHS and signed not in (None, shown):
         warnings.warn(
-            f"by {source} of the file bones are {words[bright]}, but as it is shown "
+            f"by {source} of {tags.name} bones are {words[bright]}, but as it is shown "
             f"({label('PhotometricInterpretation')}) they are {words[shown]}; the first is believed: {remedy}",
             stacklevel=4,
         )

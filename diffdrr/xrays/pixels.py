@@ -33,8 +33,8 @@ def meant_bits(
     """Keep the bits that are meant. Warns of others that are set, and raises a `ValueError` for bits that there
     cannot be."""
     dataset = tags.dataset
-    allocated, (bits, low) = 8 * kind_of(dataset).itemsize, bits_of(dataset)
-    container, values = (array.astype(np.int64) for array in (stored, used_bits(stored, dataset)))
+    allocated, (bits, low) = 8 * kind_of(dataset, tags.name).itemsize, bits_of(dataset, tags.name)
+    container, values = (array.astype(np.int64) for array in (stored, used_bits(stored, dataset, tags.name)))
     outside = ((1 << allocated) - 1) & ~(((1 << bits) - 1) << low) & ~overlay_bits(dataset)
     rest = container & outside
     strange = np.count_nonzero((rest != 0) & (rest != (values << low) & outside))  # copies of a sign are not
@@ -52,7 +52,7 @@ def padding(
     tags: Tags,
 ) -> Bool[np.ndarray, "H W"]:  # where the picture is padded
     "Find the pixels that are no part of the picture. Raises a `ValueError` if all are."
-    limits = padding_range(tags.dataset)
+    limits = padding_range(tags.dataset, tags.name)
     if limits is None:
         return np.zeros(stored.shape, dtype=bool)
     padded = (stored >= limits[0]) & (stored <= limits[1])
@@ -66,14 +66,14 @@ def table_entries(
     item: Dataset,  # of a sequence with a table
 ) -> tuple[Integer[np.ndarray, " n"], int]:  # entries, and the stored value that the first belongs to
     "Read a look-up table. Raises a `ValueError` where the number of its entries is not what it says."
-    table = Tags(item)
+    table = Tags(item, name=tags.name)
     count, first, _ = table.numbers("LUTDescriptor", 3) or (0, 0, 0)
     count = int(count) % 65536 or 65536
     data, order = table.value("LUTData"), ">" if tags.dataset.original_encoding[1] is False else "<"
     if not isinstance(data, bytes):  # words, of which one stands alone
         data = (np.atleast_1d(np.asarray(data or [], dtype=np.int64)) % 65536).astype(f"{order}u2").tobytes()
     if len(data) < count:
-        raise wrong(item, "LUTDescriptor", f"no more entries than there are bytes of {label('LUTData')}, {len(data)}")
+        raise table.wrong("LUTDescriptor", f"no more entries than there are bytes of {label('LUTData')}, {len(data)}")
     wide = len(data) >= 2 * count
     entries = np.frombuffer(data[: count * (1 + wide)], dtype=f"{order}u2" if wide else "u1")
     return entries.astype(np.int64), as_stored(first, bool(tags.dataset.PixelRepresentation))
@@ -97,7 +97,8 @@ def rescale(
         entries, first = table_entries(tags, tables[0])
         seen = stored[~padded]
         if seen.max() < first or seen.min() >= first + len(entries):
-            raise wrong(tables[0], "LUTDescriptor", f"entries for pixels from {seen.min()} to {seen.max()}")
+            found = f"entries for pixels from {seen.min()} to {seen.max()}"
+            raise wrong(tables[0], "LUTDescriptor", found, tags.name)
         return entries[np.clip(stored - first, 0, len(entries) - 1)].astype(np.float64), falls(entries)
     slope, intercept = (tags.number(f"Rescale{name}") for name in ("Slope", "Intercept"))
     if slope == 0:

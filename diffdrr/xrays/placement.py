@@ -140,7 +140,7 @@ def isocentre_on_detector(
     if not (place and origin and element):
         if place:
             warnings.warn(
-                f"the file has {label('PositionOfIsocenterProjection')}, but no {label('FieldOfViewOrigin')} or "
+                f"{tags.name} has {label('PositionOfIsocenterProjection')}, but no {label('FieldOfViewOrigin')} or "
                 f"{label('DetectorElementSpacing')}: the isocentre is taken to be seen in the middle of the picture; "
                 "correct it with dataclasses.replace(xray, camera=xray.camera.replace(x0=..., y0=...))",
                 stacklevel=4,
@@ -174,7 +174,9 @@ def must_be_zero(
     "Raise a `ValueError` for an angle that is not supported."
     angle = tags.number(keyword, remedy=remedy)
     if angle and abs((angle + 180) % 360 - 180) > 0.05:
-        raise ValueError(f"{label(keyword)} of the file is {angle:g} degrees, which is supported at 0 only; {remedy}")
+        raise ValueError(
+            f"{label(keyword)} of {tags.name} is {angle:g} degrees, which is supported at 0 only; {remedy}"
+        )
 
 
 def image_receptor(
@@ -186,14 +188,14 @@ def image_receptor(
     orientation = tags.numbers("RTImageOrientation", 6)
     if tags.text("RTImagePlane") == "NON_NORMAL" or any(abs(a - b) > 1e-4 for a, b in zip(orientation, STRAIGHT)):
         raise ValueError(
-            f"{label('RTImagePlane')} of the file is {tags.text('RTImagePlane')!r} and {label('RTImageOrientation')} "
-            f"{orientation}, but only planes across the beam are supported; {BY_HAND}"
+            f"{label('RTImagePlane')} of {tags.name} is {tags.text('RTImagePlane')!r} and "
+            f"{label('RTImageOrientation')} {orientation}, but only planes across the beam are supported; {BY_HAND}"
         )
     first = tags.numbers("RTImagePosition", 2)
     if not first:
         warnings.warn(
-            f"the file has no {label('RTImagePosition')}: the beam is taken to meet the middle of the picture; correct "
-            "it with dataclasses.replace(xray, camera=xray.camera.replace(x0=..., y0=...))",
+            f"{tags.name} has no {label('RTImagePosition')}: the beam is taken to meet the middle of the picture; "
+            "correct it with dataclasses.replace(xray, camera=xray.camera.replace(x0=..., y0=...))",
             stacklevel=4,
         )
         return None
@@ -231,7 +233,7 @@ def frame_angle(
     increments = tags.numbers(keyword, remedy=remedy)
     if first is None or not increments:
         return first
-    n_frames = frames_of(tags.dataset)
+    n_frames = frames_of(tags.dataset, tags.name)
     if len(increments) not in (1, n_frames):
         expected = f"one number, or {n_frames}, one for each frame"
         raise tags.wrong(keyword, expected, f"correct it, or remove it from the file, or {remedy}")
@@ -254,13 +256,13 @@ def gantry_angle(
     position = tags.text("PatientPosition")
     if position not in ("", "HFS"):
         raise ValueError(
-            f"{label('PatientPosition')} of the file is {position!r}, but only 'HFS' is supported, on the back with "
+            f"{label('PatientPosition')} of {tags.name} is {position!r}, but only 'HFS' is supported, on the back with "
             f"the head first; {remedy}"
         )
     if not position:
         warnings.warn(
-            f"the file has no {label('PatientPosition')}: the patient is taken to lie on the back with the head first; "
-            f"if not, {remedy}",
+            f"{tags.name} has no {label('PatientPosition')}: the patient is taken to lie on the back with the "
+            f"head first; if not, {remedy}",
             stacklevel=4,
         )
     return (gantry + 360) % 360 - 180
@@ -279,8 +281,8 @@ def read_angles(
         return gantry if primary is None else primary, secondary if gantry is None or secondary is not None else 0.0
     if rolled := tags.number("PositionerIsocenterDetectorRotationAngle"):
         warnings.warn(
-            f"{label('PositionerIsocenterDetectorRotationAngle')} of the file is {rolled:g} degrees, which the initial "
-            "pose leaves out: turn it by as much, or let the registration find it",
+            f"{label('PositionerIsocenterDetectorRotationAngle')} of {tags.name} is {rolled:g} degrees, which the "
+            "initial pose leaves out: turn it by as much, or let the registration find it",
             stacklevel=4,
         )
     return (

@@ -31,7 +31,7 @@ from .tags import Tags
 from .xray import XRay
 
 # %% auto #0
-__all__ = ['read_xray']
+__all__ = ['read_xray', 'count_frames']
 
 # %% ../../nbs/api/xrays/308_reading.ipynb #92e35347
 @contextmanager
@@ -222,7 +222,7 @@ def open_dicom(
 ) -> Dataset:
     "Open a file with an X-ray. Raises a `ValueError` that says what is wrong with it."
     dataset = read_dataset(path)
-    tags, name = Tags(dataset), f"path {str(path)!r}"
+    tags, name = Tags(dataset, name=f"the file {str(path)!r}"), f"path {str(path)!r}"
     check_kind(tags, str(path))
     if "PixelData" not in dataset and "FloatPixelData" not in dataset:
         raise ValueError(f"{name} holds no picture (modality {tags.text('Modality')!r}); give the file that does")
@@ -233,7 +233,7 @@ def open_dicom(
     for keyword in ("Rows", "Columns", "BitsAllocated"):
         if tags.number(keyword, positive=True) is None:
             raise tags.wrong(keyword, "a positive number")
-    kind_of(dataset)  # refuses pixels that no X-ray has
+    kind_of(dataset, tags.name)  # refuses pixels that no X-ray has
     complete_header(dataset)
     return dataset
 
@@ -329,5 +329,31 @@ def read_xray(
         return xray_of_picture(values, given, meaning, name)
     with reading(name, "DICOM", ours=(ValueError, ImportError)):
         dataset = open_dicom(path)
-        n_frames = frames_of(dataset)
-        return xray_of_dicom(Tags(dataset, choose_frame(n_frames, frame, name)), given, meaning, str(path))
+        file = f"the file {str(path)!r}"
+        frame = choose_frame(frames_of(dataset, file), frame, name)
+        tags = Tags(dataset, frame, file)
+        return xray_of_dicom(tags, given, meaning, str(path))
+
+# %% ../../nbs/api/xrays/308_reading.ipynb #42d50f2c
+def count_frames(path: str | Path) -> int:
+    """Count the pictures in a file.
+
+    Raises a `FileNotFoundError` for a file that is missing, and a `ValueError` for one that holds no picture.
+
+    Args:
+        path: DICOM file, picture (PNG, TIFF, JPEG, BMP), or NumPy array (.npy)
+    """
+    path = Path(path)
+    name = f"path {str(path)!r}"
+    if not path.is_file():
+        raise FileNotFoundError(f"{name} does not exist, or is a folder; give a file")
+    with open(path, "rb") as file:
+        start = file.read(132)
+    with reading(name, "a picture", ours=(ValueError,)), suppress(UnidentifiedImageError):
+        if start.startswith(b"\x93NUMPY"):
+            shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
+            return shape[0] if len(shape) == 3 and shape[2] not in (1, 2, 3, 4) else 1
+        if start[128:] != b"DICM":
+            with Image.open(path, formats=FORMATS) as picture:
+                return getattr(picture, "n_frames", 1)
+    return frames_of(read_dataset(path))

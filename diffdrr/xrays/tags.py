@@ -20,10 +20,11 @@ class Tags:
     Args:
         dataset: the file
         frame: counted from 0
+        name: what messages call the file
     """
 
-    def __init__(self, dataset: Dataset, frame: int = 0) -> None:
-        self.dataset, self.frame = dataset, frame
+    def __init__(self, dataset: Dataset, frame: int = 0, name: str = "the file") -> None:
+        self.dataset, self.frame, self.name = dataset, frame, name
         self.places = [*dicom.functional_groups(dataset, frame), dataset]
 
     def place(self, keyword: str) -> Dataset:
@@ -76,7 +77,7 @@ class Tags:
         with dicom.quiet():
             if dicom.is_empty(place, keyword):
                 return []
-            return dicom.numbers(place, keyword, count, positive, remedy=remedy)
+            return dicom.numbers(place, keyword, count, positive, self.name, remedy)
 
     def number(self, keyword: str, positive: bool = False, remedy: str = "") -> float | None:
         """Read the number of a tag. Returns None if it is missing or empty; raises the errors of `numbers`.
@@ -96,4 +97,4 @@ class Tags:
             expected: what it must hold
             remedy: what to do about it
         """
-        return dicom.wrong(self.place(keyword), keyword, expected, remedy=remedy)
+        return dicom.wrong(self.place(keyword), keyword, expected, self.name, remedy)

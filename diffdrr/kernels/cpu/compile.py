@@ -19,20 +19,19 @@ from numba.core.runtime import rtsys
 from numba.extending import overload
 
 # %% auto #0
-__all__ = []
+__all__ = ['compiled_folder']
 
 # %% ../../../nbs/api/kernels/cpu/411_compile.ipynb #7f8fb065
-def can_write_cache() -> bool:
-    "Tell whether Numba finds a folder to keep compiled code in."
+def compiled_folder() -> Path | None:
+    "Return the folder in which Numba keeps compiled code; None where it finds none that can be written."
     try:
-        njit(lambda: None, cache=True)
+        return Path(njit(lambda: None, cache=True)._cache.cache_path)
     except RuntimeError:  # no locator available
-        return False
-    return True
+        return None
 
-
+# %% ../../../nbs/api/kernels/cpu/411_compile.ipynb #6fcbfd18
 FAST_MATH = {"reassoc", "contract", "nsz", "arcp"}
-OPTIONS = dict(cache=can_write_cache(), error_model="numpy", nogil=True, fastmath=FAST_MATH, _nrt=False)
+OPTIONS = dict(cache=compiled_folder() is not None, error_model="numpy", nogil=True, fastmath=FAST_MATH, _nrt=False)
 
 # %% ../../../nbs/api/kernels/cpu/411_compile.ipynb #8e130f78
 def digest_sources() -> str:

@@ -1,0 +1,235 @@
+"""Conditions of practice, and how `register` does under them.
+
+    NUMBA_NUM_THREADS=1 python -m benchmarks.registration --only frontal lateral --starts 20
+
+The X-rays are those of `radiographs.py`. Errors are mean target registration errors over points in the vertebrae; a pose
+is wrong from 3 mm on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+
+import numpy as np
+import pandas as pd
+import torch
+from torchio import LabelMap, ScalarImage, Subject
+from tqdm import tqdm
+
+from diffdrr.compare import target_registration_error
+from diffdrr.geometry import RigidTransform, matrix_to_twist, pose_from_view, twist_to_matrix
+from diffdrr.registration import RegistrationResult
+from diffdrr.volumes import read
+from diffdrr.xrays import XRay
+
+from .radiographs import CAMERA, Exposure, cached_radiograph, chest, field_of, vertebral_points
+from .report import markdown_table
+
+SOD = 850.0  # mm
+TURNS = (6.0, 15.0)  # standard deviations of the true poses about the view, degrees and mm
+STARTS = (10.0, 30.0)  # of the starts about the true poses
+EXACT, WRONG = 1.0, 3.0  # mm
+WITHIN_95 = 12.592  # chi-squared with 6 degrees of freedom
+
+
+@dataclass(frozen=True)
+class Condition:
+    "How the X-ray is taken, and what is known when it is registered."
+
+    views: tuple[str, ...] = ("AP",)
+    exposure: Exposure = Exposure()
+    ct: str = "whole"  # or "ends cut", "middle third", "spine"
+    handling: str = "mask"  # of a collimated field: or "crop", or "none"
+    part: float = 1.0  # of the picture's area that is kept
+    wrong: dict[str, float] = field(default_factory=dict)  # intrinsics, and how far they are off: part, for x0 in mm
+    refine: tuple[str, ...] = ()
+
+
+def collimated(handling: str) -> Condition:
+    return Condition(exposure=Exposure(field=0.14), handling=handling)
+
+
+PLAIN = Exposure()
+CONDITIONS = {
+    "frontal": Condition(),
+    "lateral": Condition(("left lateral",)),
+    "oblique": Condition(("LAO 40 CRA 15",)),
+    "biplane": Condition(("AP", "left lateral")),
+    "ends cut": Condition(ct="ends cut"),
+    "plate": Condition(exposure=replace(PLAIN, plate=0.1)),
+    "gamma": Condition(exposure=replace(PLAIN, kvp=60.0, response="gamma")),
+    "equalised": Condition(exposure=replace(PLAIN, response="equalised")),
+    "500 photons": Condition(exposure=replace(PLAIN, photons=500.0)),
+    "quarter": Condition(part=0.25),
+    "collimated": collimated("mask"),
+    "collimated, cropped": collimated("crop"),
+    "collimated, no mask": collimated("none"),
+    "middle third": Condition(ct="middle third"),
+    "spine": Condition(ct="spine"),
+    "lungs 1.6 %": Condition(exposure=replace(PLAIN, breath=0.016)),
+    "lungs 5 %": Condition(exposure=replace(PLAIN, breath=0.05)),
+    "sdd": Condition(wrong={"sdd": 0.02}),
+    "principal point": Condition(wrong={"x0": 10.0}),
+    "pixel size": Condition(wrong={"delx": 0.1, "dely": 0.1}),
+    "biplane, refine sdd": Condition(("AP", "left lateral"), wrong={"sdd": 0.02}, refine=("sdd",)),
+    "refine sdd": Condition(wrong={"sdd": 0.02}, refine=("sdd",)),
+    "refine principal point": Condition(wrong={"x0": 10.0}, refine=("x0", "y0")),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    "A registration, and how good it is."
+
+    condition: str
+    seed: int
+    start: float  # mTRE, mm
+    error: float
+    seconds: float
+    similarity: float
+    distance: float  # squared Mahalanobis distance of the truth, by the covariance
+    reason: str | None
+
+
+def shown_by_ct(what: str) -> Subject:
+    "Return the part of the CT that is registered, in the coordinates of the whole."
+    whole = chest()
+    if what == "whole":
+        return whole
+    if what == "spine":
+        ids = [i for i, group in zip(whole.structures["id"], whole.structures["group"]) if group == "vertebrae"]
+        present = set(whole.mask.data.unique().tolist())
+        labels = [i for i in ids if i in present]
+        return read(whole.volume, whole.mask, labels=labels, center_volume=False, structures=whole.structures)
+    n = whole.volume.spatial_shape[2]
+    first, last = {"ends cut": (n // 8, n - n // 8), "middle third": (n // 3, 2 * n // 3)}[what]
+    affine = whole.volume.affine.copy()
+    affine[:3, 3] += first * affine[:3, 2]
+    volume, mask = whole.volume.data[..., first:last], whole.mask.data[..., first:last]
+    images = ScalarImage(tensor=volume, affine=affine), LabelMap(tensor=mask, affine=affine)
+    return read(*images, center_volume=False, structures=whole.structures)
+
+
+def random_motion(
+    spread: tuple[float, float],  # degrees and mm
+    *seed: int,
+) -> RigidTransform:  # (1)
+    "Draw a twist about the isocentre."
+    normal = np.random.default_rng(seed).standard_normal((2, 3))
+    twist = np.concatenate([spread[1] * normal[0], np.deg2rad(spread[0]) * normal[1]])
+    return RigidTransform(twist_to_matrix(torch.tensor(twist[None], dtype=torch.float32)))
+
+
+def as_given(
+    condition: Condition,
+    image: torch.Tensor,  # (1, 1, H, W)
+) -> XRay:
+    "Return the X-ray as it comes to the registration, with what is wrongly known of it."
+    opened = field_of(condition.exposure.field)
+    xray = XRay(image, opened, CAMERA, bright_bones=True, logarithmic=True)
+    if condition.handling == "none":
+        xray = replace(xray, mask=torch.ones_like(opened))
+    kept = condition.part * (condition.exposure.field if condition.handling == "crop" else 1.0)
+    margin = int((field_of(kept)[0, 0].amax(dim=0) == 0).sum()) // 2
+    xray = xray.crop(margin, margin, margin, margin)
+    values = vars(xray.camera)
+    given = {k: values[k] + v if k in ("x0", "y0") else values[k] * (1 + v) for k, v in condition.wrong.items()}
+    return replace(xray, camera=xray.camera.replace(**given))
+
+
+def squared_distance(
+    true: RigidTransform,  # (V)
+    result: RegistrationResult,
+    centre: torch.Tensor,  # (3) about which twists turn, mm
+) -> float:
+    "Measure how far off the truth is in terms of the covariance."
+    shift = torch.eye(4, dtype=torch.float64)
+    shift[:3, 3] = centre.double()
+    left = true.matrix[:1].double() @ torch.linalg.inv(result.pose.matrix[:1].double())
+    twist = matrix_to_twist(torch.linalg.inv(shift) @ left @ shift)[0]
+    covariance, unit = result.covariance[:6, :6], result.standard_deviation[:6].clamp(min=1e-12)
+    return float(twist / unit @ torch.linalg.pinv(covariance / unit / unit[:, None], hermitian=True) @ (twist / unit))
+
+
+def run(
+    name: str,  # of the condition
+    subject: Subject,
+    seed: int,
+    method: Callable,  # (subject, X-rays, initial poses, refine=...) -> result
+    chosen: argparse.Namespace,
+) -> Run:
+    "Take X-rays, begin off the truth, register, and measure. A start that is refused counts as noticed."
+    condition, points = CONDITIONS[name], vertebral_points()
+    turn, off = random_motion(TURNS, seed, 0).matrix, random_motion(STARTS, seed, 1)
+    poses = [RigidTransform(turn @ pose_from_view(view, SOD, "AP").matrix) for view in condition.views]
+    images = [cached_radiograph(pose, condition.exposure, seed, chosen.cache) for pose in poses]
+    init = RigidTransform(torch.cat([off.matrix @ pose.matrix for pose in poses]))
+    xrays = [as_given(condition, image) for image in images]
+    begin = time.perf_counter()
+
+    def error(pose):
+        return target_registration_error(poses[0], RigidTransform(pose.matrix[:1]), points).item()
+
+    try:
+        result = method(subject, xrays, init, refine=condition.refine)
+    except ValueError as refusal:
+        seconds = time.perf_counter() - begin
+        return Run(name, seed, error(init), error(init), seconds, 0.0, float("nan"), str(refusal))
+    seconds = time.perf_counter() - begin
+    centre = torch.as_tensor(subject.volume.get_center())
+    distance = squared_distance(RigidTransform(torch.cat([pose.matrix for pose in poses])), result, centre)
+    found = error(result.pose)
+    return Run(name, seed, error(init), found, seconds, result.similarity, distance, result.reason)
+
+
+def measure(
+    method: Callable,
+    chosen: argparse.Namespace,  # with `only`, `starts`, `first` and `cache`
+) -> Iterator[Run]:
+    "Register under each condition."
+    for name in chosen.only:
+        subject = shown_by_ct(CONDITIONS[name].ct)
+        for seed in tqdm(range(chosen.first, chosen.first + chosen.starts), desc=name):
+            yield run(name, subject, seed, method, chosen)
+
+
+def summarize(runs: list[Run]) -> pd.DataFrame:  # a row for each condition
+    "Lay errors, verdicts, calibration and times out."
+    rows = []
+    for name, group in pd.DataFrame([asdict(one) for one in runs]).groupby("condition", sort=False):
+        wrong, flagged = group["error"] >= WRONG, group["reason"].notna()
+        rows.append(
+            {
+                "condition": name,
+                "runs": len(group),
+                f"< {EXACT:g} mm, %": 100 * (group["error"] < EXACT).mean(),
+                f"< {WRONG:g} mm, %": 100 * (~wrong).mean(),
+                "median, mm": group["error"].median(),
+                "worst, mm": group["error"].max(),
+                "wrong, not flagged": int((wrong & ~flagged).sum()),
+                "right, but flagged": int((~wrong & flagged).sum()),
+                "truth in the 95 % region, %": 100 * (group["distance"] < WITHIN_95).mean(),
+                "seconds": group["seconds"].median(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def report(
+    method: Callable,
+    chosen: argparse.Namespace,
+) -> pd.DataFrame:
+    "Register under the chosen conditions and print the table. Each registration is a line of the log, if there is one."
+    runs = []
+    for one in measure(method, chosen):
+        runs.append(one)
+        if chosen.log:
+            with chosen.log.open("a") as lines:
+                lines.write(json.dumps(asdict(one)) + "\n")
+    table = summarize(runs)
+    print("\n" + markdown_table(table))
+    return table
