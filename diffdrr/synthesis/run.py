@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from .. import __version__
 from ..checks import need, whole
 from ..files import whole_file
-from ..geometry import RigidTransform, why_unseen
+from ..geometry import BlackPicture, RigidTransform, why_unseen
 from .draws import draw_all
 from diffdrr.synthesis.patients import (
     ENERGY,
@@ -55,19 +55,22 @@ def check_poses(
     patient: Patient,
     listed: RigidTransform | None,  # of a `PoseList`
 ) -> None:
-    "Raise a `RecipeError` if poses see nothing, and say why the first one does not."
-    reasons = []
+    """Raise a `RecipeError` if poses see nothing, and say why the first one does not. Warn if there is something odd
+    about all of them."""
+    remarks, seen = [], False
     for index in range(min(TRIES, recipe.pictures)):
         what = draw_all(recipe, index, listed)
         scene = patient.scene(what.camera.resize(FEW, FEW))
-        reason = why_unseen(scene.detector, what.pose, patient.body.corners)[0]
-        if not reason or scene(what.pose).any():
+        shown = bool(scene(what.pose).any())
+        if shown or not remarks:
+            remarks += why_unseen(scene.detector, what.pose, patient.body.corners)
+        if shown and not remarks[-1]:
             return
-        reasons.append(reason)
-    remedy = "the middle of the CT is at (0, 0, 0) mm"
-    raise mistake(
-        recipe.source, f"sod, offsets or camera are wrong, as no picture shows the CT: {reasons[0]}; {remedy}", "poses"
-    )
+        seen = seen or shown
+    if not seen:
+        message = f"sod, offsets or camera are wrong, as no picture shows the CT: {remarks[0]}"
+        raise mistake(recipe.source, f"{message}; its middle is at (0, 0, 0) mm", "poses")
+    warnings.warn(str(mistake(recipe.source, f"sod, offsets or camera are odd: {remarks[0]}", "poses")))
 
 
 def check_recipe(
@@ -82,7 +85,7 @@ def check_recipe(
         attenuation("water", ENERGY)  # says what is missing without the tables of materials
     check_structures(recipe, cases)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of black pictures
+        warnings.simplefilter("ignore", BlackPicture)
         check_poses(recipe, patient_of(recipe, cases[0]), listed)
     return cases
 
