@@ -24,6 +24,7 @@ from .messages import explain, flag_of, in_options
 from .place import PlaceOptions, place
 from .register import RegisterOptions, register
 from .render import RenderOptions, render
+from .synthesize import SynthesizeOptions, synthesize
 from .track import TrackOptions, track
 from .watch import AnimateOptions, ViewOptions, animate, view
 
@@ -38,6 +39,7 @@ COMMANDS = {
     "view": (view, ViewOptions),
     "track": (track, TrackOptions),
     "place": (place, PlaceOptions),
+    "synthesize": (synthesize, SynthesizeOptions),
     "doctor": (doctor, DoctorOptions),
 }
 
@@ -45,13 +47,14 @@ COMMANDS = {
 HELP = """usage: diffdrr COMMAND [options]
 
 commands:
-  render    make a radiograph of a CT, or of the built-in example
-  register  find the pose of X-rays of a patient of whom there is a CT
-  animate   make a film of a registration
-  view      move a C-arm around a CT with sliders, in the browser
-  track     follow bones and implants through a sequence of X-rays from calibrated cameras
-  place     place them by hand over the X-rays of one moment, in the browser
-  doctor    print what is installed, and who can render here: for a report of an error
+  render      make a radiograph of a CT, or of the built-in example
+  register    find the pose of X-rays of a patient of whom there is a CT
+  animate     make a film of a registration
+  view        move a C-arm around a CT with sliders, in the browser
+  track       follow bones and implants through a sequence of X-rays from calibrated cameras
+  place       place them by hand over the X-rays of one moment, in the browser
+  synthesize  make a data set of synthetic X-rays from a recipe
+  doctor      print what is installed, and who can render here: for a report of an error
 
 examples:
   diffdrr render                                         the built-in example, to drr.png
@@ -67,6 +70,7 @@ examples:
   diffdrr view chest.nii.gz
   diffdrr place trial.cfg -o poses.csv
   diffdrr track trial.cfg --init poses.csv -o result --export tra --film mp4
+  diffdrr synthesize recipe.toml -o set --preview
 
 diffdrr COMMAND --help explains the options of a command; diffdrr --version prints the version."""
 
