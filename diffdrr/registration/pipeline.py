@@ -161,7 +161,7 @@ def is_alike(
     found: Attempt,
 ) -> bool:
     "Say whether an X-ray fits in its details, too, so that no other side is worth a test."
-    fine = Objective(found.objective.views, DETAIL_WINDOW, found.objective.refine)
+    fine = Objective(found.objective.views, DETAIL_WINDOW, found.objective.refine, bends=True)
     detail = fine.score(found.trace[-1].guess.placement).item()
     return found.similarity >= ALIKE and detail >= DETAIL_RATIO * found.similarity
 

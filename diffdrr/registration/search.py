@@ -111,10 +111,13 @@ def refine_candidates(
     strategy: Strategy,
     tick: Callable[[], object],  # called after each stage
 ) -> tuple[Objective, list[Step]]:  # the last objective; the steps of the candidate that came out best
-    "Go from coarse to fine. What has led to a candidate is the way of the initial pose where that competes anew."
+    """Go from coarse to fine. What has led to a candidate is the way of the initial pose where that competes anew.
+
+    In the last stage, the response of the detector may bend."""
     trace, still = [], torch.eye(4).to(motions)[None]
     for stage in strategy.schedule:
-        objective = Objective(pyramid[stage.pixels], stage.window, prior=strategy.prior)
+        bends = stage is strategy.schedule[-1]
+        objective = Objective(pyramid[stage.pixels], stage.window, prior=strategy.prior, bends=bends)
         start = objective.start(torch.cat([motions, still]))
         standing = objective.standing(start)
         best = standing.topk(min(stage.candidates, len(motions))).indices
@@ -127,7 +130,7 @@ def refine_candidates(
     winner = trace[-1].guess.similarity.argmax()[None]
     trace = [step._replace(guess=step.guess[winner]) for step in trace]
     if strategy.refine:
-        objective = Objective(objective.views, stage.window, strategy.refine, strategy.prior)
+        objective = Objective(objective.views, stage.window, strategy.refine, strategy.prior, bends=True)
         iterates = strategy.solver(objective, objective.start(motions[winner]), stage.robustness)
         trace += [Step(stage.pixels, i, guess) for i, guess in enumerate(iterates)]
     return objective, trace

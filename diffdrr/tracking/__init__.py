@@ -9,5 +9,10 @@ __all__ = ['NAMES']
 import lazy_loader
 
 # %% ../../nbs/api/tracking/740_tracking.ipynb #7f0a1105
-NAMES = {}
+NAMES = {
+    "joints": ["Band", "Joint", "PosePrior"],
+    "objective": ["BodyObjective"],
+    "placement": ["BodyPlacement"],
+    "regions": ["regions_around"],
+}
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=NAMES)
