@@ -10,9 +10,13 @@ import lazy_loader
 
 # %% ../../nbs/api/tracking/740_tracking.ipynb #7f0a1105
 NAMES = {
+    "bodies": ["BodySearch", "register_bodies"],
     "joints": ["Band", "Joint", "PosePrior"],
     "objective": ["BodyObjective"],
     "placement": ["BodyPlacement"],
+    "refinement": ["BodyStage", "Setup", "bodies_covariance", "make_objective", "refine"],
     "regions": ["regions_around"],
+    "result": ["BodiesResult"],
+    "search": ["find_candidates"],
 }
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=NAMES)
