@@ -23,7 +23,7 @@ from .search import Step, draw_motions
 from .views import View
 
 # %% auto #0
-__all__ = ['RegistrationResult']
+__all__ = ['RegistrationResult', 'check_json']
 
 # %% ../../nbs/api/registration/722_result.ipynb #dfc93e8a
 if TYPE_CHECKING:
