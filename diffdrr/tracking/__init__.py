@@ -32,6 +32,7 @@ NAMES = {
     "placement": ["BodyPlacement"],
     "refinement": ["BodyStage", "Setup", "bodies_covariance", "make_objective", "refine"],
     "regions": ["regions_around"],
+    "pipeline": ["track"],
     "result": ["BodiesResult"],
     "search": ["find_candidates"],
 }
