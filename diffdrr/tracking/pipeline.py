@@ -24,7 +24,7 @@ from ..geometry import RigidTransform, check_pose
 from ..kernels import serial_torch
 from .finder import BodyFinder
 from .follow import Follower
-from .moments import check_moment, fingerprint, shows_something
+from .sight import check_moment, fingerprint, shows_something
 from .motion import Prediction, check_change, smooth
 from .tracks import Track, check_suffix
 from ..xrays import XRay
