@@ -30,5 +30,6 @@ NAMES = {
     "objective": ["BodyObjective"],
     "placement": ["BodyPlacement"],
     "regions": ["regions_around"],
+    "pipeline": ["track"],
 }
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=NAMES)
