@@ -148,6 +148,8 @@ def test_metadata(wheel: Path, settings: configparser.SectionProxy):
         "xray",
         "view",
         "mesh",
+        "data",
+        "cluster",
         "dev",
         "all",
     }

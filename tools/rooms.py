@@ -30,8 +30,9 @@ ROOMS: dict[str, set[str]] = {
     "tracking": {"geometry", "volumes", "xrays", "kernels", "rendering", "bodies", "compare", "registration"},
     "reconstruction": {"geometry", "volumes", "kernels", "rendering"},
     "anatomy": {"geometry", "rendering"},
-    "show": {"geometry", "volumes", "xrays", "rendering", "bodies"},
-    "cli": {"geometry", "volumes", "xrays", "kernels", "rendering", "bodies", "registration", "tracking", "show"},
+    "show": {"geometry", "volumes", "xrays", "rendering", "bodies", "anatomy"},
+    "synthesis": set("geometry volumes xrays kernels rendering bodies physics anatomy show".split()),
+    "cli": set("geometry volumes xrays kernels rendering bodies physics registration tracking show synthesis".split()),
 }
 # What a reader finds in each.
 CONTENTS = {
@@ -51,6 +52,7 @@ CONTENTS = {
     "reconstruction": "volumes from X-rays",
     "anatomy": "masks of structures",
     "show": "pictures, films, scenes",
+    "synthesis": "data sets of synthetic X-rays",
     "cli": "the command line",
 }
 # The modules of 0.6.1: they re-export names, and nothing imports them.
@@ -68,6 +70,8 @@ OWNERS = {
     "panel": {"show"},
     "imageio_ffmpeg": {"show"},
     "numba": {"kernels"},
+    "pyarrow": {"synthesis"},
+    "distributed": {"synthesis"},
     "trimesh": {"bodies"},
     "triton": {"kernels", "show"},
 }

@@ -11,11 +11,13 @@ import lazy_loader
 # %% ../../nbs/api/registration/710_registration.ipynb #be6afabc
 NAMES = {
     "module": ["Registration"],
-    "objective": ["Objective"],
-    "optimiser": ["first_order", "levenberg_marquardt"],
+    "objective": ["Comparison", "Objective", "Penalty"],
+    "optimiser": ["Iterate", "first_order", "levenberg_marquardt", "normal_equations", "weight_of_penalty"],
     "pipeline": ["register"],
+    "placement": ["Guesses"],
     "regressor": ["N_ANGULAR_COMPONENTS", "PoseRegressor"],
     "result": ["RegistrationResult"],
+    "robust": ["geman_mcclure", "median_deviation"],
     "search": ["SCHEDULE", "Stage", "draw_motions"],
     "views": ["make_views"],
     "pyramid": ["make_pyramid"],

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 # %% auto #0
-__all__ = []
+__all__ = ['median_deviation', 'geman_mcclure']
 
 # %% ../../nbs/api/registration/714_robust.ipynb #3cb02f92
 def median_deviation(

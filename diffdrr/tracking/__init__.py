@@ -20,11 +20,15 @@ NAMES = {
     ],
     "case": ["Case", "read_case"],
     "jointtrack": ["read_intcalib", "read_jts", "write_jts"],
-    "moments": ["Moments"],
+    "sequences": ["Moments"],
     "stacks": ["read_stack"],
     "tables": ["PoseTable", "read_poses", "write_poses"],
     "tracks": ["Track", "relative_to"],
     "motion": ["predict", "smooth"],
     "angles": ["anatomical_frame", "femoral_frame", "grood_suntay", "joint_angles", "tibial_frame"],
+    "joints": ["Band", "Joint", "PosePrior"],
+    "objective": ["BodyObjective"],
+    "placement": ["BodyPlacement"],
+    "regions": ["regions_around"],
 }
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=NAMES)
