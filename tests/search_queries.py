@@ -17,8 +17,8 @@ QUERIES = {
     "citation": ["index#how-to-cite"],
     "license": ["index#how-to-cite"],
     "upgrade from 0.6": ["explanations/migrating"],
-    "bug report": ["api/cli/doctor"],
-    "command line": ["api/cli/cli"],
+    "bug report": ["commands/doctor"],
+    "command line": ["commands/"],
     # Data
     "load dicom": ["tutorials/own_data#dicom"],
     "nifti": ["tutorials/own_data#nifti"],
