@@ -122,7 +122,10 @@ class Views:
         if isinstance(self.views, str) or not self.views:
             raise ValueError(f"views must be a list of views, such as ['AP', 'LAO 30'], not {self.views!r}")
         for view in self.views:
-            angles_of_view(view)
+            try:
+                angles_of_view(view)
+            except ValueError as error:
+                raise ValueError(f"views hold {view!r}: {error}") from error
         numbers("turns", self.turns, 3, 0)
         numbers("offsets", self.offsets, 3, 0)
         positive("sod", interval("sod", self.sod)[0])
