@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -93,20 +94,20 @@ def stamp(
 
 def check_recipe(
     recipe: Recipe,
-) -> tuple[list[Case], dict[str, object]]:  # CTs, and what the bytes of the data set depend on
-    "Raise a `RecipeError` for whatever is wrong with a recipe, before any work."
-    cases, listed = find_cases(recipe), listed_poses(recipe)
+    cases: Sequence[Case],
+    run: str,  # its stamp
+) -> None:
+    "Raise a `RecipeError` for whatever is wrong with a recipe whose CTs are there, before any work."
+    listed = listed_poses(recipe)
     check_marks(recipe)
     if recipe.physics is not None:
         from diffdrr.physics import attenuation
 
         attenuation("water", ENERGY)  # says what is missing without the tables of materials
     check_structures(recipe, cases)
-    content = identity(recipe, cases)
     with warnings.catch_warnings(), serial_torch():
         warnings.simplefilter("ignore", BlackPicture)
-        check_poses(recipe, patient_of(recipe, cases[0], stamp(content)), listed)
-    return cases, content
+        check_poses(recipe, patient_of(recipe, cases[0], run), listed)
 
 # %% ../../nbs/api/synthesis/929_run.ipynb #8487ead8
 READING = Lock()  # one CT at a time, also where a worker has several threads
@@ -175,12 +176,15 @@ def results(
     shards: Sequence[Shard],
     workers: int,
     scheduler: str | None,
+    verbose: bool,  # say where the dashboard is
 ) -> Iterator[tuple[Shard, int]]:
     "Do a task for all shards, and yield what comes of it as it is done."
     if not workers and scheduler is None:
         yield from ((shard, task(shard)) for shard in shards)
         return
     with client_of(workers, scheduler) as client:
+        if verbose:
+            tqdm.write(f"dashboard of the workers: {client.dashboard_link}", file=sys.stderr)
         futures = client.map(partial(on_one_core, task, __version__), shards, pure=False, batch_size=1000)
         which = {future.key: shard for future, shard in zip(futures, shards)}
         for future in need("distributed", "cluster").as_completed(futures):
@@ -254,7 +258,7 @@ def synthesize(
         workers: processes of Dask on this machine, one core each (extra `[cluster]`); 0 for this process. A script that
             starts some must do so below `if __name__ == "__main__":`
         scheduler: address of a scheduler of Dask, such as "tcp://node7:8786", whose workers see the same files
-        verbose: show a progress bar
+        verbose: show a progress bar, and where the dashboard of workers is
 
     Returns:
         the folder
@@ -266,14 +270,16 @@ def synthesize(
     if workers or scheduler is not None:
         need("distributed", "cluster", "a run with workers")
     recipe, folder = recipe if isinstance(recipe, Recipe) else read_recipe(recipe), Path(folder).absolute()
-    cases, content = check_recipe(recipe)
+    cases = find_cases(recipe)
+    content = identity(recipe, cases)
+    todo = [shard for shard in plan_shards(recipe, cases) if not shard.path(folder).is_file()]
+    if todo:
+        check_recipe(recipe, cases, stamp(content))
     claim(content, folder)
-    shards = plan_shards(recipe, cases)
-    todo = [shard for shard in shards if not shard.path(folder).is_file()]
     task, total, black = partial(make_shard, portable(recipe), folder, stamp(content)), content["pictures"], 0
     done = total - sum(shard.count for shard in todo)
     with tqdm(total=total, initial=done, desc="Rendering X-rays", unit="picture", disable=not verbose) as bar:
-        for shard, some in results(task, todo, workers, scheduler) if todo else ():
+        for shard, some in results(task, todo, workers, scheduler, verbose) if todo else ():
             bar.update(shard.count)
             black += some
     tidy(folder)
@@ -302,7 +308,9 @@ def preview(recipe: Recipe | str | Path, n: int = 12) -> Figure:
 
     whole("n", n)
     recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
-    (cases, content), listed = check_recipe(recipe), listed_poses(recipe)
+    cases = find_cases(recipe)
+    content, listed = identity(recipe, cases), listed_poses(recipe)
+    check_recipe(recipe, cases, stamp(content))
     chosen = np.unique(np.linspace(0, content["pictures"] - 1, n).round().astype(int)).tolist()
     columns = min(4, len(chosen))
     rows = -(-len(chosen) // columns)
