@@ -16,7 +16,7 @@ NAMES = {
     "pipeline": ["register"],
     "placement": ["Guesses"],
     "regressor": ["N_ANGULAR_COMPONENTS", "PoseRegressor"],
-    "result": ["RegistrationResult"],
+    "result": ["RegistrationResult", "check_json"],
     "robust": ["geman_mcclure", "median_deviation"],
     "search": ["SCHEDULE", "Stage", "draw_motions"],
     "views": ["make_views"],

@@ -21,7 +21,7 @@ from .objective import Objective
 from .search import Step
 
 # %% auto #0
-__all__ = ['RegistrationResult']
+__all__ = ['RegistrationResult', 'check_json']
 
 # %% ../../nbs/api/registration/722_result.ipynb #dfc93e8a
 if TYPE_CHECKING:
