@@ -56,6 +56,20 @@ def slopes_of_body(
     arms = [end - there.mT for end in world[:2]]
     return -slopes_by_twist(arms, [matmul(rotation, g.mT) for g in gradients])
 
+# %% ../../nbs/api/tracking/744_objective.ipynb #5b1c0f3b
+def cut_off(
+    slopes: Float[Tensor, "B P N"],  # of values by the twists of bodies
+    values: Float[Tensor, "B 1 N"],
+    steepest: float,  # how often a slope crosses the range of the values in a mm
+) -> Float[Tensor, "B P N"]:
+    "Shorten the slopes of pixels that change too much with a translation."
+    if steepest == torch.inf:
+        return slopes
+    most = (steepest * (values.max() - values.min())).clamp(min=torch.finfo(values.dtype).tiny)
+    bodies = slopes.unflatten(1, (-1, 6))
+    steep = torch.linalg.vector_norm(bodies[:, :, :3], dim=2, keepdim=True)
+    return (bodies * (most / steep.clamp(min=most))).flatten(1, 2)
+
 # %% ../../nbs/api/tracking/744_objective.ipynb #9efbbf8c
 class BodyObjective(Comparison):
     """Compare X-rays with the pictures that poses of bodies give, near these bodies.
@@ -70,8 +84,10 @@ class BodyObjective(Comparison):
         reach: float = torch.inf,  # how far from a body pixels count, mm
         still: Mapping[str, tuple[nn.Module, RigidTransform]] | None = None,  # bodies that stay, and room from body
         known: Sequence[object] = (),  # priors and joints, see `tracking.joints`
+        steepest: float = torch.inf,  # slope of values, in ranges of the picture a ray, beyond which it is cut off
     ):
         self.bodies, self.regions, self.known = dict(bodies), list(regions), list(known)
+        self.steepest = steepest
         self.still = [(body, pose.matrix.to(near.poses)) for body, pose in (still or {}).values()]
         self.names, every = [*bodies, *(still or {})], [*bodies.values(), *(body for body, _ in self.still)]
         self.centres = torch.stack([centre_of(body) for body in every]).to(near.poses)
@@ -156,8 +172,8 @@ class BodyObjective(Comparison):
                 slopes_of_body(self.rays[i], g, pose, centre)
                 for g, pose, centre in zip(gradients, placement.poses.unbind(dim=1), self.pivot)
             ]
-            slopes = torch.cat(slopes, dim=1) * region.response.slope(integral)
-            pictures = region.response(integral), slopes
+            slopes, values = torch.cat(slopes, dim=1) * region.response.slope(integral), region.response(integral)
+            pictures = values, cut_off(slopes, values, self.steepest * region.rays / self.pixels[i])
             standardized, jacobian = region.standardized(*(self._averaged(x, i) for x in pictures))
             residuals.append(standardized.flatten(1) - target)
             jacobians.append(jacobian.flatten(2))
