@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import diffdrr.tracking
 from diffdrr import cli
 from diffdrr.bodies import MeshBody, Scene, ball, screw
 from diffdrr.geometry import Camera, RigidTransform, make_matrix, pose_from_view, read_transform, write_mayacam
-from diffdrr.tracking import Track, read_jts, read_poses, read_tra, write_poses
+from diffdrr.tracking import Track, read_case, read_jts, read_poses, read_tra, write_poses
 
 CAMERA = Camera(1000.0, 60, 80, 2.5)
 F = 5
@@ -184,3 +185,18 @@ def test_what_was_placed_is_where_a_track_begins(case: Path, tmp_path: Path, mon
     assert moved.norm() == pytest.approx(7.0, abs=1e-3) and moved[1].abs() == pytest.approx(7.0, abs=1e-3)
     with pytest.raises(SystemExit, match="--frame must be one of 0, 1, 2, 3, 4, not 9"):
         cli.main(["place", str(case), "--frame", "9"])
+
+
+def test_refine_registers_and_tells_its_doubts(case: Path, monkeypatch: pytest.MonkeyPatch):
+    "From 5 mm off, by the registration itself; and what it says of a body that cannot be trusted."
+    from diffdrr.cli.place import refine
+
+    read = read_case(case)
+    start = {name: RigidTransform(pose.matrix.clone()) for name, pose in read.init.items()}
+    start["bead"].matrix[0, :3, 3] += 5 / 3**0.5
+    found = refine(read.bodies, read.moments[0], start)
+    assert (found["bead"].matrix[0, :3, 3] - path_of("bead").matrix[0, :3, 3]).norm() < 1.0  # half a pixel
+    doubted = SimpleNamespace(poses=found, reasons={"pin": "it is hidden", "bead": None})
+    monkeypatch.setattr(diffdrr.tracking, "register_bodies", lambda *given: doubted)
+    with pytest.warns(UserWarning, match="pin should not be trusted: it is hidden"):
+        refine(read.bodies, read.moments[0], start)

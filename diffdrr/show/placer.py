@@ -403,7 +403,8 @@ class Placer:
         "Have poses found from where the bodies are."
         poses = self.poses
         try:
-            with self.page.param.update(loading=True):
+            with self.page.param.update(loading=True), warnings.catch_warnings(record=True) as doubts:
+                warnings.simplefilter("always", UserWarning)
                 found = find(self.bodies, self.xrays, poses)
             found = first_poses(self.bodies, self.xrays, poses | dict(found))
         except Exception as error:  # of the caller's function: the page must stay
@@ -411,6 +412,8 @@ class Placer:
         self.settle(poses)
         self.settle(found)
         self.draw(self.bodies)
+        told = [str(doubt.message) for doubt in doubts if issubclass(doubt.category, UserWarning)]
+        self.say("\n\n".join([self.message.object, *dict.fromkeys(told)]))
 
     def follow(
         self,
@@ -467,7 +470,7 @@ def place_bodies(
         bodies: by name, such as `MeshBody` and `VoxelBody`
         xrays: of calibrated views, each with its pose: room from camera
         poses: (1) room from body, to begin with; the other bodies begin in the middle of the pictures
-        refine: takes bodies, X-rays and poses, and returns better poses of some of them
+        refine: takes bodies, X-rays and poses, and returns better poses of some of them; its warnings are shown
         save: takes poses, and returns what to say of them
 
     Returns:
