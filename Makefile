@@ -35,8 +35,24 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 	$(PIP) install --editable '.[dev]'
 	@touch .venv/package.installed $@
 
+define WHAT_NEXT
+
+drr.png shows the built-in example from the front: a procedural chest CT, no patient. What next?
+
+  $(BIN)/diffdrr render --view "LAO 30" -o oblique.png         from another side
+  $(BIN)/diffdrr render --structures heart,aorta -o heart.png  some of its structures
+  $(BIN)/diffdrr render ct.nii.gz -o mine.png                  your own CT: NIfTI, NRRD, MetaImage or a DICOM folder
+  $(BIN)/diffdrr doctor                                        what is installed, and who can render here
+  $(BIN)/diffdrr --help                                        all commands
+  make serve                                                      the website, with tutorials, on http://localhost:8000
+  README.md                                                       the same in eleven lines of Python
+endef
+export WHAT_NEXT
+
 demo: .venv/package.installed
-	$(BIN)/diffdrr render -o drr.png
+	@echo "rendering the built-in example; the first time the CT is made and kernels are compiled, which takes half a minute"
+	$(BIN)/diffdrr render --height 500 --delx 0.8 -o drr.png
+	@echo "$$WHAT_NEXT"
 
 test: .venv/dev.installed
 	$(BIN)/python -m pytest nbs tests

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageSequence
 
 from diffdrr.bodies import MeshBody, VoxelBody, read_mesh
-from diffdrr.geometry import Camera, Detector, RigidTransform, orientation_matrix, pose_from_opencv
+from diffdrr.geometry import Camera, Detector, RigidTransform, orientation_matrix, read_mayacam, so3_exp_map
 from diffdrr.volumes import Grid
 from diffdrr.xrays import XRay, find_field
 
@@ -25,6 +25,12 @@ VIEWS = (1, 2)
 KNEE_FRAMES = range(60)
 WRIST_FRAMES = (2, 99)
 SPACING = (0.39625, 0.39625, 0.625)  # of the voxels of a wrist's bones, mm
+ENDS = {  # of bones at moments: columns and rows of the joint and of the shaft where it leaves the field, by camera, by hand
+    ("radius", 2): (((890, 1219), (913, 1635)), ((629, 1225), (568, 1635))),
+    ("ulna", 2): (((831, 1216), (810, 1592)), ((746, 1246), (746, 1635))),
+    ("radius", 99): (((847, 1214), (898, 1635)), ((714, 1230), (640, 1635))),
+    ("ulna", 99): (((771, 1219), (765, 1592)), ((858, 1257), (810, 1635))),
+}
 METAL, WATER = 1.0, 0.02  # attenuation of cobalt and chromium near 60 keV, and of water, 1/mm
 
 
@@ -34,23 +40,6 @@ def missing(
     "Say why there is nothing to measure, if that is so."
     absent = [name for name in FAR if not (data / name).is_dir()]
     return f"the real X-rays of {' and '.join(absent)} are not in {data.name}/ beside the project" if absent else None
-
-
-def calibrated(
-    path: Path,  # MayaCam 2.0
-    sdd: float,  # mm
-) -> tuple[Camera, RigidTransform]:  # the camera, and (1) room from camera
-    "Read how a camera stood in the room."
-    size, intrinsic, rotation, translation = [
-        np.array([line.split(",") for line in part.splitlines()[1:]], dtype=np.float64)
-        for part in path.read_text().strip().split("\n\n")
-    ]
-    extrinsic = np.eye(4)
-    extrinsic[:3, :3], extrinsic[:3, 3:] = rotation, translation
-    width, height = map(int, size[0])
-    camera = Camera.from_opencv(torch.from_numpy(intrinsic), height, width, sdd)
-    pose = pose_from_opencv(torch.from_numpy(extrinsic), torch.eye(4, dtype=torch.float64))
-    return camera, RigidTransform(pose.matrix.float())
 
 
 def picture(
@@ -63,24 +52,29 @@ def picture(
     return find_field(XRay(values, torch.ones_like(values), camera, pose=pose))
 
 
+def moment(
+    knee_or_wrist: str,  # a key of `FAR`
+    names: list[str],  # of the files of both views
+    data: Path,
+) -> list[XRay]:
+    "Read both views of a moment."
+    folder = data / knee_or_wrist
+    cameras = [read_mayacam(folder / f"cam{view}.txt", FAR[knee_or_wrist]) for view in VIEWS]
+    return [picture(folder / name, *at) for name, at in zip(names, cameras)]
+
+
 def knee_xrays(
     frame: int,  # one of `KNEE_FRAMES`
     data: Path = DATA,
 ) -> list[XRay]:
-    "Read both views of a moment."
-    folder = data / "knee"
-    cameras = [calibrated(folder / f"cam{view}.txt", FAR["knee"]) for view in VIEWS]
-    return [picture(folder / f"cam{view}" / f"{frame:03d}.png", *at) for view, at in zip(VIEWS, cameras)]
+    return moment("knee", [f"cam{view}/{frame:03d}.png" for view in VIEWS], data)
 
 
 def wrist_xrays(
     frame: int,  # one of `WRIST_FRAMES`
     data: Path = DATA,
 ) -> list[XRay]:
-    "Read both views of a moment."
-    folder = data / "wrist"
-    cameras = [calibrated(folder / f"cam{view}.txt", FAR["wrist"]) for view in VIEWS]
-    return [picture(folder / f"cam{view}_{frame:04d}.tif", *at) for view, at in zip(VIEWS, cameras)]
+    return moment("wrist", [f"cam{view}_{frame:04d}.tif" for view in VIEWS], data)
 
 
 def femur(
@@ -126,3 +120,48 @@ def window(
         raise ValueError(f"corners must lie in the picture, but they are seen at {seen.tolist()}")
     (left, top), (right, bottom) = low.tolist(), (size - high).tolist()
     return xray.crop(top, bottom, left, right)
+
+
+def triangulate(
+    xrays: list[XRay],  # with their poses
+    pixels: list[tuple[float, float]],  # column and row in each
+) -> torch.Tensor:  # (3) in the room, mm
+    "Find the point that comes nearest to rays through pixels."
+    normal, right = torch.zeros(3, 3), torch.zeros(3)
+    for xray, pixel in zip(xrays, pixels):
+        detector = Detector.from_camera(xray.camera, orientation_matrix(None))
+        source, end = xray.pose.translation[0], detector.backproject(xray.pose, torch.tensor([[pixel]]).float())[0, 0]
+        along = (end - source) / (end - source).norm()
+        across = torch.eye(3) - torch.outer(along, along)
+        normal, right = normal + across, right + across @ source
+    return torch.linalg.solve(normal, right)
+
+
+def laid_between(
+    body: VoxelBody,  # a long bone along its third axis, with the joint where that begins
+    joint: torch.Tensor,  # (3) in the room, mm
+    shaft: torch.Tensor,  # (3) in the room, mm
+) -> RigidTransform:  # (1) room from body; how it is turned about its axis is not known
+    "Lay a bone along a line."
+    dense = (body.density > 0.5 * body.density.max()).nonzero().float()
+    places = dense @ body.grid.affine[:3, :3].float().T + body.grid.affine[:3, 3].float()
+    low, high = (
+        places[(dense[:, 2] - z).abs() < 6].mean(dim=0) for z in (dense[:, 2].min() + 6, dense[:, 2].max() - 6)
+    )
+    before, after = ((end - start) / (end - start).norm() for start, end in ((low, high), (joint, shaft)))
+    axis = torch.linalg.cross(before, after)
+    angle = torch.atan2(axis.norm(), before @ after)
+    rotation = so3_exp_map(axis / axis.norm().clamp(min=1e-9) * angle)
+    matrix = torch.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = rotation, joint - rotation @ low
+    return RigidTransform(matrix)
+
+
+def wrist_start(
+    name: str,  # radius or ulna
+    frame: int,  # one of `WRIST_FRAMES`
+    xrays: list[XRay],
+    body: VoxelBody,
+) -> RigidTransform:  # (1) room from body
+    "Lay a bone where a hand has marked its ends."
+    return laid_between(body, *(triangulate(xrays, list(pixels)) for pixels in zip(*ENDS[name, frame])))

@@ -5,8 +5,9 @@ is where its intensity, blurred by one pixel, rises most steeply along the outli
 round body is thin at its rim, so its edge lies somewhat within its outline: what counts is how much further out the
 edge in the X-ray lies than that in a picture of the body alone, found in the same way.
 
-The place of an edge depends on how well metal stops radiation (`biplane.METAL`) and on how sharp the detector is: with
-half or twice the attenuation, or with a detector that is perfect or half as sharp, the mean is wrong by 0.1 pixels.
+The place of an edge depends on how well metal stops radiation (`biplane.METAL`) and on how sharp the detector is. On
+simulated pictures of a body where it is, the rms is 0.04 pixels if both are as assumed, 0.03 to 0.12 for a detector
+that is perfect or half as sharp, and 0.15 to 0.24, with a mean of -0.19 to 0.13, for half or twice the attenuation.
 """
 
 from __future__ import annotations

@@ -45,6 +45,8 @@ def browser(chromium: str) -> Iterator:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=chromium, args=SWITCHES)
+        started = playwright.chromium.launch(
+            executable_path=chromium, args=SWITCHES, ignore_default_args=["--hide-scrollbars"]
+        )
         yield started
         started.close()

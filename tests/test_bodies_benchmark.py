@@ -8,9 +8,10 @@ import torch
 from scipy.ndimage import gaussian_filter
 from scipy.special import ndtr
 
-from benchmarks import biplane, outlines
-from diffdrr.bodies import MeshBody, ball
-from diffdrr.geometry import Camera, Detector, RigidTransform, orientation_matrix
+from benchmarks import biplane, bodies, distances, outlines
+from diffdrr.bodies import MeshBody, VoxelBody, ball
+from diffdrr.geometry import Camera, Detector, RigidTransform, orientation_matrix, twist_to_matrix
+from diffdrr.volumes import Grid
 from diffdrr.xrays import XRay
 
 REAL = pytest.mark.skipif(biplane.missing() is not None, reason=str(biplane.missing()))
@@ -81,21 +82,6 @@ def test_an_edge_is_found_between_pixels_or_not_at_all():
     assert slope[0] == pytest.approx(1 / (2 * np.pi * (0.8**2 + outlines.BLUR**2)) ** 0.5, rel=0.02)
 
 
-def test_a_calibration_projects_as_opencv_does(tmp_path):
-    turn = np.linalg.qr(np.random.default_rng(1).standard_normal((3, 3)))[0]
-    turn *= np.sign(np.linalg.det(turn))
-    K, t = np.array([[4000.0, 0, 390.0], [0, 4020.0, 610.0], [0, 0, 1]]), np.array([3.0, -20.0, 1200.0])
-    rows = ["\n".join(",".join(f"{x:.12f}" for x in np.atleast_1d(row)) for row in part) for part in (K, turn, t)]
-    text = "image size\n1024,768\n\ncamera matrix\n{}\n\nrotation\n{}\n\ntranslation\n{}\n".format(*rows)
-    (tmp_path / "cam.txt").write_text(text)
-    camera, pose = biplane.calibrated(tmp_path / "cam.txt", 1500.0)
-    points = torch.randn(1, 5, 3, generator=torch.Generator().manual_seed(0)) * 40
-    projected = Detector.from_camera(camera, orientation_matrix(None)).project(pose, points)[0].numpy()
-    depth = points[0].numpy() @ turn.T + t
-    assert (camera.width, camera.height) == (1024, 768)
-    assert projected == pytest.approx((depth @ K.T / depth[:, 2:])[:, :2] + 0.5, abs=2e-2)
-
-
 def test_a_window_shows_the_body_at_its_place(metal):
     corners = at(3, 4, DEPTH)(metal.corners[None].float())
     whole = seen(np.random.default_rng(0).random((SIZE, SIZE)))
@@ -121,3 +107,99 @@ def test_real_data_are_read():
     assert all(0.7 < x.mask.mean() < 0.9 and x.image.max() == 1 for x in xrays)
     radius = biplane.bone("radius")
     assert tuple(radius.density.shape) == (68, 86, 128) and 0.03 < radius.density.max() < 0.1
+
+
+POSE = RigidTransform(twist_to_matrix(torch.tensor([[30.0, -20, 700, 0.4, -0.7, 0.2]])))
+
+
+def test_poses_of_a_body_are_compared(metal):
+    moved = POSE.compose(at(3.0, 0, 4))
+    apart = distances.distance(moved, POSE, distances.points_of(metal))
+    assert apart.points == pytest.approx(5, abs=1e-3) and apart.degrees == pytest.approx(0, abs=0.05)
+    across, depth = distances.seen_apart(at(3.0, 0, DEPTH + 4), at(0, 0, DEPTH), torch.zeros(3), STILL)
+    assert (across, depth) == pytest.approx((3, 4), abs=1e-3)
+
+
+def test_a_twist_between_poses_is_about_the_centre():
+    middle = torch.tensor([5.0, -7, 9])
+    there = distances.start(POSE, middle, (0.0, 10.0), 1)
+    twist = distances.twist_between(POSE, there, middle)
+    assert twist[3:].abs().max() < 1e-5
+    centres = [pose(middle[None, None])[0, 0].double() for pose in (POSE, there)]
+    assert twist[:3].numpy() == pytest.approx((centres[1] - centres[0]).numpy(), abs=1e-3)
+    turned = distances.start(POSE, middle, (10.0, 0.0), 1)
+    twist = distances.twist_between(POSE, turned, middle)
+    assert twist[:3].abs().max() < 1e-3
+    assert twist[3:].norm().rad2deg() == pytest.approx(
+        distances.distance(turned, POSE, torch.zeros(1, 1, 3)).degrees, 1e-3
+    )
+
+
+def test_starts_differ_in_size_only():
+    near, far = (
+        distances.twist_between(POSE, distances.start(POSE, torch.zeros(3), (s, s), 4), torch.zeros(3)) for s in (2, 4)
+    )
+    assert far.numpy() == pytest.approx(2 * near.numpy(), rel=1e-2)
+
+
+def test_distances_in_sigmas_are_one_on_average():
+    generator = np.random.default_rng(0)
+    root = generator.standard_normal((6, 6))
+    C = torch.from_numpy(root @ root.T)
+    draws = [distances.in_sigmas(torch.from_numpy(root @ generator.standard_normal(6)), C) ** 2 for _ in range(500)]
+    assert np.mean(draws) == pytest.approx(1, abs=0.1)
+
+
+def test_bones_that_move_as_one_do_not_move_against_each_other():
+    first = {"radius": POSE, "ulna": at(20, 3, -4).compose(POSE)}
+    motion = RigidTransform(twist_to_matrix(torch.tensor([[9.0, 4, -2, 0.1, 0.5, 0.3]])))
+    second = {name: pose.compose(motion) for name, pose in first.items()}
+    points = torch.randn(1, 9, 3, generator=torch.Generator().manual_seed(0)) * 30
+    still = distances.moved_together(first, second, points)
+    assert still.points < 1e-2 and still.degrees < 0.1
+    slid = distances.moved_together(first, second | {"ulna": at(0, 0, 2).compose(second["ulna"])}, points)
+    assert slid.points == pytest.approx(2, abs=1e-2)
+
+
+def test_attempts_are_told_right_from_wrong(metal, monkeypatch):
+    monkeypatch.setattr(bodies, "outlines_at", lambda body, pose, xrays: [0.3, 0.4])
+    place, unknown = at(0, 0, DEPTH), torch.eye(6)
+    condition = bodies.Condition("femur", (0,), (10.0, 30.0))
+    xray = seen(np.ones((SIZE, SIZE)))
+
+    def method_of(shift, reason):
+        pose = at(0, 0, DEPTH + shift)
+        return lambda *given: bodies.Found({"femur": pose}, {"femur": unknown}, {"femur": 0.5}, {"femur": reason}, 2.0)
+
+    cases = ((0.5, None), (0.5, "unlike"), (50.0, "unlike"), (50.0, None))
+    attempts = [bodies.attempt(method_of(*case), condition, metal, (0, [xray, xray]), place, 0) for case in cases]
+    row = bodies.summarize(attempts).iloc[0]
+    assert row["within 1 mm and 1°, %"] == 50 and row["depth, mm"] == pytest.approx(0.5, abs=1e-3)
+    assert [row[name] for name in ("wrong and flagged", "wrong, not flagged", "right, but flagged")] == [1, 1, 1]
+    assert row["outlines, pixels"] == "0.30 and 0.40" and row["in sigmas"] == pytest.approx((0.25 / 6) ** 0.5, 1e-3)
+
+
+def test_a_bone_is_laid_between_its_ends():
+    xrays = [XRay(*[torch.ones(1, 1, SIZE, SIZE)] * 2, Camera(SDD, SIZE, SIZE, DELX), pose=p) for p in (STILL, POSE)]
+    point = torch.tensor([[[20.0, 10, 500]]])
+    pixels = [Detector.from_camera(x.camera, orientation_matrix(None)).project(x.pose, point)[0, 0] for x in xrays]
+    joint = biplane.triangulate(xrays, [tuple(pixel.tolist()) for pixel in pixels])
+    assert joint.numpy() == pytest.approx(point[0, 0].numpy(), abs=0.05)
+    rod = torch.zeros(9, 11, 60)
+    rod[3:6, 4:7] = 1.0
+    body = VoxelBody(rod, Grid.around((9, 11, 60), (1.0, 1.0, 1.0)))
+    shaft = joint + torch.tensor([5.0, -40, 12])
+    place = biplane.laid_between(body, joint, shaft)
+    ends = place(torch.tensor([[[0.0, 0, -23.5], [0, 0, 0]]]))[0]
+    assert ends[0].numpy() == pytest.approx(joint.numpy(), abs=0.05)
+    direction = (ends[1] - ends[0]) / (ends[1] - ends[0]).norm()
+    assert (direction @ (shaft - joint) / (shaft - joint).norm()).item() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_start_may_be_turned_about_the_shaft():
+    middle = torch.tensor([5.0, -7, 9])
+    for seed, sign in ((0, 1), (1, -1)):
+        there = bodies.Condition("ulna", (0, 1), (0.0, 0.0), 60.0).start(POSE, middle, seed)
+        twist = distances.twist_between(POSE, there, middle)
+        assert twist[:3].abs().max() < 1e-3
+        assert (twist[3:] / sign).rad2deg().numpy() == pytest.approx(60 * POSE.rotation[0, :, 2].numpy(), abs=0.05)

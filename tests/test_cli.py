@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import diffdrr.volumes
@@ -134,3 +135,78 @@ def test_a_picture_is_an_xray_if_it_is_said_how_it_was_taken(tmp_path: Path, suf
         cli.main([*register, *said[:-2]])
     cli.main([*register, *said])
     assert (tmp_path / "result" / "overlay.png").exists()
+
+
+@pytest.fixture(scope="module")
+def in_air(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "A CT of air, with a corner of water, off the origin of its file; and the mesh of a ball."
+    import trimesh
+    from torchio import ScalarImage
+
+    from diffdrr.bodies import ball
+
+    folder, hu = tmp_path_factory.mktemp("air"), np.full((1, 20, 20, 20), -1000.0, dtype=np.float32)
+    hu[:, :3, :3, :3] = 0
+    affine = np.diag([5.0, 5, 5, 1])
+    affine[:3, 3] = 100, -200, 300
+    ScalarImage(tensor=hu, affine=affine).save(folder / "air.nii.gz")
+    mesh = ball(10.0)
+    trimesh.Trimesh(mesh.vertices.numpy(), mesh.faces.numpy(), process=False).export(folder / "ball.stl")
+    return folder
+
+
+def rendered(folder: Path, path: Path, *arguments: str) -> np.ndarray:
+    "Render the CT of air."
+    cli.main(["render", str(folder / "air.nii.gz"), "-o", str(path), "--height", "51", "--delx", "2", *arguments])
+    return np.load(path)
+
+
+def test_a_body_lies_where_the_file_of_the_ct_says(in_air: Path, tmp_path: Path):
+    "The middle of the CT is at (147.5, -152.5, 347.5) in its file, and in the middle of the picture."
+    from diffdrr.geometry import RigidTransform, write_transform
+    from diffdrr.physics import attenuation
+
+    ball = ["--body", str(in_air / "ball.stl")]
+    found = rendered(in_air, tmp_path / "a.npy", *ball, "--at=147.5,-152.5,347.5,30,40,50")
+    assert found[25, 25] == pytest.approx(20 * attenuation("titanium", 70.0).item(), rel=3e-3)  # its facets lie inside
+    assert found[25, 25] == found.max()
+    moved = rendered(in_air, tmp_path / "b.npy", *ball, "--at=137.5,-152.5,347.5", "--attenuation", "0.1")
+    row, column = np.unravel_index(moved.argmax(), moved.shape)
+    assert row == 25 and 25 - column == pytest.approx(
+        -10 * 1020 / 850 / 2, abs=0.51
+    )  # the patient's left is on the right
+    place = RigidTransform(torch.eye(4))
+    place.matrix[0, :3, 3] = torch.tensor([137.5, -152.5, 347.5])
+    write_transform(tmp_path / "place.tfm", place)
+    again = rendered(in_air, tmp_path / "c.npy", *ball, f"--at={tmp_path / 'place.tfm'}", "--attenuation", "0.1")
+    np.testing.assert_allclose(again, moved, atol=1e-4)
+    both = rendered(in_air, tmp_path / "d.npy", *ball * 2, "--at=137.5,-152.5,347.5", "--at=167.5,-152.5,347.5")
+    assert (
+        both[25, column] == pytest.approx(both.max(), rel=0.02) and (both[25] > 0).sum() > 1.9 * (moved[25] > 0).sum()
+    )
+
+
+def test_an_open_mesh_is_repaired_if_asked(in_air: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    import trimesh
+
+    whole = trimesh.load_mesh(in_air / "ball.stl")
+    whole.update_faces(np.arange(len(whole.faces)) != 70)
+    whole.export(tmp_path / "open.stl")
+    given = ["--body", str(tmp_path / "open.stl"), "--at=147.5,-152.5,347.5"]
+    with pytest.raises(SystemExit, match=r"--body '.*open.stl' cannot be rendered: .* 3 of .* so does --repair"):
+        rendered(in_air, tmp_path / "a.npy", *given)
+    rendered(in_air, tmp_path / "a.npy", *given, "--repair")
+    assert "warning: the mesh was repaired: closed holes of 3 edges" in capsys.readouterr().err
+
+
+def test_metal_does_not_darken_the_patient(ct: Path, in_air: Path, tmp_path: Path):
+    "In a picture to look at, that is: other formats hold what there is."
+    ball = ["--body", str(in_air / "ball.stl"), "--material", "lead"]
+    for name, given in (("without.png", ["--energy", "70"]), ("with.png", ball), ("with.npy", ball)):
+        cli.main(["render", str(ct), "-o", str(tmp_path / name), "--height", "64", "--delx", "6", *given])
+    without, with_ball = (
+        np.asarray(Image.open(tmp_path / f"{name}.png").convert("L"), int) for name in ("without", "with")
+    )
+    differ = without != with_ball
+    assert 0 < differ.mean() < 0.01 and (with_ball[differ] == 255).any()
+    assert np.load(tmp_path / "with.npy").max() > 30

@@ -109,8 +109,8 @@ def test_a_random_start_that_fits_the_negative_is_no_reason_to_doubt(
 ):
     best_starts = registration.best_starts
     monkeypatch.setattr(
-        registration, "best_starts", lambda *args: (best_starts(*args)[0], 0.7)
-    )  # better than the starts, worse than the pose that is found
+        registration, "best_starts", lambda *args: best_starts(*args)._replace(negative=0.999)
+    )  # better than the pose that is found
     assert not register(drr, xray.image, near(true), schedule=QUICK, n_starts=10, verbose=False).failed
 
 

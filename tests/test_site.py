@@ -29,7 +29,7 @@ def write_site(folder: Path, **pages: str) -> list[str]:
 def test_sound_site(tmp_path: Path):
     (tmp_path / "picture.png").write_bytes(PNG)
     index = """<h2 id="here">Here</h2><a href="#here">a</a><a href="other.html#there">b</a><a href="https://example.org">c</a>
-        <img src="picture.png"><a href="mailto:a@example.org">d</a><p>costs $5<br>and $6</p>
+        <img src="picture.png" alt="A picture"><a href="mailto:a@example.org">d</a><p>costs $5<br>and $6</p>
         <pre>::: {.callout} $$ \\frac</pre><code>[a](b)</code><span class="math inline">\\(\\frac{1}{2}\\)</span>"""
     assert write_site(tmp_path, index=index, other='<a id="there"></a><a href="/index.html">home</a>') == []
 
@@ -39,7 +39,9 @@ def test_sound_site(tmp_path: Path):
     [
         ('<a href="gone.html">a</a>', "nothing at 'gone.html'"),
         ('<a href="/gone/">a</a>', "nothing at '/gone/'"),
-        ('<img src="gone.png">', "nothing at 'gone.png'"),
+        ('<img src="gone.png" alt="Gone">', "nothing at 'gone.png'"),
+        ('<img src="data:image/png;base64,QUJD">', "no alternative text (fig-alt): 'data:image/png;base64,QUJD'"),
+        ('<img alt=" " src="data:image/png;base64,QUJD">', "no alternative text"),
         ('<a href="#gone">a</a>', "no anchor '#gone'"),
         ('<a href="index.html#gone">a</a>', "no anchor 'index.html#gone'"),
         ('<script src="https://cdn.example.org/katex.js"></script>', "needs the network"),

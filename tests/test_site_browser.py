@@ -16,10 +16,11 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from search_queries import QUERIES
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("nbs", "diffdrr", "tools", "settings.ini", "_quarto.yml", "CHANGELOG.md")
-DESKTOP, PHONE = {"width": 1280, "height": 720}, {"width": 390, "height": 844}
+DESKTOP, PHONE = {"width": 1400, "height": 900}, {"width": 390, "height": 844}
 LEFT_BEHIND = "net::ERR_ABORTED"  # the failure of a request that the page no longer waits for, because it was left
 FIRST_RESULTS = {
     "DRR": "api/rendering/drr.html",
@@ -39,6 +40,14 @@ AUDIT = r"""async () => {
     if (!formula.querySelector(".katex-html") || formula.querySelector(".katex-error")) problems.push(`formula: ${formula.textContent}`);
   const here = document.querySelector("#quarto-sidebar .sidebar-link.active");
   if (innerWidth > 991 && !(here?.getBoundingClientRect().bottom < innerHeight)) problems.push("the sidebar does not show where the reader is");
+
+  // Code: 120 columns can be seen on a desktop, and a bar says where there is more
+  for (const code of main.querySelectorAll("pre")) {
+    const columns = Math.max(...code.innerText.split("\n").map((line) => line.length));
+    if (code.scrollWidth <= code.clientWidth + 1 + parseFloat(getComputedStyle(code).paddingRight)) continue;
+    if (innerWidth > 991 && columns <= 120) problems.push(`code cut within ${columns} columns: ${name(code)}`);
+    if (code.offsetHeight - code.clientHeight < 6) problems.push(`nothing says that code goes on: ${name(code)}`);
+  }
 
   // What sticks out at the right, unless it stands in a box that scrolls
   const scrolls = once((box) => box !== main && (["auto", "scroll"].includes(getComputedStyle(box).overflowX) || scrolls(box.parentElement)));
@@ -176,7 +185,8 @@ def test_audit_can_fail(browser, address: str):
         page.goto(address)
         page.evaluate("""document.querySelector("main").innerHTML = `
             <img src="gone.png"><p style="color: #999">grey</p><p style="opacity: 0.5">pale</p><p style="white-space: nowrap">${"long ".repeat(40)}</p>
-            <span class="math">x</span><pre>${"scrolls ".repeat(40)}</pre>`""")
+            <span class="math">x</span><pre>${"scrolls ".repeat(40)}</pre>
+            <pre style="scrollbar-width: none">${"goes on ".repeat(40)}</pre>`""")
         page.wait_for_load_state("networkidle")
         problems += page.evaluate(AUDIT)
     for problem in (
@@ -186,6 +196,7 @@ def test_audit_can_fail(browser, address: str):
         "> pale",
         "sticks out: <p",
         "formula: x",
+        "nothing says that code goes on",
     ):
         assert any(problem in found for found in problems), problem
     assert not any("scrolls" in found for found in problems)
@@ -211,6 +222,21 @@ def test_search(browser, address: str, viewport: dict, scheme: str):
         page.wait_for_url("**/api/rendering/renderers.html#siddon*")
         assert page.locator("main").filter(has_text="Siddon").is_visible()
     assert problems == []
+
+
+def test_search_answers_newcomers(browser, address: str):
+    found = """async queries => {
+        const fuse = new Fuse(await (await fetch("search.json")).json());
+        return queries.map(query => fuse.search(query, { limit: 5 }).map(({ item }) => item.href.replace(".html", "")));
+    }"""
+    with opened(browser, address) as (page, problems):
+        page.goto(address)
+        results = dict(zip(QUERIES, page.evaluate(found, list(QUERIES))))
+    assert problems == []
+    missed = {
+        query: hrefs for query, hrefs in results.items() if not any(h.startswith(tuple(QUERIES[query])) for h in hrefs)
+    }
+    assert missed == {} and len(QUERIES) >= 65
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -63,3 +63,11 @@ def test_reports_of_errors_hold_what_doctor_prints():
     fields = load(ROOT / ".github/ISSUE_TEMPLATE/bug.yml")["body"]
     (asked,) = (field for field in fields if "diffdrr doctor" in field["attributes"].get("label", ""))
     assert asked["validations"]["required"] and "doctor" in COMMANDS
+
+
+def test_demo_says_what_to_do_next():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    said = re.search(r"^define WHAT_NEXT\n(.*?)^endef", makefile, re.DOTALL | re.MULTILINE)[1]
+    commands = re.findall(r"diffdrr (\w+)", said)
+    assert "drr.png" in said and len(commands) >= 4 and set(commands) <= set(COMMANDS)
+    assert re.search(r"^demo:.*\n(\t.*\n)*\t.*WHAT_NEXT", makefile, re.MULTILINE)

@@ -37,6 +37,7 @@ KATEX_PLACEHOLDER = "KATEX-FOLDER"
 MIXED_CELL = "Found cells containing imports and other code"
 NESTED_LINK = re.compile(r"\[\[(`[^`]+`)\]\([^)]*\)\](\([^)]*\))")
 FONTS_ELSEWHERE = re.compile(r"@import url\(https:[^)]*\);")
+SCRIPTS = ("synonyms.js", "search.js", "sidebar.js")  # on every page
 KATEX_UNUSED = ("*.mjs", "*.woff", "*.ttf", "*.md", "katex.css", "katex.js", "katex-swap*")
 
 
@@ -197,7 +198,7 @@ def build() -> list[str]:
     site = NbdevSite(source, output, config.doc_host + config.doc_baseurl)
     site.build()
     drop_fonts_elsewhere(output)
-    scripts = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("search.js", "sidebar.js"))
+    scripts = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in SCRIPTS)
     (output / "site_libs" / "fuse" / "fuse.min.js").write_text("\n".join(scripts), encoding="utf-8")
     bundle_katex(output, katex(config.config_path / ".cache"))
     return problems + site.warnings

@@ -30,30 +30,9 @@ ROOMS: dict[str, set[str]] = {
     "tracking": {"geometry", "volumes", "xrays", "kernels", "rendering", "bodies", "compare", "registration"},
     "reconstruction": {"geometry", "volumes", "kernels", "rendering"},
     "anatomy": {"geometry", "rendering"},
-    "show": {"geometry", "volumes", "xrays", "rendering", "bodies"},
-    "synthesis": {
-        "geometry",
-        "volumes",
-        "xrays",
-        "kernels",
-        "rendering",
-        "bodies",
-        "physics",
-        "anatomy",
-        "show",
-    },
-    "cli": {
-        "geometry",
-        "volumes",
-        "xrays",
-        "kernels",
-        "rendering",
-        "bodies",
-        "registration",
-        "tracking",
-        "show",
-        "synthesis",
-    },
+    "show": {"geometry", "volumes", "xrays", "rendering", "bodies", "anatomy"},
+    "synthesis": set("geometry volumes xrays kernels rendering bodies physics anatomy show".split()),
+    "cli": set("geometry volumes xrays kernels rendering bodies physics registration tracking show synthesis".split()),
 }
 # What a reader finds in each.
 CONTENTS = {

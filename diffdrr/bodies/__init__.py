@@ -11,7 +11,9 @@ import lazy_loader
 # %% ../../nbs/api/bodies/550_bodies.ipynb #43d8ac40
 NAMES = {
     "body": ["MeshBody"],
+    "displacement": ["integrals"],
     "files": ["read_mesh", "repair_mesh"],
+    "jacobian": ["slopes_by_rays"],
     "mesh": ["Mesh"],
     "scene": ["Scene"],
     "solids": ["ball", "box", "screw"],

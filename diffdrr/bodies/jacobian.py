@@ -16,7 +16,7 @@ from ..kernels import Rays
 from ..rendering import slopes_by_twist
 
 # %% auto #0
-__all__ = []
+__all__ = ['slopes_by_rays']
 
 # %% ../../nbs/api/bodies/557_jacobian.ipynb #9ce8089e
 def slopes_by_rays(

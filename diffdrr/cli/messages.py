@@ -17,11 +17,15 @@ ARGUMENTS = {  # names of the library's arguments, and of the options that stand
     "labelmap": ("labels",),
     "labels": ("structures",),
     "structures": ("names",),
-    "path": ("xrays",),
+    "path": ("xrays", "body"),
     "view": ("view", "init"),
     "translation": ("xyz",),
 }
 UNMISTAKABLE = ("sdd", "sod", "delx", "dely")  # no words of a language
+CALLS = {
+    "structure_table()": "totalsegmentator",
+    "read_mesh(path, repair=True)": "--repair",
+}  # and what stands for them
 CALL = r"(?<![\w.])read(?:_xray)?\((?:[^()]|\([^()]*\))*\)"  # of the library
 
 
@@ -59,7 +63,9 @@ def in_options(
         option = quoted or flags[first or given or word]
         return (before or "").replace("argument", "option") + option + " " * bool(given)
 
-    spelt = re.sub(pattern, spell, " ".join(message.split())).replace("structure_table()", "totalsegmentator")
+    for call, option in CALLS.items():
+        message = message.replace(call, option)
+    spelt = re.sub(pattern, spell, " ".join(message.split()))
     return f"{spelt} (in Python: from diffdrr import read, read_xray)" if re.search(CALL, spelt) else spelt
 
 # %% ../../nbs/api/cli/931_messages.ipynb #8f6728e3

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from ..files import check_folder
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from diffdrr.geometry import RigidTransform
 
 # %% auto #0
 __all__ = []
@@ -45,16 +48,38 @@ def read_view(
 
     return tuple(read_numbers(flag, text, 2)) if "," in text else angles_of_view(text)
 
+# %% ../../nbs/api/cli/932_values.ipynb #a45c278f
+def read_place(
+    flag: str,  # of the option
+    text: str,  # 3 or 6 numbers separated by commas, or a file
+    convention: str,  # of the angles, such as "ZXY"
+) -> RigidTransform:  # (1)
+    "Read where a body is. Raises a `ValueError` for what is neither numbers nor a transform."
+    from diffdrr.geometry import RigidTransform, euler_angles_to_matrix, make_matrix, read_transform
+
+    if Path(text).is_file():
+        return read_transform(text)
+    n = text.count(",") + 1
+    if n not in (3, 6) or any(character.isalpha() for character in text):
+        raise ValueError(
+            f"{flag} must be x,y,z in mm, or x,y,z and three angles in degrees, such as {flag}=10,20,0,90,0,0, or a "
+            f"file with a transform (.tfm), not {text!r}"
+        )
+    numbers = torch.tensor([read_numbers(flag, text, n)])
+    angles = numbers[:, 3:].deg2rad() if n == 6 else torch.zeros(1, 3)
+    return RigidTransform(make_matrix(euler_angles_to_matrix(angles, convention), numbers[:, :3]))
+
 # %% ../../nbs/api/cli/932_values.ipynb #71ed55f9
 def for_each(
     flag: str,  # of the option
     values: list | None,  # one for each time that it was given
-    n: int,  # X-rays
-) -> list:  # n values; None where the file is to say
-    "Give each X-ray its value."
+    n: int,  # of them
+    what: str = "X-rays",
+) -> list:  # n values; None where the option is not given
+    "Give each X-ray its value, or each body."
     values = values or [None]
     if len(values) not in (1, n):
-        raise ValueError(f"{flag} must be given once, or once for each of the {n} X-rays, not {len(values)} times")
+        raise ValueError(f"{flag} must be given once, or once for each of the {n} {what}, not {len(values)} times")
     return values * (n // len(values))
 
 # %% ../../nbs/api/cli/932_values.ipynb #a171d5e6

@@ -22,5 +22,6 @@ NAMES = {
         "target_registration_error",
         "translation_error",
     ],
+    "response": ["Response"],
 }
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=NAMES)

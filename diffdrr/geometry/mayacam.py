@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 
 from ..checks import positive, shaped
 from ..files import numbered_lines, numbers_of, whole_file
-from .camera import Camera, opencv_signs
+from .camera import INTRINSICS, Camera, opencv_signs
 from .opencv import pose_from_opencv
 from .pose import RigidTransform
 
@@ -80,7 +80,7 @@ def from_version_2(
     parts = parts_of(lines, path)
     K, R = (np.reshape(parts[heading], (3, 3)) for heading in ("camera matrix", "rotation"))
     check_rotation(R, path)
-    if np.abs(K[2] - (0, 0, 1)).max() > 1e-9:
+    if np.abs(K[2] - (0, 0, 1)).max() > 1e-6:
         raise ValueError(
             f"the last row of the camera matrix in {path!r} must be 0,0,1, not {K[2].tolist()}; correct it"
         )
@@ -177,13 +177,14 @@ def write_mayacam(path: str | Path, camera: Camera, pose: RigidTransform) -> Non
     shaped("pose", pose.matrix, "1 4 4", "write one file for each camera")
     if not camera.reverse_x_axis:
         raise ValueError("camera must have reverse_x_axis=True: a calibrated camera does not mirror the picture")
-    K = camera.to_opencv()
+    intrinsics = {name: torch.as_tensor(getattr(camera, name)).detach().cpu().double() for name in INTRINSICS}
+    K = camera.replace(**intrinsics).to_opencv()
     shaped("camera.to_opencv()", K, "3 3", "write one file for each camera")
     world_from_camera = pose.matrix[0].detach().cpu().double()
     extrinsic = opencv_signs(True).double() @ torch.linalg.inv(world_from_camera)
     parts = {
         "image size": torch.tensor([[camera.width, camera.height]]),
-        "camera matrix": K.detach().cpu().double(),
+        "camera matrix": K,
         "rotation": extrinsic[:3, :3],
         "translation": extrinsic[:3, 3:],
     }

@@ -11,11 +11,14 @@ import lazy_loader
 # %% ../../nbs/api/registration/710_registration.ipynb #be6afabc
 NAMES = {
     "module": ["Registration"],
-    "objective": ["Objective"],
-    "optimiser": ["first_order", "levenberg_marquardt"],
+    "objective": ["Comparison", "Objective", "Penalty"],
+    "optimiser": ["Iterate", "first_order", "levenberg_marquardt", "normal_equations", "weight_of_penalty"],
     "pipeline": ["register"],
+    "placement": ["Guesses"],
     "regressor": ["N_ANGULAR_COMPONENTS", "PoseRegressor"],
-    "result": ["RegistrationResult"],
+    "result": ["RegistrationResult", "check_json"],
+    "robust": ["geman_mcclure", "median_deviation"],
+    "uncertainty": ["covariance"],
     "search": ["SCHEDULE", "Stage", "draw_motions"],
     "views": ["make_views"],
     "pyramid": ["make_pyramid"],

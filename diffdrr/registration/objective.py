@@ -13,13 +13,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..geometry import INTRINSICS, RigidTransform, hat, left_jacobian, matmul, so3_log_map
-from .placement import Placement, twist_at_origin
+from .placement import Guesses, Placement, twist_at_origin
 from .robust import independent_pixels
 from .views import View
 from .windows import standardize_locally
 
 # %% auto #0
-__all__ = ['Penalty', 'Objective']
+__all__ = ['Penalty', 'Comparison', 'Objective']
 
 # %% ../../nbs/api/registration/718_objective.ipynb #a5cb532e
 class Penalty(NamedTuple):
@@ -58,8 +58,86 @@ class Prior(NamedTuple):
         slopes[:, 3:6, :3], slopes[:, 3:6, 3:6] = hat(centre), torch.linalg.inv(left_jacobian(turned)).mT
         return Penalty(torch.cat([centre, turned, placement.offsets], dim=1) * precision, slopes * precision)
 
+# %% ../../nbs/api/registration/718_objective.ipynb #7ac12604
+def bends_of(
+    picture: Float[Tensor, "B 1 H W"],
+    mask: Float[Tensor, "1 1 H W"],
+) -> Float[Tensor, "B 2 H W"]:
+    "Compute the square and the cube of what a picture is above its mean, in standard deviations."
+    part = mask / mask.sum()
+    above = picture - (picture * part).sum(dim=(-2, -1), keepdim=True)
+    variance = (above.square() * part).sum(dim=(-2, -1), keepdim=True)
+    above = above / variance.clamp(min=torch.finfo(picture.dtype).tiny).sqrt()
+    return torch.cat([above.square(), above**3], dim=1)
+
+
+def explain_away(
+    rows: Float[Tensor, "B R M"],
+    bends: Float[Tensor, "B K M"],
+    mask: Float[Tensor, "M"],
+) -> Float[Tensor, "B R M"]:
+    "Take out of rows what bends explain."
+    normal = (bends * mask) @ bends.mT
+    ridge = 1e-4 * normal.diagonal(dim1=-2, dim2=-1) + torch.finfo(rows.dtype).tiny
+    parts = torch.linalg.solve(normal + torch.diag_embed(ridge), (bends * mask) @ rows.mT)
+    return rows - parts.mT @ bends
+
+# %% ../../nbs/api/registration/718_objective.ipynb #21493f08
+class Comparison:
+    """What all comparisons of pictures with X-rays share: a residual for each pixel, and its weight.
+
+    One that is made gives `targets`, the standardised X-rays (1, M) of each view, `masks` (H, W) of each view, `weights`
+    (M) of all pixels, which sum to 1, and `residual`."""
+
+    def similarity(
+        self,
+        residual: Float[Tensor, "B M"],
+    ) -> Float[Tensor, "B"]:  # from -1 to 1
+        "Compute the local correlation coefficient of pictures and X-rays."
+        target = torch.cat(self.targets, dim=1)
+        picture = residual + target
+        product = (self.weights * picture * target).sum(dim=-1)
+        norms = [(self.weights * x.square()).sum(dim=-1).sqrt() for x in (picture, target)]
+        return torch.nan_to_num(product / (norms[0] * norms[1]), nan=-1.0)
+
+    @torch.no_grad()
+    def score(
+        self,
+        placement: Guesses,  # of B guesses
+    ) -> Float[Tensor, "B"]:  # local correlation coefficient, from -1 to 1
+        "Compute how well guesses fit."
+        return self.similarity(self.residual(placement))
+
+    def penalty(
+        self,
+        placement: Guesses,  # of B guesses
+    ) -> Penalty | None:
+        "Say how far guesses are from what is known beforehand, if anything is."
+        return None
+
+    def independent(
+        self,
+        residual: Float[Tensor, "B M"],
+    ) -> Float[Tensor, "B 1"]:
+        "Estimate how many independent numbers residuals hold, see `robust.independent_pixels`."
+        parts = residual.split([mask.numel() for mask in self.masks], dim=1)
+        return sum(independent_pixels(r.unflatten(1, mask.shape), mask) for r, mask in zip(parts, self.masks))
+
+    @torch.no_grad()
+    def standing(
+        self,
+        placement: Guesses,  # of B guesses
+    ) -> Float[Tensor, "B"]:  # at most the score
+        """Compute how well guesses fit, less what speaks against them beforehand.
+
+        A squared standard deviation weighs as in the loss: mean squares of residuals are twice what is missing from a
+        correlation of 1."""
+        residual = self.residual(placement)
+        score, known = self.similarity(residual), self.penalty(placement)
+        return score if known is None else score - (1 - score) * known.square() / self.independent(residual)[:, 0]
+
 # %% ../../nbs/api/registration/718_objective.ipynb #2c76e14e
-class Objective:
+class Objective(Comparison):
     """Compare X-rays with the pictures that a placement of the CT gives, pixel by pixel, after both were standardised
     within a window."""
 
@@ -69,8 +147,10 @@ class Objective:
         window: float,  # standard deviation of the window, as a part of the longer side of the picture
         refine: Sequence[str] = (),  # names of the intrinsics that are refined, see `geometry.INTRINSICS`
         prior: Prior | None = None,  # what is known beforehand
+        bends: bool = False,  # whether the detector's response may bend
     ):
-        self.views, self.refine, self.prior = list(views), list(refine), prior
+        self.views, self.window, self.refine = list(views), window, list(refine)
+        self.prior, self.bends = prior, bends
         self.sigmas = [window * max(view.xray.camera.height, view.xray.camera.width) for view in views]
         self.targets = [
             standardize_locally(view.xray.image, view.xray.mask, sigma).flatten(1)
@@ -79,6 +159,7 @@ class Objective:
         mask = torch.cat([view.xray.mask.flatten() for view in views])
         self.n_pixels = mask.sum()
         self.weights = mask / self.n_pixels
+        self.masks = [view.xray.mask[0, 0] for view in views]
         self.pivot = views[0].drr.grid.centre.to(mask)
         self.radius = views[0].drr.grid.radius
         self.pixel = min(view.pixel_at_isocentre() for view in views)
@@ -102,54 +183,67 @@ class Objective:
         pose = RigidTransform(matmul(placement.motion, xray.pose.matrix))
         return pose, RigidTransform(calibration.expand(len(placement), 4, 4))
 
+    def _rows(
+        self,
+        i: int,  # which view
+        picture: Float[Tensor, "B 1 H W"],
+        *derivatives: Float[Tensor, "B P H W"],
+    ) -> Float[Tensor, "B R M"]:  # residual, and its derivatives
+        "Standardise, subtract the X-ray, and take out what the response explains."
+        mask = self.views[i].xray.mask
+        bent = [bends_of(picture, mask)] if self.bends else []
+        slopes, n = torch.cat([picture[:, :0], *derivatives, *bent], dim=1), 1 + sum(d.shape[1] for d in derivatives)
+        if slopes.shape[1] == 0:
+            return standardize_locally(picture, mask, self.sigmas[i]).flatten(2) - self.targets[i][:, None]
+        standardized, slopes = standardize_locally(picture, mask, self.sigmas[i], slopes)
+        rows = torch.cat([standardized.flatten(2) - self.targets[i][:, None], slopes.flatten(2)], dim=1)
+        return explain_away(rows[:, :n], rows[:, n:], mask.flatten()) if self.bends else rows
+
     def residual(
         self,
         placement: Placement,  # of B guesses
     ) -> Float[Tensor, "B M"]:  # all pixels of all views
         "Render, standardise, and subtract the X-rays."
         residuals = []
-        for i, (view, sigma, target) in enumerate(zip(self.views, self.sigmas, self.targets)):
+        for i, view in enumerate(self.views):
             pose, calibration = self.cameras(placement, i)
-            picture = view.drr(pose, calibration=calibration, n_points=None)
-            residuals.append(standardize_locally(picture, view.xray.mask, sigma).flatten(1) - target)
+            residuals.append(self._rows(i, view.drr(pose, calibration=calibration, n_points=None))[:, 0])
         return torch.cat(residuals, dim=1)
+
+    @torch.no_grad()
+    def differentiate(
+        self,
+        placement: Placement,  # of B guesses
+    ) -> list[tuple[Float[Tensor, "B 1 H W"], Float[Tensor, "B P H W"]]]:  # of each view
+        "Render, with derivatives by a twist about the pivot and by the view's own intrinsics."
+        seen, columns = [], [6 + INTRINSICS.index(name) for name in self.refine]
+        for i, view in enumerate(self.views):
+            pose, calibration = self.cameras(placement, i)
+            picture, derivatives = view.drr.jacobian(
+                pose, calibration=calibration, intrinsics=len(columns) > 0, n_points=None
+            )
+            turned = matmul(twist_at_origin(self.pivot).mT, derivatives[:, :6].flatten(2))
+            turned = turned.reshape(derivatives[:, :6].shape)
+            seen.append((picture, torch.cat([turned, derivatives[:, columns]], dim=1)))
+        return seen
 
     @torch.no_grad()
     def linearize(
         self,
         placement: Placement,  # of B guesses
+        seen: Sequence[tuple[Tensor, Tensor]]
+        | None = None,  # what `differentiate` gave, to render once for all windows
     ) -> tuple[Float[Tensor, "B M"], Float[Tensor, "B P M"]]:  # residual, and its derivative
         "Compute the residual and its derivative with respect to a step, see `Placement.moved`."
         residuals, jacobians, k = [], [], len(self.refine)
-        columns = [6 + INTRINSICS.index(name) for name in self.refine]
-        for i, (view, sigma, target) in enumerate(zip(self.views, self.sigmas, self.targets)):
-            pose, calibration = self.cameras(placement, i)
-            picture, derivatives = view.drr.jacobian(pose, calibration=calibration, intrinsics=k > 0, n_points=None)
-            turned = matmul(twist_at_origin(self.pivot).mT, derivatives[:, :6].flatten(2))
-            derivatives = torch.cat([turned.reshape(derivatives[:, :6].shape), derivatives[:, columns]], dim=1)
-            standardized, slopes = standardize_locally(picture, view.xray.mask, sigma, derivatives)
-            jacobian = standardized.new_zeros(len(placement), 6 + k * len(self.views), target.shape[1])
-            jacobian[:, :6] = slopes[:, :6].flatten(2)
-            jacobian[:, 6 + i * k : 6 + (i + 1) * k] = slopes[:, 6:].flatten(2)
-            residuals.append(standardized.flatten(1) - target)
+        for i, (picture, derivatives) in enumerate(self.differentiate(placement) if seen is None else seen):
+            rows = self._rows(i, picture, derivatives)
+            jacobian = rows.new_zeros(len(placement), 6 + k * len(self.views), rows.shape[2])
+            jacobian[:, :6] = rows[:, 1:7]
+            jacobian[:, 6 + i * k : 6 + (i + 1) * k] = rows[:, 7:]
+            residuals.append(rows[:, 0])
             jacobians.append(jacobian)
         return torch.cat(residuals, dim=1), torch.cat(jacobians, dim=2)
-
-    def penalty(
-        self,
-        placement: Placement,  # of B guesses
-    ) -> Penalty | None:
-        "Say how far guesses are from what is known beforehand, if anything is."
-        return None if self.prior is None else self.prior.penalty(placement, self.pivot)
-
-    def independent(
-        self,
-        residual: Float[Tensor, "B M"],
-    ) -> Float[Tensor, "B 1"]:
-        "Estimate how many independent numbers residuals hold, see `robust.independent_pixels`."
-        masks = [view.xray.mask[0, 0] for view in self.views]
-        parts = residual.split([mask.numel() for mask in masks], dim=1)
-        return sum(independent_pixels(r.unflatten(1, mask.shape), mask) for r, mask in zip(parts, masks))
 
     def length(
         self,
@@ -159,34 +253,9 @@ class Objective:
         rotation = torch.linalg.vector_norm(step[:, 3:6], dim=-1)
         return torch.linalg.vector_norm(step[:, :3], dim=-1) + self.radius * rotation
 
-    def similarity(
-        self,
-        residual: Float[Tensor, "B M"],
-    ) -> Float[Tensor, "B"]:  # from -1 to 1
-        "Compute the local correlation coefficient of pictures and X-rays."
-        target = torch.cat(self.targets, dim=1)
-        picture = residual + target
-        product = (self.weights * picture * target).sum(dim=-1)
-        norms = [(self.weights * x.square()).sum(dim=-1).sqrt() for x in (picture, target)]
-        return torch.nan_to_num(product / (norms[0] * norms[1]), nan=-1.0)
-
-    @torch.no_grad()
-    def score(
+    def penalty(
         self,
         placement: Placement,  # of B guesses
-    ) -> Float[Tensor, "B"]:  # local correlation coefficient, from -1 to 1
-        "Compute how well guesses fit."
-        return self.similarity(self.residual(placement))
-
-    @torch.no_grad()
-    def standing(
-        self,
-        placement: Placement,  # of B guesses
-    ) -> Float[Tensor, "B"]:  # at most the score
-        """Compute how well guesses fit, less what speaks against them beforehand.
-
-        A squared standard deviation weighs as in the loss: mean squares of residuals are twice what is missing from a
-        correlation of 1."""
-        residual = self.residual(placement)
-        score, known = self.similarity(residual), self.penalty(placement)
-        return score if known is None else score - (1 - score) * known.square() / self.independent(residual)[:, 0]
+    ) -> Penalty | None:
+        "Say how far guesses are from what is known beforehand, if anything is."
+        return None if self.prior is None else self.prior.penalty(placement, self.pivot)

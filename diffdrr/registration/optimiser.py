@@ -12,19 +12,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .objective import Objective, Penalty
-from .placement import Placement
+from .objective import Comparison, Objective, Penalty
+from .placement import Guesses, Placement
 from .robust import geman_mcclure, median_deviation
 
 # %% auto #0
-__all__ = ['levenberg_marquardt', 'first_order']
+__all__ = ['Iterate', 'normal_equations', 'weight_of_penalty', 'add_penalty', 'levenberg_marquardt', 'first_order']
 
 # %% ../../nbs/api/registration/719_optimiser.ipynb #2aab05d1
 @dataclass(frozen=True, eq=False)
 class Iterate:
     "Guesses after one iteration, and how well they fit."
 
-    placement: Placement  # of B guesses
+    placement: Guesses  # of B guesses
     similarity: Float[Tensor, "B"]  # local correlation coefficient
 
     def __getitem__(self, index) -> Iterate:
@@ -44,7 +44,7 @@ def normal_equations(
 
 # %% ../../nbs/api/registration/719_optimiser.ipynb #d4690506
 def weight_of_penalty(
-    objective: Objective,
+    objective: Comparison,
     residual: Float[Tensor, "B M"],
     deviation: Float[Tensor, "B 1"],  # standard deviation of the residuals
 ) -> Float[Tensor, "B"]:
@@ -63,8 +63,8 @@ def add_penalty(
 
 # %% ../../nbs/api/registration/719_optimiser.ipynb #fbec24d3
 def levenberg_marquardt(
-    objective: Objective,
-    start: Placement,  # of B guesses, improved side by side
+    objective: Comparison,
+    start: Guesses,  # of B guesses, improved side by side
     robustness: float = 2.0,  # standard deviations where the loss levels off; infinite for least squares
     iterations: int = 30,  # at most
     tolerance: float = 0.01,  # stop when a step moves the CT by less than this part of a pixel

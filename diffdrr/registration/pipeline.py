@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,14 +16,20 @@ from jaxtyping import Shaped
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..checks import some_of, whole
-from ..geometry import INTRINSICS, Camera, RigidTransform, matmul
+from ..checks import number, some_of, whole
+from ..geometry import INTRINSICS, RigidTransform, matmul
 from ..kernels import serial_torch
-from .objective import Objective
+from .objective import Objective, Prior
 from .optimiser import Iterate, levenberg_marquardt
 from .placement import Placement
 from .pyramid import make_pyramid
-from .result import RegistrationResult, reason_to_doubt, trace_table
+from diffdrr.registration.result import (
+    PEAK_PIXELS,
+    RegistrationResult,
+    reason_to_doubt,
+    reason_to_doubt_intrinsics,
+    trace_table,
+)
 from .search import SCHEDULE, Stage, Step, Strategy, best_starts, refine_candidates
 from .uncertainty import covariance
 from .views import View, check_sight, make_views
@@ -56,6 +62,35 @@ class Attempt(NamedTuple):
         return self.reason is None, self.similarity
 
 
+CLEARLY = 0.05  # by how much the local correlation must be better where an X-ray means something else
+DARK_BONES = (
+    "the negative of the X-ray fits better (local correlation {other:.2f}, not {found:.2f}); bones must be bright: use "
+    "the negative logarithm of the intensity, or diffdrr.xrays.invert where a file says the opposite of what it holds"
+)
+
+
+def negate(
+    view: View,
+) -> View:
+    "Exchange bright and dark."
+    return view._replace(xray=replace(view.xray, image=-view.xray.image))
+
+
+def changed(
+    pyramid: dict[int, list[View]],  # the views of each number of pixels
+    change: Callable[[View], View],
+) -> dict[int, list[View]]:
+    "Change all views."
+    return {pixels: [change(view) for view in views] for pixels, views in pyramid.items()}
+
+
+def views_for_verdict(
+    pyramid: dict[int, list[View]],  # the views of each number of pixels
+) -> list[View]:
+    "Choose the fewest pixels that show enough."
+    return pyramid[min((pixels for pixels in pyramid if pixels >= PEAK_PIXELS), default=max(pyramid))]
+
+
 def attempt(
     pyramid: dict[int, list[View]],  # the views of each number of pixels
     first: Objective,  # of the first stage
@@ -66,11 +101,17 @@ def attempt(
     tick: Callable[[], object],  # called after the search, and after each stage
 ) -> Attempt:
     "Search, and go from coarse to fine."
-    motions, negative = best_starts(first, strategy.schedule[0].candidates, n_starts, spread, generator)
+    starts = best_starts(first, strategy.schedule[0].candidates, n_starts, spread, generator)
     tick()
-    objective, trace = refine_candidates(pyramid, motions, strategy, tick)
-    inverted = negative > first.score(trace[-1].guess.placement).item()
-    return Attempt(objective, trace, reason_to_doubt(objective, trace, inverted=inverted))
+    objective, trace = refine_candidates(pyramid, starts.motions, strategy, tick)
+    found = Attempt(objective, trace, reason_to_doubt(objective, trace, views_for_verdict(pyramid), strategy.prior))
+    if starts.negative <= first.score(trace[-1].guess.placement).item():
+        return found
+    brief = strategy._replace(refine=())
+    other = Attempt(*refine_candidates(changed(pyramid, negate), starts.negatives, brief, lambda: None), None)
+    if other.similarity < found.similarity + CLEARLY:
+        return found
+    return found._replace(reason=DARK_BONES.format(other=other.similarity, found=found.similarity))
 
 # %% ../../nbs/api/registration/723_pipeline.ipynb #2fc7ea38
 def mirror(
@@ -92,8 +133,8 @@ def turn_around(
     return view._replace(xray=replace(view.xray, pose=RigidTransform(matmul(turn, matrix))))
 
 
-ALIKE = 0.9  # local correlation from which on a pose that can be trusted is not put to the test
-CLEARLY = 0.05  # by how much the local correlation of another side must be better
+ALIKE = 0.9  # local correlation from which on a pose that can be trusted is not put to the test,
+DETAIL_WINDOW, DETAIL_RATIO = 0.015, 0.7  # if that within two pixels of 128 is not much worse
 SIDES: dict[
     tuple[bool, bool], tuple[str, str]
 ] = {  # whether it is mirrored, and from behind: what fits, and the remedy
@@ -118,8 +159,17 @@ def see_from(
 ) -> dict[int, list[View]]:
     "Mirror views, and turn them around."
     for change in (mirror,) * side[0] + (turn_around,) * side[1]:
-        pyramid = {pixels: [change(view) for view in views] for pixels, views in pyramid.items()}
+        pyramid = changed(pyramid, change)
     return pyramid
+
+
+def is_alike(
+    found: Attempt,
+) -> bool:
+    "Say whether an X-ray fits in its details, too, so that no other side is worth a test."
+    fine = Objective(found.objective.views, DETAIL_WINDOW, found.objective.refine, bends=True)
+    detail = fine.score(found.trace[-1].guess.placement).item()
+    return found.similarity >= ALIKE and detail >= DETAIL_RATIO * found.similarity
 
 
 def name_right_side(
@@ -154,22 +204,28 @@ def name_right_side(
     return f"the X-ray fits {what} {numbers}; {remedy.format(orientation=change)}"
 
 # %% ../../nbs/api/registration/723_pipeline.ipynb #090f4038
-def intrinsics_of(
-    calibration: RigidTransform,  # (1)
-    names: Sequence[str],  # of the intrinsics
-) -> dict[str, float]:  # mm
-    "Read some intrinsics off a calibration."
-    camera = Camera.from_calibration(calibration.matrix[0], height=1, width=1)
-    return {name: getattr(camera, name) for name in names}
+def refined_intrinsics(
+    best: Attempt,
+    views: Sequence[View],  # as they were given
+) -> list[dict[str, float]]:  # of each view, mm
+    "Add what was found to what was given."
+    names, offsets = best.objective.refine, best.trace[-1].guess.placement.offsets
+    rows = offsets.reshape(len(views), len(names)).tolist()
+    return [
+        {name: float(getattr(view.xray.camera, name)) + x for name, x in zip(names, row)}
+        for view, row in zip(views, rows)
+    ]
 
 
 def make_result(
     best: Attempt,
+    views: Sequence[View],  # as they were given
     robustness: float,  # of the last stage
     seconds: float,
 ) -> RegistrationResult:
     "Express the last guess in every way a user may want it."
     objective, last = best.objective, best.trace[-1].guess
+    uncertainty = covariance(objective, last.placement, robustness)[0]
     cameras = [objective.cameras(last.placement, i) for i in range(len(objective.views))]
     pose = RigidTransform(torch.cat([pose.matrix for pose, _ in cameras]))
     world_from_scanner = getattr(objective.views[0].drr.subject, "world_from_scanner", torch.eye(4))
@@ -177,14 +233,23 @@ def make_result(
         pose=pose,
         pose_in_scanner=pose.compose(RigidTransform(world_from_scanner.to(pose.matrix)).inverse()),
         similarity=last.similarity.item(),
-        covariance=covariance(objective, last.placement, robustness)[0],
-        intrinsics=[intrinsics_of(calibration, objective.refine) for _, calibration in cameras],
-        reason=best.reason,
+        covariance=uncertainty,
+        intrinsics=refined_intrinsics(best, views),
+        reason=best.reason or reason_to_doubt_intrinsics(objective, uncertainty),
         trace=trace_table(best.trace, objective.views[0].xray.pose),
         seconds=seconds,
     )
 
 # %% ../../nbs/api/registration/723_pipeline.ipynb #9f7bc1cb
+def prior_of(
+    spread: Sequence[float],  # degrees, mm
+    refine: Sequence[str] | Mapping[str, float],  # see `register`
+) -> Prior:
+    "Take what was given for as wrong as stated."
+    known = tuple(refine.values()) if isinstance(refine, Mapping) else ()
+    return Prior(math.radians(spread[0]), spread[1], known)
+
+
 def check_search(
     strategy: Strategy,
     spread: Sequence[float],
@@ -197,6 +262,9 @@ def check_search(
     whole("n_starts", n_starts)
     whole("attempts", attempts)
     refine = strategy.refine
+    if isinstance(refine, Mapping):
+        for name, deviation in refine.items():
+            number(f"refine[{name!r}]", deviation, 0, remedy="it is how far off the intrinsic may be, in mm")
     if isinstance(refine, str) or len(set(refine)) < len(refine):
         raise ValueError(f"refine must be a list of different intrinsics, such as ['sdd'], not {refine!r}")
     some_of("refine", refine, INTRINSICS)
@@ -216,7 +284,7 @@ def register(
     mask: Shaped[Tensor, "..."] | Sequence[Tensor] | None = None,
     spread: Sequence[float] = (15.0, 45.0),
     n_starts: int = 200,
-    refine: Sequence[str] = (),
+    refine: Sequence[str] | Mapping[str, float] = (),
     solver: Callable[[Objective, Placement, float], list[Iterate]] = levenberg_marquardt,
     schedule: Sequence[Stage] = SCHEDULE,
     attempts: int = 3,
@@ -233,13 +301,16 @@ def register(
     out of view, and for options that make no sense.
 
     Args:
-        drr: one for all views, or one for each; a subject will do for an `XRay`
+        drr: one for all views, or one for each; a subject will do for an `XRay`, and where its density was made without
+            options, which leaves most of the lungs out, 1 + HU/1000 takes its place
         xray: (V, 1, H, W) line integrals, see `xrays.prepare`
         init: (V) initial poses, rigid to each other; an `XRay` may hold its own
         mask: like `xray`: 0 where the patient is hidden
-        spread: how wrong `init` may be: standard deviations, degrees and mm
+        spread: how wrong `init` may be: standard deviations, degrees and mm; it holds the pose where the pictures do
+            not, and a pose that is more than 4.5 of them off is doubted; 0 holds nothing
         n_starts: random starts; 1 to begin from `init` only
-        refine: intrinsics to refine at the end: any of sdd, delx, dely, x0, y0
+        refine: intrinsics to refine at the end: any of sdd, delx, dely, x0, y0; with standard deviations in mm where
+            they are known about, as {'sdd': 10.0}
         solver: or `first_order`
         schedule: from coarse to fine
         attempts: after a failure, search again with twice the starts and 1.5 times the spread
@@ -248,7 +319,9 @@ def register(
     """
     begin, strategy = time.perf_counter(), Strategy(schedule, refine, solver)
     check_search(strategy, spread, n_starts, attempts)
-    pyramid = make_pyramid(make_views(drr, xray, init, mask), [stage.pixels for stage in schedule])
+    strategy = strategy._replace(prior=prior_of(spread, refine))
+    views = make_views(drr, xray, init, mask)
+    pyramid = make_pyramid(views, [stage.pixels for stage in schedule])
     first = Objective(pyramid[schedule[0].pixels], schedule[0].window)
     for view in first.views:
         check_sight(view)
@@ -261,7 +334,7 @@ def register(
                 bar.total = bar.n
                 break
     best = max(found, key=lambda attempt: attempt.rank)
-    if best.reason is not None or best.similarity < ALIKE:
+    if best.reason is not None or not is_alike(best):
         better = name_right_side(best, first, pyramid, strategy, n_starts, spread, seed)
         best = best._replace(reason=better or best.reason)
-    return make_result(best, schedule[-1].robustness, time.perf_counter() - begin)
+    return make_result(best, views, schedule[-1].robustness, time.perf_counter() - begin)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..geometry import hat, matmul, twist_to_matrix
 
 # %% auto #0
-__all__ = []
+__all__ = ['Guesses']
 
 # %% ../../nbs/api/registration/715_placement.ipynb #72cbff2d
 def twist_at_origin(
@@ -25,9 +25,16 @@ def twist_at_origin(
     matrix[:3, 3:] = hat(pivot)
     return matrix
 
+# %% ../../nbs/api/registration/715_placement.ipynb #f833e412
+class Guesses:
+    """A batch of guesses that an optimiser improves: of one CT here, of several bodies elsewhere.
+
+    One that is made has a length, picks some by an index, and gives `moved(step, pivot)` and `replaced(index,
+    others)`, as `Placement` does."""
+
 # %% ../../nbs/api/registration/715_placement.ipynb #a32c34df
 @dataclass(frozen=True, eq=False)
-class Placement:
+class Placement(Guesses):
     "A batch of guesses: how far the CT moved from where the initial poses have it, and how far the intrinsics are off."
 
     motion: Float[Tensor, "B 4 4"]  # a rigid motion of the world, after the initial poses

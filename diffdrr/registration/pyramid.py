@@ -5,6 +5,7 @@
 # %% ../../nbs/api/registration/717_pyramid.ipynb #71882b3f
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,6 +17,24 @@ from ..rendering import Trilinear
 
 # %% auto #0
 __all__ = []
+
+# %% ../../nbs/api/registration/717_pyramid.ipynb #9816ed24
+MARGIN = 1 / 32  # around the field, as a part of its longer side: a pixel of the smallest picture
+
+
+def crop_to_field(
+    view: View,
+) -> View:
+    "Cut off rows and columns that the mask hides."
+    shown = view.xray.mask[0, 0] > 0
+    spans = [shown.any(dim=dim).nonzero()[[0, -1], 0].tolist() for dim in (1, 0)]
+    margin = math.ceil(MARGIN * max(last - first + 1 for first, last in spans))
+    cuts = [max(cut - margin, 0) for (first, last), size in zip(spans, shown.shape) for cut in (first, size - 1 - last)]
+    if not any(cuts):
+        return view
+    xray, drr = view.xray.crop(*cuts), view.drr.shallow_copy()
+    drr.set_camera_(xray.camera)
+    return View(drr, xray)
 
 # %% ../../nbs/api/registration/717_pyramid.ipynb #0f58c191
 def coarsen(
@@ -44,7 +63,8 @@ def make_pyramid(
     sizes: Sequence[int],  # pixels along the longer side of the picture
 ) -> dict[int, list[View]]:  # by size
     "Coarsen views. Raises a `ValueError` if a mask leaves too little of a coarse picture."
-    pyramid = {pixels: [coarsen(view, pixels) for view in views] for pixels in sizes}
+    cropped = [crop_to_field(view) for view in views]
+    pyramid = {pixels: [coarsen(view, pixels) for view in cropped] for pixels in sizes}
     for pixels, coarse in pyramid.items():
         for view in coarse:
             if view.xray.mask.sum() < LEAST_PIXELS:

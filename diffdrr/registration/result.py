@@ -17,51 +17,95 @@ from torch import Tensor
 
 from ..files import whole_file
 from ..geometry import RigidTransform, matmul, matrix_to_twist
-from .objective import Objective
-from .search import Step
+from .objective import Objective, Prior
+from .placement import Placement
+from .search import Step, draw_motions
+from .views import View
 
 # %% auto #0
-__all__ = ['RegistrationResult']
+__all__ = ['RegistrationResult', 'check_json']
 
 # %% ../../nbs/api/registration/722_result.ipynb #dfc93e8a
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% ../../nbs/api/registration/722_result.ipynb #a866a9d6
-DETAIL_WINDOW = 0.015  # of the longer side of the picture: two pixels of 128
-DETAIL_RATIO = 0.7
+PEAK_PIXELS, PEAK_WINDOW = 64, 0.05  # where poses are compared: details count, and a picture takes milliseconds
+OTHERS, ASIDE = 32, (20.0, 0.4)  # how many; how far off about each axis, in degrees and parts of the CT's radius
+LEAST_PEAK = 4.5
+FAR = 4.5  # standard deviations from the initial pose
+
+
+def peak_ratio(
+    views: Sequence[View],  # with few pixels
+    placement: Placement,  # of one guess
+    refine: Sequence[str] = (),  # the intrinsics that the placement holds
+) -> float:
+    """Measure by how many standard deviations a pose fits better than others nearby: the peak-to-sidelobe ratio
+    (Bolme et al., CVPR 2010)."""
+    objective = Objective(views, PEAK_WINDOW, refine)
+    spread, generator = (ASIDE[0], ASIDE[1] * objective.radius), torch.Generator().manual_seed(0)
+    motions = matmul(placement.motion, draw_motions(OTHERS + 1, spread, objective, generator))  # the first is its own
+    peak, *others = objective.score(Placement(motions, placement.offsets.expand(len(motions), -1))).tolist()
+    others = torch.tensor(others)
+    return ((peak - others.mean()) / others.std().clamp(min=1e-6)).item()
+
+
+def steps_off(
+    placement: Placement,  # of one guess
+    prior: Prior,
+    pivot: Float[Tensor, "3"],  # mm
+) -> float:
+    "Measure how many standard deviations a pose is off the initial one, in its rotation or its translation."
+    deviation = prior.penalty(placement, pivot).deviation[0]
+    return max(torch.linalg.vector_norm(part).item() for part in (deviation[:3], deviation[3:6]))
 
 
 def reason_to_doubt(
     objective: Objective,  # of the last stage
     trace: Sequence[Step],
-    inverted: bool,  # whether the negative of the X-ray would fit better
+    views: Sequence[View],  # with few pixels, for `peak_ratio`
+    prior: Prior,  # what was known beforehand
 ) -> str | None:  # None if there is none
     "Say why a pose should not be trusted."
     before, last = (step.guess for step in trace[-2:])
-    fine = Objective(objective.views, DETAIL_WINDOW, objective.refine)
-    broad, detail = last.similarity.item(), fine.score(last.placement).item()
     back = RigidTransform(before.placement.motion).inverse().matrix
     last_move = objective.length(matrix_to_twist(matmul(last.placement.motion, back)))
-    if inverted:
-        return (
-            "the negative of the X-ray fits better; bones must be bright: use the negative logarithm of the intensity, "
-            "or diffdrr.xrays.invert where a file says the opposite of what it holds"
-        )
+    broad, off = last.similarity.item(), steps_off(last.placement, prior, objective.pivot)
     if broad < 0.2:
         return (
             f"the pictures are not alike (local correlation {broad:.2f}); "
             "check the preparation of the X-ray, the geometry, and the initial pose"
         )
-    if detail < DETAIL_RATIO * broad:
+    if off > FAR:
         return (
-            f"outlines fit, but details do not (local correlation {broad:.2f} in large windows, {detail:.2f} in small "
-            "ones); "
+            f"the pose is {off:.1f} standard deviations off the initial one; "
+            "try a better initial pose, or a larger spread if it may be that far off"
+        )
+    peak = peak_ratio(views, last.placement, objective.refine)
+    if peak < LEAST_PEAK:
+        return (
+            f"other poses fit almost as well (local correlation {broad:.2f}, {peak:.1f} standard deviations better, "
+            f"where {LEAST_PEAK} tell a pose that is right); "
             "try a better initial pose or a larger spread"
         )
     if last_move > objective.pixel:
         return f"the last step still moved the CT by {last_move.item():.1f} mm"
     return None
+
+# %% ../../nbs/api/registration/722_result.ipynb #27035cfe
+def reason_to_doubt_intrinsics(
+    objective: Objective,  # of the last stage
+    covariance: Float[Tensor, "P P"],
+) -> str | None:  # None if there is none
+    "Say that pictures do not tell refined intrinsics from the pose, if the pose is less certain than a pixel."
+    worst = torch.linalg.eigvalsh(covariance[:3, :3])[-1].sqrt().item()
+    if not objective.refine or worst <= objective.pixel:
+        return None
+    return (
+        f"the pictures do not tell {', '.join(objective.refine)} from the pose, which is uncertain by {worst:.1f} mm; "
+        "take a second view from another side, or say how well the intrinsics are known, as refine={'sdd': 2.0}"
+    )
 
 # %% ../../nbs/api/registration/722_result.ipynb #c582da44
 def trace_table(
@@ -119,7 +163,9 @@ class RegistrationResult:
     def standard_deviation(self) -> Float[Tensor, "P"]:
         """Return the square roots of the variances.
 
-        They hold noise that pixels do not share, not a wrong model, so they are optimistic.
+        They hold noise, also where pixels share it, and by how much the pose depends on the way of comparing, which a
+        wrong model shows in. What every comparison shares is not in them: a wrong geometry, or a patient who moved in
+        one piece with all that the pictures show.
 
         Returns:
             mm, rad, mm

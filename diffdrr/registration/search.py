@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .objective import Objective
+from .objective import Objective, Prior
 from .optimiser import Iterate
 from .placement import Placement
 from .views import View
@@ -47,6 +47,7 @@ class Strategy(NamedTuple):
     schedule: Sequence[Stage]
     refine: Sequence[str]  # intrinsics to refine at the end
     solver: Callable[[Objective, Placement, float], list[Iterate]]
+    prior: Prior | None = None  # what is known beforehand
 
 
 class Step(NamedTuple):
@@ -68,43 +69,68 @@ def draw_motions(
     steps = torch.randn(n, 6, generator=generator) * deviations
     steps[0] = 0
     still = objective.start(torch.eye(4).to(objective.pivot).expand(n, 4, 4))
-    return still.moved(steps.to(objective.pivot), objective.pivot).motion
+    unchanged = torch.zeros(n, still.offsets.shape[1])  # the intrinsics
+    return still.moved(torch.cat([steps, unchanged], dim=1).to(objective.pivot), objective.pivot).motion
 
 # %% ../../nbs/api/registration/721_search.ipynb #96ab2985
+class Starts(NamedTuple):
+    "The best of many starts."
+
+    motions: Float[Tensor, "_ 4 4"]  # to be improved
+    negative: float  # how well the negative of the X-rays fits one of all
+    negatives: Float[Tensor, "_ 4 4"]  # those that it fits best
+
+
 def best_starts(
     objective: Objective,  # of the first stage
     n_candidates: int,
     n_starts: int,
     spread: Sequence[float],  # degrees, mm
     generator: torch.Generator,
-) -> tuple[Float[Tensor, "_ 4 4"], float]:  # the best motions; how well the negative of the X-rays fits one of all
+) -> Starts:
     "Score random motions, and keep the best."
     motions = draw_motions(n_starts, spread, objective, generator)
     scores = torch.cat([objective.score(objective.start(some)) for some in motions.split(100)])  # bounds the memory
-    return motions[scores.topk(min(n_candidates, n_starts)).indices], -scores.min().item()
+    best, worst = (scores.topk(min(n_candidates, n_starts), largest=largest).indices for largest in (True, False))
+    return Starts(motions[best], -scores.min().item(), motions[worst])
 
 # %% ../../nbs/api/registration/721_search.ipynb #6b7083d8
+def joined(
+    guess: Iterate,
+    other: Iterate,
+) -> Iterate:
+    "Put guesses side by side."
+    motion = torch.cat([guess.placement.motion, other.placement.motion])
+    offsets = torch.cat([guess.placement.offsets, other.placement.offsets])
+    return Iterate(Placement(motion, offsets), torch.cat([guess.similarity, other.similarity]))
+
+
 def refine_candidates(
     pyramid: dict[int, list[View]],  # the views of each number of pixels
     motions: Float[Tensor, "B 4 4"],  # candidates
     strategy: Strategy,
     tick: Callable[[], object],  # called after each stage
 ) -> tuple[Objective, list[Step]]:  # the last objective; the steps of the candidate that came out best
-    "Go from coarse to fine."
-    trace = []
+    """Go from coarse to fine. What has led to a candidate is the way of the initial pose where that competes anew.
+
+    In the last stage, the response of the detector may bend."""
+    trace, still = [], torch.eye(4).to(motions)[None]
     for stage in strategy.schedule:
-        objective = Objective(pyramid[stage.pixels], stage.window)
-        start = objective.start(motions)
-        best = objective.score(start).topk(min(stage.candidates, len(motions))).indices
+        bends = stage is strategy.schedule[-1]
+        objective = Objective(pyramid[stage.pixels], stage.window, prior=strategy.prior, bends=bends)
+        start = objective.start(torch.cat([motions, still]))
+        standing = objective.standing(start)
+        best = standing.topk(min(stage.candidates, len(motions))).indices
         iterates = strategy.solver(objective, start[best], stage.robustness)
-        trace = [step._replace(guess=step.guess[best]) for step in trace]
+        unmoved = Iterate(objective.start(still), standing[-1:])
+        trace = [step._replace(guess=joined(step.guess, unmoved)[best]) for step in trace]
         trace += [Step(stage.pixels, i, guess) for i, guess in enumerate(iterates)]
         motions = iterates[-1].placement.motion
         tick()
     winner = trace[-1].guess.similarity.argmax()[None]
     trace = [step._replace(guess=step.guess[winner]) for step in trace]
     if strategy.refine:
-        objective = Objective(objective.views, stage.window, strategy.refine)
+        objective = Objective(objective.views, stage.window, strategy.refine, strategy.prior, bends=True)
         iterates = strategy.solver(objective, objective.start(motions[winner]), stage.robustness)
         trace += [Step(stage.pixels, i, guess) for i, guess in enumerate(iterates)]
     return objective, trace

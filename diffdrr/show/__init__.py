@@ -18,5 +18,7 @@ NAMES = {
     "surfaces": ["drr_to_mesh", "labelmap_to_mesh"],
     "scene": ["add_image", "img_to_mesh", "plot_geometry", "visualize_scene"],
     "explorer": ["explore", "serve", "view_name"],
+    "placer": ["place_bodies", "serve_placer"],
+    "sequence": ["animate_bodies"],
 }
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=NAMES)

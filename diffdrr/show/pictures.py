@@ -48,7 +48,8 @@ def check_axes(
 ) -> np.ndarray:  # (n,) of axes
     "Return one pair of axes for each picture, new ones if there are none."
     if axs is None:
-        axs = plt.subplots(ncols=n, figsize=(3 * n, 3), squeeze=False)[1]
+        size = min(5, max(3, 9 / n))  # inches: one picture is larger than each of several
+        axs = plt.subplots(ncols=n, figsize=(size * n, size), squeeze=False)[1]
     axs = np.ravel(axs)
     if len(axs) != n:
         raise ValueError(f"axs must hold one pair of axes for each of the {n} pictures, not {len(axs)}")
@@ -71,6 +72,18 @@ def transmission(
 
 LOOKS = {"integral": integral, "transmission": transmission}
 
+# %% ../../nbs/api/show/912_pictures.ipynb #58bf5e0c
+def set_title(
+    ax: Axes,  # of a picture
+    title: str | None,
+) -> None:
+    "Write a title in letters that are small enough for it to stay above its picture."
+    text = ax.set_title(title)
+    ax.apply_aspect()
+    width = text.get_window_extent().width
+    if width > ax.bbox.width:
+        text.set_fontsize(text.get_fontsize() * ax.bbox.width / width)
+
 # %% ../../nbs/api/show/912_pictures.ipynb #441c1d75
 def draw_pictures(
     pictures: Shaped[Tensor, "B H W"],  # on the CPU
@@ -88,11 +101,10 @@ def draw_pictures(
     for picture, ax, name in zip(pictures, axs, titles, strict=True):
         ax.imshow(picture.numpy(), **imshow_kwargs)
         ax.xaxis.tick_top()
-        ax.set(
-            title=name, xticks=[0, width - 1], xticklabels=[1, width], yticks=[0, height - 1], yticklabels=[1, height]
-        )
+        ax.set(xticks=[0, width - 1], xticklabels=[1, width], yticks=[0, height - 1], yticklabels=[1, height])
         if not ticks:
             ax.set(xticks=[], yticks=[])
+        set_title(ax, name)
     return axs
 
 # %% ../../nbs/api/show/912_pictures.ipynb #c27403e7

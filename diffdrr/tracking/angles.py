@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..checks import one_of, shaped, some_of
-from ..geometry import RigidTransform, make_matrix, twist_to_matrix
+from ..geometry import RigidTransform, make_matrix
+from .placement import move_about
 from .tracks import Track, relative_to
 
 if TYPE_CHECKING:
@@ -129,29 +130,19 @@ def grood_suntay(
     return torch.cat([measures[:, :3].rad2deg(), measures[:, 3:]], dim=1) if degrees else measures
 
 # %% ../../nbs/api/tracking/753_angles.ipynb #ed0e029c
-def moved_about(
-    pose: Float[Tensor, "4 4"],
-    centre: Float[Tensor, "3"],  # in the room, mm
-    twist: Float[Tensor, "6"],  # about the centre, mm and rad
-) -> Float[Tensor, "4 4"]:
-    "Move a body by a twist about its centre."
-    there, back = (make_matrix(torch.eye(3).to(point)[None], point[None])[0] for point in (centre, -centre))
-    return there @ twist_to_matrix(twist) @ back @ pose
-
-
 def slopes(
     poses: Float[Tensor, "F 2 4 4"],  # room from body, of both
-    centres: Float[Tensor, "F 2 3"],  # in the room, mm
+    centres: Float[Tensor, "2 3"],  # in the frame of each, mm
     frames: Float[Tensor, "2 4 4"],  # body from anatomical frame
     side: str,
 ) -> Float[Tensor, "F 6 12"]:
     "Differentiate the measures by twists of both bodies about their centres."
 
-    def measures(twists, pose, centre):
-        moved = [moved_about(pose[i], centre[i], twists[6 * i : 6 * i + 6]) @ frames[i] for i in range(2)]
-        return measures_of(*moved, side)
+    def measures(twists, pose):
+        return measures_of(*(move_about(pose, centres, twists) @ frames), side)
 
-    return torch.func.vmap(torch.func.jacfwd(measures))(poses.new_zeros(len(poses), 12), poses, centres)
+    jacobian = torch.func.vmap(torch.func.jacfwd(measures))(poses.new_zeros(len(poses), 2, 6), poses)
+    return jacobian.flatten(2)
 
 # %% ../../nbs/api/tracking/753_angles.ipynb #caa78a47
 def joint_angles(
@@ -176,7 +167,7 @@ def joint_angles(
         raise ValueError(f"frames must be those of two bones, the upper and the lower one, not of {list(frames)}")
     local = torch.cat([frame.matrix for frame in frames.values()]).double()
     poses = torch.stack([track.poses[name].matrix for name in frames], dim=1)
-    centres = torch.stack([track.centre(name) for name in frames], dim=1)
+    centres = torch.stack([track.centres[name] for name in frames])
     found = grood_suntay(*(RigidTransform(x) for x in (poses @ local).unbind(dim=1)), side)
     jacobian = slopes(poses, centres, local, side).split(6, dim=2)
     variance = sum(

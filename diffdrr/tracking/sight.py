@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..geometry import Detector, RigidTransform, orientation_matrix
+from .regions import box_around
 from ..xrays import XRay
 
 # %% auto #0
@@ -64,13 +64,11 @@ def part_seen(
     corners: Float[Tensor, "8 3"],  # of the body, in the room, mm
 ) -> float:  # from 0 to 1
     "Compute which part of the box around a body lies in the field."
-    pose = RigidTransform(xray.pose.matrix.to(corners))
-    if xray.camera.beam == "cone" and (pose.inverse()(corners[None])[..., 2] <= 0).any():
+    if xray.camera.beam == "cone" and (xray.pose.inverse()(corners.to(xray.pose.matrix)[None])[..., 2] <= 0).any():
         return 0.0
-    detector = Detector.from_camera(xray.camera, orientation_matrix(None)).to(corners)
-    seen = detector.project(pose, corners[None])[0]
-    low, high = seen.amin(dim=0), seen.amax(dim=0).maximum(seen.amin(dim=0) + 1)
-    size = corners.new_tensor([xray.camera.width, xray.camera.height])
+    box = box_around(xray, corners)
+    low, high, size = corners.new_tensor([[*box[:2]], [*box[2:]], [xray.camera.width, xray.camera.height]])
+    high = high.maximum(low + 1)
     first, last = (end.clamp(torch.zeros_like(size), size) for end in (low, high))
     (left, top), (right, bottom) = first.floor().int().tolist(), last.ceil().int().tolist()
     within = xray.mask[0, 0, top:bottom, left:right] > 0

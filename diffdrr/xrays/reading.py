@@ -186,7 +186,8 @@ def xray_of_picture(
         raise ValueError(f"{name} is a picture, which does not say how it was taken; give {', '.join(missing)}")
     values, seen = grey_values(values, name)
     image = torch.from_numpy(values.astype(np.float32, order="C"))[None, None]
-    finite(name, image, "pixels", "replace them, such as by numpy.nan_to_num")
+    if values.dtype.kind == "f":  # whole numbers are finite
+        finite(name, image, "pixels", "replace them, such as by numpy.nan_to_num")
     return XRay(
         image,
         torch.from_numpy(seen).to(image)[None, None],
