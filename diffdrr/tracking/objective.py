@@ -70,7 +70,7 @@ def cut_off(
     steep = torch.linalg.vector_norm(bodies[:, :, :3], dim=2, keepdim=True)
     return (bodies * (most / steep.clamp(min=most))).flatten(1, 2)
 
-# %% ../../nbs/api/tracking/744_objective.ipynb #9efbbf8c
+# %% ../../nbs/api/tracking/744_objective.ipynb #70fcff4e
 class BodyObjective(Comparison):
     """Compare X-rays with the pictures that poses of bodies give, near these bodies.
 
@@ -98,7 +98,10 @@ class BodyObjective(Comparison):
         self.targets = [region.standardized(region.xray.image).flatten(1) for region in regions]
         middle = near.poses[0, 0, :3, :3] @ self.pivot[0] + near.poses[0, 0, :3, 3]
         self.pixels = [pixel_at(region.xray, middle) for region in regions]
-        self.pixel, self.masks = min(self.pixels), self._masks(near, reach)
+        self.pixel, seen = min(self.pixels), [self._near(near, i) for i in range(len(regions))]
+        self.masks = [self._mask(x, i, reach) for i, x in enumerate(seen)]
+        middles = [x[x > 0].median().item() if (x > 0).any() else 1.0 for x in seen]
+        self.thin = [min(1.0, region.opacity / x) for region, x in zip(regions, middles)]
         weights = torch.cat([mask.flatten() for mask in self.masks])
         self.weights = weights / weights.sum().clamp(min=1)
 
@@ -108,28 +111,28 @@ class BodyObjective(Comparison):
         pictures = pixels.unflatten(2, (height * n, width * n))
         return pictures if n == 1 else F.avg_pool2d(pictures, n)
 
-    def _masks(self, near: BodyPlacement, reach: float) -> list[Float[Tensor, "H W"]]:
+    @torch.no_grad()
+    def _near(self, near: BodyPlacement, i: int) -> Float[Tensor, "B 1 N"]:
+        "Integrate the bodies that move, where they may be."
+        poses = near.poses.unbind(dim=1)
+        return sum(body(in_frame(self.rays[i], pose)) for body, pose in zip(self.bodies.values(), poses))
+
+    def _mask(self, seen: Float[Tensor, "B 1 N"], i: int, reach: float) -> Float[Tensor, "H W"]:
         "Find the pixels that count."
-        masks = [region.xray.mask for region in self.regions]
+        mask = self.regions[i].xray.mask
         if reach < torch.inf:
-            for i, (mask, pixel) in enumerate(zip(masks, self.pixels)):
-                with torch.no_grad():
-                    seen = [
-                        body(in_frame(self.rays[i], near.poses[:, k])) > 0
-                        for k, body in enumerate(self.bodies.values())
-                    ]
-                seen = self._averaged(torch.stack(seen).any(dim=0).to(mask), i).ceil()
-                masks[i] = mask * grow(seen, reach / pixel)
-        return [mask[0, 0] for mask in masks]
+            mask = mask * grow(self._averaged((seen > 0).to(mask), i).ceil(), reach / self.pixels[i])
+        return mask[0, 0]
 
     def _rays(self, placement: BodyPlacement, i: int) -> tuple[list[Rays], list[Rays]]:
         "Make the rays in the frames of the bodies that move, and of those that stay."
         moving = [in_frame(self.rays[i], pose) for pose in placement.poses.unbind(dim=1)]
         return moving, [in_frame(self.rays[i], pose) for _, pose in self.still]
 
-    def _sum(self, moving: Sequence[Rays], staying: Sequence[Rays]) -> Float[Tensor, "B 1 N"]:
+    def _sum(self, i: int, moving: Sequence[Rays], staying: Sequence[Rays]) -> Float[Tensor, "B 1 N"]:
         "Integrate all bodies."
-        return sum(integrals([*self.bodies.values(), *(body for body, _ in self.still)], [*moving, *staying]))
+        bodies = [*self.bodies.values(), *(body for body, _ in self.still)]
+        return self.thin[i] * sum(integrals(bodies, [*moving, *staying]))
 
     def start(self, poses: Float[Tensor, "B K 4 4"]) -> BodyPlacement:
         """Return guesses.
@@ -146,7 +149,7 @@ class BodyObjective(Comparison):
         "Render and standardise."
         found = []
         for i, region in enumerate(self.regions):
-            picture = self._averaged(region.response(self._sum(*self._rays(placement, i))), i)
+            picture = self._averaged(region.response(self._sum(i, *self._rays(placement, i))), i)
             found.append(region.standardized(picture))
         return found
 
@@ -167,7 +170,7 @@ class BodyObjective(Comparison):
         residuals, jacobians = [], []
         for i, (region, target) in enumerate(zip(self.regions, self.targets)):
             moving, staying = self._rays(placement, i)
-            integral, gradients = slopes_by_rays(lambda rays, staying=staying: self._sum(rays, staying), moving)
+            integral, gradients = slopes_by_rays(lambda rays, i=i, staying=staying: self._sum(i, rays, staying), moving)
             slopes = [
                 slopes_of_body(self.rays[i], g, pose, centre)
                 for g, pose, centre in zip(gradients, placement.poses.unbind(dim=1), self.pivot)
