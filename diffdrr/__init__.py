@@ -13,8 +13,9 @@ import lazy_loader
 
 # %% ../nbs/api/001_front_door.ipynb #47b650ed
 ROOMS = (
-    "geometry volumes xrays kernels rendering bodies physics compare registration reconstruction anatomy show".split()
-)
+    "geometry volumes xrays kernels rendering bodies physics compare registration tracking reconstruction anatomy show "
+    "synthesis"
+).split()
 NAMES = {  # by task, and by the room that each name comes from
     "Read a CT": {"volumes": ["read", "load_example_ct", "Grid"]},
     "Render": {"rendering": ["DRR", "Siddon", "Trilinear"]},
@@ -49,11 +50,16 @@ NAMES = {  # by task, and by the room that each name comes from
         ],
     },
     "Register": {"registration": ["register", "RegistrationResult", "Registration", "PoseRegressor"]},
+    "Find bodies": {
+        "geometry": ["read_mayacam"],
+        "tracking": ["Moments", "read_case", "register_bodies", "track", "Track", "joint_angles"],
+    },
     "Reconstruct": {"reconstruction": ["Projector", "fdk", "SIRT", "CGLS", "TotalVariation", "Descent"]},
     "Simulate a detector": {
         "physics": ["look", "Transmission", "Log", "Window", "PolyenergeticBeam", "Scatter", "Blur", "QuantumNoise"],
     },
     "Find structures": {"anatomy": ["structure_masks", "bounding_boxes", "contours", "save_coco"]},
+    "Make data sets": {"synthesis": ["Recipe", "read_recipe", "synthesize", "XRayShards"]},
     "Show": {
         "show": [
             "plot_drr",
@@ -63,6 +69,8 @@ NAMES = {  # by task, and by the room that each name comes from
             "plot_registration",
             "plot_geometry",
             "animate",
+            "animate_bodies",
+            "place_bodies",
             "visualize_scene",
             "save_scene",
             "explore",
