@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import diffdrr.tracking
 from diffdrr import cli
 from diffdrr.bodies import MeshBody, Scene, ball, screw
 from diffdrr.geometry import Camera, RigidTransform, make_matrix, pose_from_view, read_transform, write_mayacam
-from diffdrr.tracking import Track, read_jts, read_poses, read_tra, write_poses
+from diffdrr.tracking import Track, read_case, read_jts, read_poses, read_tra, write_poses
 
 CAMERA = Camera(1000.0, 60, 80, 2.5)
 F = 5
@@ -53,31 +54,28 @@ def case(tmp_path: Path) -> Path:
 
 
 class Tracker:
-    "Stands in for `tracking.track`: knows the truth, doubts some frames, and may be interrupted."
+    "Stands in for `tracking.track`: knows the truth, and doubts some frames."
 
-    def __init__(self, doubted: dict[str, list[int]] | None = None, interrupted_at: int = F):
-        self.doubted, self.interrupted_at, self.seen = doubted or {}, interrupted_at, []
+    def __init__(self, first: int = 0, doubted: dict[str, list[int]] | None = None):
+        self.first, self.doubted, self.options = first, doubted or {}, {}
 
-    def __call__(self, bodies, moments, init, frames, known=None) -> Track:
-        assert list(init) == list(bodies) == ["pin", "bead"] and len(moments) == len(frames)
-        found = known
-        for frame, xrays in zip(frames, moments):
-            if frame == self.interrupted_at:
-                raise KeyboardInterrupt
-            assert len(xrays) == 2 and all(xray.image.any() for xray in xrays)
-            self.seen.append(frame)
-            one = self.frame(bodies, frame)
-            found = one if found is None else found.append(one)
-        return found
-
-    def frame(self, bodies, frame: int) -> Track:
-        poses = {name: RigidTransform(path_of(name).matrix[[frame]].double()) for name in bodies}
-        tables = [
-            {name: value for name in bodies} for value in (torch.eye(6).double()[None] / 100, torch.ones(1).double())
-        ]
-        centres = {name: body.corners.double().mean(dim=0) for name, body in bodies.items()}
-        reasons = {name: ["it is hidden" if frame in self.doubted.get(name, []) else None] for name in bodies}
-        return Track(torch.tensor([frame]), poses, centres, *tables, reasons)
+    def __call__(self, bodies, moments, init, spread, smoothing, path) -> Track:
+        self.options = dict(spread=spread, smoothing=smoothing, path=path)
+        assert list(init) == list(bodies) == ["pin", "bead"]
+        assert all(len(xrays) == 2 and all(xray.image.any() for xray in xrays) for xrays in moments)
+        n, places = len(moments), {name: path_of(name).matrix[self.first :].double() for name in bodies}
+        for name, pose in init.items():
+            torch.testing.assert_close(pose.matrix[0].double(), places[name][0])
+        return Track(
+            frames=torch.arange(n),
+            poses={name: RigidTransform(matrix) for name, matrix in places.items()},
+            centres={name: body.corners.double().mean(dim=0) for name, body in bodies.items()},
+            covariance={name: torch.eye(6).double().repeat(n, 1, 1) / 100 for name in bodies},
+            similarity={name: torch.ones(n).double() for name in bodies},
+            reasons={
+                name: ["it is hidden" if i in self.doubted.get(name, []) else None for i in range(n)] for name in bodies
+            },
+        )
 
 
 @pytest.fixture
@@ -119,28 +117,29 @@ def test_doubted_frames_are_listed_and_the_status_is_1(case: Path, tracker, caps
     assert sorted(path.name for path in (case.parent / "result" / "bead").iterdir()) == ["000000.tfm", "000003.tfm"]
 
 
-def test_an_interrupted_track_is_continued(case: Path, tracker, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("diffdrr.cli.track.KEPT", 2)
+def test_a_finished_track_is_written_in_other_formats(case: Path, capsys: pytest.CaptureFixture):
+    "By the tracker itself, which has nothing to do the second time. A millimetre is half a pixel."
     folder = case.parent / "result"
-    tracker(interrupted_at=3)
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(["track", str(case), "-o", str(folder)])
-    assert stopped.value.code == 130 and len(Track.load(folder / "track.json")) == 2
-    again = tracker()
-    cli.main(["track", str(case), "-o", str(folder)])
-    assert again.seen == [2, 3, 4] and Track.load(folder / "track.json").frames.tolist() == [0, 1, 2, 3, 4]
-    finished = tracker()
-    cli.main(["track", str(case), "-o", str(folder), "--film", "webp"])
-    assert finished.seen == [] and (folder / "film.webp").exists()
+    cli.main(["track", str(case), "-o", str(folder), "--raw"])
+    first, told = Track.load(folder / "track.json"), capsys.readouterr()
+    for name in ("pin", "bead"):
+        off = (first.centre(name) - path_of(name).matrix.double()[:, :3, 3]).norm(dim=1)
+        assert off.max() < 1.0 and all(reason is None for reason in first.reasons[name])
+    (folder / "track.json").unlink()
+    cli.main(["track", str(case), "-o", str(folder), "--raw", "--export", "tra", "--film", "webp"])
+    assert capsys.readouterr().out == told.out and (folder / "film.webp").exists() and (folder / "pin.tra").exists()
+    again = Track.load(folder / "track.json")
+    assert all(torch.equal(again.poses[name].matrix, pose.matrix) for name, pose in first.poses.items())
 
 
 def test_poses_from_a_file(case: Path, tracker, tmp_path: Path, capsys: pytest.CaptureFixture):
     write_poses(
         tmp_path / "third.csv", [2], {name: RigidTransform(path_of(name).matrix[[2]]) for name in ("pin", "bead")}
     )
-    found = tracker()
-    cli.main(["track", str(case), "-o", str(tmp_path / "result"), "--init", str(tmp_path / "third.csv")])
-    assert found.seen == [2, 3, 4]
+    found, given = tracker(first=2), ["--init", str(tmp_path / "third.csv"), "--spread", "8,25", "--raw"]
+    cli.main(["track", str(case), "-o", str(tmp_path / "result"), *given])
+    assert found.options == dict(spread=[8, 25], smoothing=False, path=tmp_path / "result" / "so_far.json")
+    assert Track.load(tmp_path / "result" / "track.json").frames.tolist() == [2, 3, 4]
     assert "warning: frames before 2, where the initial poses belong, are left out" in capsys.readouterr().err
 
 
@@ -155,6 +154,7 @@ def test_mistakes(case: Path, tracker, tmp_path: Path):
         (["nowhere.toml"], "CASE 'nowhere.toml' does not exist"),
         ([str(case), "--export", "csv"], "--export must be some of 'tra', 'jts', 'tfm', not 'csv'"),
         ([str(case), "--film", "avi"], "--film must be one of 'none', 'gif', 'webp', 'mp4', not 'avi'"),
+        ([str(case), "-o", str(tmp_path / "x"), "--spread", "5"], "--spread must be 2 numbers separated by commas"),
         ([str(case), "--init", "no.csv"], "--init 'no.csv' does not exist"),
         (
             [str(case), "--init", str(one)],
@@ -185,3 +185,18 @@ def test_what_was_placed_is_where_a_track_begins(case: Path, tmp_path: Path, mon
     assert moved.norm() == pytest.approx(7.0, abs=1e-3) and moved[1].abs() == pytest.approx(7.0, abs=1e-3)
     with pytest.raises(SystemExit, match="--frame must be one of 0, 1, 2, 3, 4, not 9"):
         cli.main(["place", str(case), "--frame", "9"])
+
+
+def test_refine_registers_and_tells_its_doubts(case: Path, monkeypatch: pytest.MonkeyPatch):
+    "From 5 mm off, by the registration itself; and what it says of a body that cannot be trusted."
+    from diffdrr.cli.place import refine
+
+    read = read_case(case)
+    start = {name: RigidTransform(pose.matrix.clone()) for name, pose in read.init.items()}
+    start["bead"].matrix[0, :3, 3] += 5 / 3**0.5
+    found = refine(read.bodies, read.moments[0], start)
+    assert (found["bead"].matrix[0, :3, 3] - path_of("bead").matrix[0, :3, 3]).norm() < 1.0  # half a pixel
+    doubted = SimpleNamespace(poses=found, reasons={"pin": "it is hidden", "bead": None})
+    monkeypatch.setattr(diffdrr.tracking, "register_bodies", lambda *given: doubted)
+    with pytest.warns(UserWarning, match="pin should not be trusted: it is hidden"):
+        refine(read.bodies, read.moments[0], start)

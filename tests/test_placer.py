@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -109,6 +110,7 @@ def test_refine_gets_what_there_is_and_may_fail():
         asked.append((list(bodies), len(xrays), poses["pin"].matrix))
         if len(asked) > 1:
             raise ValueError("the X-rays show nothing")
+        warnings.warn("pin should not be trusted: it is hidden")
         return {"pin": RigidTransform(PLACES["bead"].matrix.double())}
 
     placer = place_bodies(BODIES, XRAYS, PLACES, refine, save=lambda poses: f"{len(poses)} saved")
@@ -117,6 +119,7 @@ def test_refine_gets_what_there_is_and_may_fail():
     placer.actions["Refine"]()
     assert asked[0][:2] == (["pin", "bead"], 2) and torch.equal(asked[0][2], wanted)
     torch.testing.assert_close(placer.poses["pin"].matrix, PLACES["bead"].matrix)
+    assert "pin should not be trusted: it is hidden" in placer.message.object
     placer.actions["Refine"]()
     assert "Refine failed:** the X-rays show nothing" in placer.message.object
     torch.testing.assert_close(placer.poses["pin"].matrix, PLACES["bead"].matrix)

@@ -145,6 +145,76 @@ def test_results_and_placements_compare_by_identity(drr: DRR, xray: XRay, true: 
     assert result == result and result != replace(result, covariance=result.covariance.clone()) and hash(result)
 
 
+def test_a_start_that_is_right_stays_right(drr: DRR, xray: XRay, true: RigidTransform):
+    "Few pixels can lead away from it; the solver does so here."
+
+    def astray(objective, start, robustness):
+        moves = torch.tensor([[0.0, 60, 0, 0.5, 0, 0]]) * (objective.views[0].xray.camera.height < 64)
+        away = start.moved(moves.expand(len(start), 6), objective.pivot)
+        return [*registration.levenberg_marquardt(objective, start, robustness, iterations=0)] + [
+            registration.levenberg_marquardt(objective, away, robustness, iterations=0)[0]
+        ]
+
+    result = register(drr, xray.image, true, schedule=QUICK, n_starts=1, solver=astray, verbose=False)
+    assert error(result, true) < 0.01
+    assert list(result.trace.pixels) == [32, 32, 64, 64]
+
+
+def test_what_pictures_do_not_tell_the_spread_holds(drr: DRR, true: RigidTransform):
+    noise = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    run = dict(schedule=QUICK, n_starts=1, attempts=1, verbose=False)
+    held = error(register(drr, noise, true, spread=(0.5, 1.0), **run), true)
+    assert held < 5 < error(register(drr, noise, true, spread=(0.0, 0.0), **run), true)
+
+
+def test_a_pose_that_is_too_far_from_the_start_is_doubted(drr: DRR, xray: XRay, true: RigidTransform):
+    run = dict(schedule=QUICK, n_starts=1, verbose=False)
+    result = register(drr, xray.image, near(true), spread=(0.5, 1.5), **run)
+    assert "standard deviations off the initial one" in result.reason
+    assert not register(drr, xray.image, near(true), spread=(3.0, 10.0), **run).failed
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_noise_is_no_reason_to_doubt(drr: DRR, xray: XRay, true: RigidTransform, seed: int):
+    noise = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(seed))
+    noisy = xray.image + 0.3 * xray.image.std() * noise
+    result = register(drr, noisy, near(true), schedule=QUICK, n_starts=1, verbose=False)
+    assert error(result, true) < 3 and result.similarity < 0.8 and not result.failed
+
+
+def test_a_pose_that_does_not_stand_out_is_doubted(drr: DRR, xray: XRay, true: RigidTransform):
+    upside_down = RigidTransform(torch.diag(torch.tensor([-1.0, 1, -1, 1])) @ true.matrix)
+    run = dict(schedule=QUICK, n_starts=20, attempts=1, verbose=False)
+    assert register(drr, xray.image, upside_down, **run).failed
+
+
+def test_a_curved_response_of_the_detector_is_no_misfit(drr: DRR, xray: XRay, true: RigidTransform):
+    processed = 1 - torch.exp(-3 * xray.image / xray.image.max())
+    result = register(drr, processed, near(true), schedule=QUICK, n_starts=1, verbose=False)
+    assert error(result, true) < 1 and result.similarity > 0.98 and not result.failed
+
+
+def test_only_the_field_counts(drr: DRR, xray: XRay, true: RigidTransform):
+    "What the mask hides is no part of the picture, also for intrinsics, which are those of the whole detector."
+    mask = torch.zeros_like(xray.image)
+    mask[..., 24:40, 24:40] = 1
+    found = register(drr, xray.image, near(true), mask=mask, schedule=QUICK, n_starts=50, verbose=False)
+    assert error(found, true) < 1 and not found.failed
+    mask[..., 24:60] = 1  # off the middle
+    run = dict(schedule=QUICK, n_starts=1, refine={"x0": 1.0}, verbose=False)
+    inside, whole = (register(drr, xray.image, true, mask=m, **run) for m in (mask, None))
+    assert inside.intrinsics[0]["x0"] == pytest.approx(whole.intrinsics[0]["x0"], abs=1.0)
+
+
+def test_known_intrinsics_are_held(subject: Subject, xray: XRay, true: RigidTransform):
+    wrong = DRR(subject, sdd=1020.0, height=64, delx=6.0, x0=8.0, renderer="trilinear")
+    run = dict(schedule=QUICK, n_starts=1, verbose=False)
+    held = register(wrong, xray.image, true, refine={"x0": 0.01}, **run).intrinsics[0]["x0"]
+    assert held == pytest.approx(8.0, abs=0.1)
+    with pytest.raises(ValueError, match=r"refine\['x0'\]"):
+        register(wrong, xray.image, true, refine={"x0": -1.0}, **run)
+
+
 SMALL = dict(shape=(64, 64, 33), spacing=(5.6, 5.6, 10.0))
 
 

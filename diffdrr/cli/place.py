@@ -5,6 +5,7 @@
 # %% ../../nbs/api/cli/938_place.ipynb #730a595b
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -40,10 +41,14 @@ def refine(
     xrays: Sequence[XRay],
     poses: Mapping[str, RigidTransform],  # (1) room from body
 ) -> dict[str, RigidTransform]:
-    "Register bodies from where they are."
+    "Register bodies from where they are. Warns of poses that should not be trusted."
     from diffdrr.tracking import register_bodies
 
-    return register_bodies(bodies, xrays, poses).poses
+    found = register_bodies(bodies, xrays, poses)
+    for name, reason in found.reasons.items():
+        if reason is not None:
+            warnings.warn(f"{name} should not be trusted: {reason}", stacklevel=2)
+    return found.poses
 
 
 def save(

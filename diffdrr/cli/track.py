@@ -13,8 +13,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ..checks import some_of
-from .values import check_file, check_output
+import torch
+
+from ..checks import number, some_of
+from .values import check_file, check_output, read_numbers
 from ..files import whole_file
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ class TrackOptions:
     case: str  # bodies, cameras, pictures: a .toml, a trial of Autoscoper (.cfg), or a folder that holds one of these
     output: str = "track"  # folder to write: track.json and track.csv; one that was interrupted is continued
     init: str | None = None  # poses to begin with, instead of those of the case: a .csv that diffdrr place wrote
+    spread: str = "5,10"  # how wrong these poses may be: standard deviations in degrees and mm
+    raw: bool = False  # do not smooth the poses over the sequence
     export: str = ""  # other formats to write, too: any of tra, jts, tfm, separated by commas
     film: Literal["none", "gif", "webp", "mp4"] = "none"  # outlines over the X-rays (mp4 with the extra viz)
 
@@ -69,10 +73,8 @@ def begin_with(
 def open_folder(
     folder: Path,
     about: dict[str, str | None],  # what is tracked
-) -> Track | None:  # the frames that have been tracked
-    "Make the folder of a track, or read what is in it. Raises a `ValueError` for one that holds something else."
-    from diffdrr.tracking import Track
-
+) -> None:
+    "Make the folder of a track. Raises a `ValueError` for one that holds something else."
     check_output(folder)
     written = folder / "case.json"
     if not folder.exists():
@@ -81,7 +83,6 @@ def open_folder(
             temporary.write_text(json.dumps(about, indent=1))
     if not written.is_file() or json.loads(written.read_text()) != about:
         raise ValueError(f"--output {str(folder)!r} exists, and is not this track; choose another name, or remove it")
-    return Track.load(folder / "track.json") if (folder / "track.json").exists() else None
 
 # %% ../../nbs/api/cli/937_track.ipynb #6d0ad618
 def runs(
@@ -176,23 +177,18 @@ def write_results(
         write_film(folder / f"film.{film}", case, track)
 
 # %% ../../nbs/api/cli/937_track.ipynb #1ee9f7dd
-KEPT = 20  # frames from one time that the track is written to the next
-
-
 def follow(
     case: Case,
-    known: Track | None,  # the frames that have been tracked
-    keep: Callable[[Track], None],  # called every now and then with the track so far
+    options: TrackOptions,
+    path: Path,  # of the frames that have been tracked
 ) -> Track:
     "Track bodies through the frames that are left."
     from diffdrr.tracking import track
 
+    spread = [number("--spread", x, least=0) for x in read_numbers("--spread", options.spread, 2)]
     moments, frames = case.moments[case.start :], list(case.frames)[case.start :]
-    for first in range(len(known) if known else 0, len(frames), KEPT):
-        some = slice(first, first + KEPT)
-        known = track(case.bodies, moments[some], case.init, frames=frames[some], known=known)
-        keep(known)
-    return known
+    found = track(case.bodies, moments, case.init, spread, smoothing=not options.raw, path=path)
+    return replace(found, frames=torch.tensor(frames))
 
 
 def track(
@@ -208,10 +204,10 @@ def track(
     about = {
         name: path and str(Path(path).absolute()) for name, path in (("case", options.case), ("init", options.init))
     }
-    known = open_folder(folder, about)
+    open_folder(folder, about)
     if case.start:
         warnings.warn(f"frames before {case.frames[case.start]}, where the initial poses belong, are left out")
-    found = follow(case, known, lambda so_far: so_far.save(folder / "track.json"))
+    found = follow(case, options, folder / "so_far.json")
     write_results(folder, case, found, exports, options.film)
     print(f"{describe(found)}\n{folder.absolute()}")
     doubted = sum(reason is not None for reasons in found.reasons.values() for reason in reasons)

@@ -149,7 +149,8 @@ class Objective(Comparison):
         prior: Prior | None = None,  # what is known beforehand
         bends: bool = False,  # whether the detector's response may bend
     ):
-        self.views, self.refine, self.prior, self.bends = list(views), list(refine), prior, bends
+        self.views, self.window, self.refine = list(views), window, list(refine)
+        self.prior, self.bends = prior, bends
         self.sigmas = [window * max(view.xray.camera.height, view.xray.camera.width) for view in views]
         self.targets = [
             standardize_locally(view.xray.image, view.xray.mask, sigma).flatten(1)
@@ -210,18 +211,32 @@ class Objective(Comparison):
         return torch.cat(residuals, dim=1)
 
     @torch.no_grad()
+    def differentiate(
+        self,
+        placement: Placement,  # of B guesses
+    ) -> list[tuple[Float[Tensor, "B 1 H W"], Float[Tensor, "B P H W"]]]:  # of each view
+        "Render, with derivatives by a twist about the pivot and by the view's own intrinsics."
+        seen, columns = [], [6 + INTRINSICS.index(name) for name in self.refine]
+        for i, view in enumerate(self.views):
+            pose, calibration = self.cameras(placement, i)
+            picture, derivatives = view.drr.jacobian(
+                pose, calibration=calibration, intrinsics=len(columns) > 0, n_points=None
+            )
+            turned = matmul(twist_at_origin(self.pivot).mT, derivatives[:, :6].flatten(2))
+            turned = turned.reshape(derivatives[:, :6].shape)
+            seen.append((picture, torch.cat([turned, derivatives[:, columns]], dim=1)))
+        return seen
+
+    @torch.no_grad()
     def linearize(
         self,
         placement: Placement,  # of B guesses
+        seen: Sequence[tuple[Tensor, Tensor]]
+        | None = None,  # what `differentiate` gave, to render once for all windows
     ) -> tuple[Float[Tensor, "B M"], Float[Tensor, "B P M"]]:  # residual, and its derivative
         "Compute the residual and its derivative with respect to a step, see `Placement.moved`."
         residuals, jacobians, k = [], [], len(self.refine)
-        columns = [6 + INTRINSICS.index(name) for name in self.refine]
-        for i, view in enumerate(self.views):
-            pose, calibration = self.cameras(placement, i)
-            picture, derivatives = view.drr.jacobian(pose, calibration=calibration, intrinsics=k > 0, n_points=None)
-            turned = matmul(twist_at_origin(self.pivot).mT, derivatives[:, :6].flatten(2))
-            derivatives = torch.cat([turned.reshape(derivatives[:, :6].shape), derivatives[:, columns]], dim=1)
+        for i, (picture, derivatives) in enumerate(self.differentiate(placement) if seen is None else seen):
             rows = self._rows(i, picture, derivatives)
             jacobian = rows.new_zeros(len(placement), 6 + k * len(self.views), rows.shape[2])
             jacobian[:, :6] = rows[:, 1:7]

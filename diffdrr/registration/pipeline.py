@@ -23,7 +23,13 @@ from .objective import Objective, Prior
 from .optimiser import Iterate, levenberg_marquardt
 from .placement import Placement
 from .pyramid import make_pyramid
-from .result import PEAK_PIXELS, RegistrationResult, reason_to_doubt, trace_table
+from diffdrr.registration.result import (
+    PEAK_PIXELS,
+    RegistrationResult,
+    reason_to_doubt,
+    reason_to_doubt_intrinsics,
+    trace_table,
+)
 from .search import SCHEDULE, Stage, Step, Strategy, best_starts, refine_candidates
 from .uncertainty import covariance
 from .views import View, check_sight, make_views
@@ -219,6 +225,7 @@ def make_result(
 ) -> RegistrationResult:
     "Express the last guess in every way a user may want it."
     objective, last = best.objective, best.trace[-1].guess
+    uncertainty = covariance(objective, last.placement, robustness)[0]
     cameras = [objective.cameras(last.placement, i) for i in range(len(objective.views))]
     pose = RigidTransform(torch.cat([pose.matrix for pose, _ in cameras]))
     world_from_scanner = getattr(objective.views[0].drr.subject, "world_from_scanner", torch.eye(4))
@@ -226,9 +233,9 @@ def make_result(
         pose=pose,
         pose_in_scanner=pose.compose(RigidTransform(world_from_scanner.to(pose.matrix)).inverse()),
         similarity=last.similarity.item(),
-        covariance=covariance(objective, last.placement, robustness)[0],
+        covariance=uncertainty,
         intrinsics=refined_intrinsics(best, views),
-        reason=best.reason,
+        reason=best.reason or reason_to_doubt_intrinsics(objective, uncertainty),
         trace=trace_table(best.trace, objective.views[0].xray.pose),
         seconds=seconds,
     )

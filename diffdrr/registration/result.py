@@ -23,7 +23,7 @@ from .search import Step, draw_motions
 from .views import View
 
 # %% auto #0
-__all__ = ['RegistrationResult']
+__all__ = ['RegistrationResult', 'check_json']
 
 # %% ../../nbs/api/registration/722_result.ipynb #dfc93e8a
 if TYPE_CHECKING:
@@ -93,6 +93,20 @@ def reason_to_doubt(
         return f"the last step still moved the CT by {last_move.item():.1f} mm"
     return None
 
+# %% ../../nbs/api/registration/722_result.ipynb #27035cfe
+def reason_to_doubt_intrinsics(
+    objective: Objective,  # of the last stage
+    covariance: Float[Tensor, "P P"],
+) -> str | None:  # None if there is none
+    "Say that pictures do not tell refined intrinsics from the pose, if the pose is less certain than a pixel."
+    worst = torch.linalg.eigvalsh(covariance[:3, :3])[-1].sqrt().item()
+    if not objective.refine or worst <= objective.pixel:
+        return None
+    return (
+        f"the pictures do not tell {', '.join(objective.refine)} from the pose, which is uncertain by {worst:.1f} mm; "
+        "take a second view from another side, or say how well the intrinsics are known, as refine={'sdd': 2.0}"
+    )
+
 # %% ../../nbs/api/registration/722_result.ipynb #c582da44
 def trace_table(
     trace: Sequence[Step],
@@ -149,7 +163,9 @@ class RegistrationResult:
     def standard_deviation(self) -> Float[Tensor, "P"]:
         """Return the square roots of the variances.
 
-        They hold noise that pixels do not share, not a wrong model, so they are optimistic.
+        They hold noise, also where pixels share it, and by how much the pose depends on the way of comparing, which a
+        wrong model shows in. What every comparison shares is not in them: a wrong geometry, or a patient who moved in
+        one piece with all that the pictures show.
 
         Returns:
             mm, rad, mm

@@ -49,5 +49,6 @@ def independent_pixels(
     mask: Float[Tensor, "H W"],  # pixels of weight zero do not count
 ) -> Float[Tensor, "B 1"]:  # at least 1
     "Estimate how many independent numbers residuals hold, from the correlation of neighbours."
-    rho = [neighbour_correlation(residual, mask, dim).clamp(0, 0.99) for dim in (1, 2)]
-    return (mask.sum() * (1 - rho[0]) / (1 + rho[0]) * (1 - rho[1]) / (1 + rho[1])).clamp(min=1)
+    rho = [neighbour_correlation(residual, mask, dim).clamp(1e-9, 0.999) for dim in (1, 2)]
+    area = torch.pi / (rho[0].log() * rho[1].log()).sqrt()
+    return (mask.sum() / area.clamp(min=1)).clamp(min=1)

@@ -5,9 +5,10 @@
 # %% ../../nbs/api/show/919_placer.ipynb #43c1c24b
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from ..anatomy import contours
 from ..bodies import Scene
 from ..checks import shaped, some_of
 from diffdrr.geometry import (
+    BlackPicture,
+    Camera,
     Detector,
     RigidTransform,
     axis_angle_to_matrix,
@@ -84,6 +87,10 @@ def move_to(
     return move(body, pose, xray, (here[2] * seen - here).tolist(), (0.0, 0.0, 0.0))
 
 # %% ../../nbs/api/show/919_placer.ipynb #99be10fb
+SHADE = (255, 150, 40)  # red, green and blue of a rendering
+NO_SHADE = {"image": [], "x": [], "y": [], "dw": [], "dh": []}
+
+
 def window_around(
     body: nn.Module,
     pose: RigidTransform,  # (1) room from body
@@ -99,6 +106,33 @@ def window_around(
     return max(left, 0), max(top, 0), min(right, xray.camera.width), min(bottom, xray.camera.height)
 
 
+class Part(NamedTuple):
+    "The part of a picture in which a body is, pixels of the X-ray, and a camera that takes it."
+
+    left: int
+    top: int
+    width: int
+    height: int
+    camera: Camera  # with larger pixels
+
+
+def part_around(
+    body: nn.Module,
+    pose: RigidTransform,  # (1) room from body
+    xray: XRay,
+    pixels: int,  # along the longer side of the body, at most
+) -> Part | None:  # None where nothing of it is seen
+    "Look at a body only."
+    left, top, right, bottom = window_around(body, pose, xray)
+    width, height = right - left, bottom - top
+    if min(width, height) < 1:
+        return None
+    share = min(1.0, pixels / max(width, height))
+    part = xray.camera.crop(top, xray.camera.height - bottom, left, xray.camera.width - right)
+    camera = part.resize(*(max(1, round(share * n)) for n in (height, width)))
+    return Part(left, top, width, height, camera)
+
+
 def outlines(
     body: nn.Module,
     pose: RigidTransform,  # (1) room from body
@@ -106,16 +140,33 @@ def outlines(
     pixels: int,  # along the longer side of the body, at most
 ) -> list[Float[np.ndarray, "N 2"]]:  # pixel coordinates x and y in the X-ray
     "Trace the silhouette of a body in an X-ray."
-    left, top, right, bottom = window_around(body, pose, xray)
-    width, height = right - left, bottom - top
-    if min(width, height) < 1:
+    part = part_around(body, pose, xray, pixels)
+    if part is None:
         return []
-    share = min(1.0, pixels / max(width, height))
-    part = xray.camera.crop(top, xray.camera.height - bottom, left, xray.camera.width - right)
-    camera = part.resize(*(max(1, round(share * n)) for n in (height, width)))
-    scene = Scene({"body": body}, camera, orientation=None)
+    scene = Scene({"body": body}, part.camera, orientation=None)
     (mask,) = scene.masks(RigidTransform(xray.pose.matrix.float()), {"body": pose})[0]
-    return [line * (width / camera.width, height / camera.height) + (left, top) for line in contours(mask)]
+    size = part.width / part.camera.width, part.height / part.camera.height  # of a pixel
+    return [line * size + (part.left, part.top) for line in contours(mask)]
+
+
+def shade(
+    body: nn.Module,
+    pose: RigidTransform,  # (1) room from body
+    xray: XRay,
+    pixels: int,  # along the longer side of the body, at most
+) -> dict[str, list]:  # columns for `image_rgba` of Bokeh: image, x, y, dw and dh
+    "Render a body, the more opaque the more it weakens X-rays."
+    part = part_around(body, pose, xray, pixels)
+    if part is None:
+        return NO_SHADE
+    scene = Scene({"body": body}, part.camera, orientation=None)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", BlackPicture)  # it may be out of sight
+        image = scene(RigidTransform(xray.pose.matrix.float()), {"body": pose})[0, 0]
+    opacity = (255 * image / image.max().clamp(min=1e-12)).round().numpy().astype(np.uint8)
+    rgba = np.dstack([np.full_like(opacity, shade) for shade in SHADE] + [opacity])
+    values = [rgba.view(np.uint32)[..., 0], part.left, part.top, part.width, part.height]
+    return {name: [value] for name, value in zip(NO_SHADE, values)}
 
 # %% ../../nbs/api/show/919_placer.ipynb #5676bad1
 def meeting_point(
@@ -176,8 +227,9 @@ def make_figure(
     xray: XRay,
     title: str,
     lines: bokeh.models.ColumnDataSource,  # outlines: xs, ys, color and width
+    shades: bokeh.models.ColumnDataSource,  # a rendering, as `shade` makes it
 ) -> bokeh.plotting.figure:
-    "Show an X-ray, and lines over it, in pixel coordinates."
+    "Show an X-ray, and a rendering and lines over it, in pixel coordinates."
     from bokeh.plotting import figure
 
     width, height = xray.camera.width, xray.camera.height
@@ -188,6 +240,7 @@ def make_figure(
     drawn = figure(title=title, **ranges, **size)
     drawn.axis.visible = drawn.grid.visible = False
     drawn.image([grey], x=0, y=0, dw=width, dh=height, palette="Greys256", level="image")
+    drawn.image_rgba("image", "x", "y", "dw", "dh", source=shades)
     drawn.multi_line("xs", "ys", line_color="color", line_width="width", source=lines)
     return drawn
 
@@ -208,6 +261,7 @@ def line_data(
 # %% ../../nbs/api/show/919_placer.ipynb #f9ad4035
 Poses = Mapping[str, RigidTransform]  # (1) room from body, by the names of bodies
 SHIFTS = ("Right, mm", "Down, mm", "Away from the source, mm")
+LOOKS = ("outline", "rendering")
 TURNS = ("About the axis to the right, degrees", "About the axis down, degrees", "Clockwise, degrees")
 
 
@@ -221,11 +275,11 @@ class Handles:
         choose: Callable[[], None],  # called when another body or view is chosen
         follow: Callable[[bool], None],  # called when a slider moves, with whether it has stopped
     ):
-        self.name, self.view = (make_choice(dict.fromkeys(some), some[0]) for some in (names, views))
+        self.name, self.view, self.look = (make_choice(dict.fromkeys(x), x[0]) for x in (names, views, LOOKS))
         self.shift = [make_slider(label, 0.0, -100.0, 100.0, 0.5) for label in SHIFTS]
         self.turn = [make_slider(label, 0.0, -180.0, 180.0, 0.5) for label in TURNS]
         self.held = False  # while sliders go back to zero
-        for choice in (self.name, self.view):
+        for choice in (self.name, self.view, self.look):
             choice.param.watch(lambda event: choose(), "value")
 
         def moved(*events: param.parameterized.Event) -> None:
@@ -271,7 +325,8 @@ class Placer:
         self.message = pn.pane.Markdown(margin=(0, 10))
         self.drawn = [dict.fromkeys(bodies, []) for _ in xrays]
         self.lines = [ColumnDataSource(line_data({}, "")) for _ in xrays]
-        self.figures = [make_figure(*each) for each in zip(self.xrays, views, self.lines)]
+        self.shades = [ColumnDataSource(NO_SHADE) for _ in xrays]
+        self.figures = [make_figure(*each) for each in zip(self.xrays, views, self.lines, self.shades)]
         for view, figure in enumerate(self.figures):
             figure.on_event("tap", lambda event, view=view: self.click(view, (event.x, event.y)))
         self.page = lay_out(self)
@@ -291,11 +346,12 @@ class Placer:
         pixels: int = SHARP,  # along the longer side of outlines
     ) -> None:
         "Draw the outlines of bodies anew."
-        poses = self.poses
-        for xray, drawn, lines in zip(self.xrays, self.drawn, self.lines):
+        poses, shaded = self.poses, self.handles.look.value == "rendering"
+        for xray, drawn, lines, shades in zip(self.xrays, self.drawn, self.lines, self.shades):
             for name in names:
                 drawn[name] = outlines(self.bodies[name], poses[name], xray, pixels)
             lines.data = line_data(drawn, self.name)
+            shades.data = shade(self.bodies[self.name], poses[self.name], xray, pixels) if shaded else NO_SHADE
         x, y, z = centre_of(self.bodies[self.name], poses[self.name]).tolist()
         self.say(f"**{self.name}**: its middle is at ({x:.1f}, {y:.1f}, {z:.1f}) mm")
 
@@ -347,7 +403,8 @@ class Placer:
         "Have poses found from where the bodies are."
         poses = self.poses
         try:
-            with self.page.param.update(loading=True):
+            with self.page.param.update(loading=True), warnings.catch_warnings(record=True) as doubts:
+                warnings.simplefilter("always", UserWarning)
                 found = find(self.bodies, self.xrays, poses)
             found = first_poses(self.bodies, self.xrays, poses | dict(found))
         except Exception as error:  # of the caller's function: the page must stay
@@ -355,6 +412,8 @@ class Placer:
         self.settle(poses)
         self.settle(found)
         self.draw(self.bodies)
+        told = [str(doubt.message) for doubt in doubts if issubclass(doubt.category, UserWarning)]
+        self.say("\n\n".join([self.message.object, *dict.fromkeys(told)]))
 
     def follow(
         self,
@@ -386,7 +445,7 @@ def lay_out(
     return pn.Column(
         pn.FlexBox(*pictures, **wide),
         placer.handles.name,
-        placer.handles.view,
+        pn.Row(placer.handles.view, placer.handles.look, **wide),
         pn.FlexBox(*sliders, **wide),
         pn.Row(*buttons),
         placer.message,
@@ -411,7 +470,7 @@ def place_bodies(
         bodies: by name, such as `MeshBody` and `VoxelBody`
         xrays: of calibrated views, each with its pose: room from camera
         poses: (1) room from body, to begin with; the other bodies begin in the middle of the pictures
-        refine: takes bodies, X-rays and poses, and returns better poses of some of them
+        refine: takes bodies, X-rays and poses, and returns better poses of some of them; its warnings are shown
         save: takes poses, and returns what to say of them
 
     Returns:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from glob import glob, has_magic
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -107,7 +107,9 @@ def find_cases(
     return [found[name] for name in sorted(found)]
 
 
-@lru_cache(maxsize=16)
+TABLE = "totalsegmentator"  # the table that the package has
+
+
 def read_names(
     path: str,
 ) -> pd.DataFrame:
@@ -128,7 +130,7 @@ def table_of(
 ) -> pd.DataFrame | None:
     "Return the table of structures that an entry names."
     names = recipe.ct[entry].names
-    if recipe.ct[entry].volume == EXAMPLE or names == "totalsegmentator":
+    if recipe.ct[entry].volume == EXAMPLE or names == TABLE:
         return structure_table()
     return None if names is None else read_names(str(Path(recipe.folder) / names))
 
@@ -154,6 +156,7 @@ def digests(
     "Digest all files of a recipe."
     found = {case.name: [digest(path) for path in case[2:]] for case in cases}
     others = [insert.mesh for insert in recipe.insert]
+    others += [entry.names for entry in recipe.ct if entry.names not in (None, TABLE)]
     others += [recipe.poses.file] if isinstance(recipe.poses, PoseList) else []
     return found | {name: [digest(str(Path(recipe.folder) / name))] for name in others}
 
@@ -198,7 +201,10 @@ def read_subject(
     how |= {"fiducials": None if marks is None else marks.points, "extra": extra, "resample_target": entry.spacing}
     return read(case.volume, case.labels, structures=table_of(recipe, case.entry), **how)
 
-# %% ../../nbs/api/synthesis/926_patients.ipynb #98e69d2e
+# %% ../../nbs/api/synthesis/926_patients.ipynb #ebce3510
+SCENES = 16  # that are kept: a recipe may draw a camera for each picture
+
+
 class Patient:
     "A CT, and what is made of it once."
 
@@ -218,8 +224,8 @@ class Patient:
 
             subject = label_materials(subject, energy=ENERGY)
         self.body, self.inserts = VoxelBody.of(subject, renderer=renderer), inserts_of(recipe)
-        self.camera: dict[str, object] = {}
-        self.made: dict[tuple, Scene | None] = {}
+        self.scenes: dict[tuple, Scene | None] = {}
+        self.lock = Lock()  # threads of a worker share a patient
 
     def scene(
         self,
@@ -228,15 +234,17 @@ class Patient:
         solid: bool = False,  # structures, and bodies of density 1, instead of what weakens the beam
     ) -> Scene | None:  # None where there is no body
         "Return a scene, made once for each camera."
-        if vars(camera) != self.camera:
-            self.camera, self.made = vars(camera), {}
-        if (inserts, solid) not in self.made:
-            body = self.structures if solid else self.body
-            bodies = {} if body is None else {"ct": body}
-            bodies |= {name: self.inserts[name][solid] for name in inserts}
-            scene = Scene(bodies, camera, self.orientation, displacement=not solid) if bodies else None
-            self.made[inserts, solid] = scene
-        return self.made[inserts, solid]
+        key = tuple(vars(camera).values()), inserts, solid
+        with self.lock:
+            if key not in self.scenes:
+                while len(self.scenes) >= SCENES:
+                    self.scenes.pop(next(iter(self.scenes)))
+                body = self.structures if solid else self.body
+                bodies = {} if body is None else {"": body}  # a name that no implant has
+                bodies |= {name: self.inserts[name][solid] for name in inserts}
+                scene = Scene(bodies, camera, self.orientation, displacement=not solid) if bodies else None
+                self.scenes[key] = scene
+            return self.scenes[key]
 
 
 def inserts_of(
@@ -264,8 +272,6 @@ def labels_in(
     case: Case,
 ) -> set[str | int]:  # names and numbers
     "Find the structures that a voxel of a CT carries."
-    if case.labels is None and case.volume != EXAMPLE:
-        return set()
     subject = read_subject(recipe, case)
     numbers, table = set(subject.mask.data.unique().tolist()) - {0}, subject.get("structures")
     if table is None:
@@ -278,6 +284,10 @@ def check_structures(
     cases: list[Case],
 ) -> None:
     "Raise a `RecipeError` for a structure that no CT has."
+    bare = [case for case in cases if case.labels is None and case.volume != EXAMPLE]
+    if recipe.output.structures and bare:
+        message = f"labels are missing for {bare[0].name!r}, but [output] names structures"
+        raise mistake(recipe.source, message, "ct", bare[0].entry)
     missing, there = list(recipe.output.structures), []
     for case in cases:
         if not missing:
@@ -285,7 +295,7 @@ def check_structures(
         found = labels_in(recipe, case)
         missing, there = [name for name in missing if name not in found], there + sorted(map(str, found))
     if missing:
-        has = f"they have {', '.join(dict.fromkeys(there))}" if there else "no CT has a label map; give it as labels"
+        has = f"they have {', '.join(dict.fromkeys(there))}"
         near = guess(missing[0], there) or has
         message = f"structures holds {missing[0]!r}, which none of {len(cases)} CTs has{end(near)}"
         raise mistake(recipe.source, message, "output")
@@ -309,6 +319,8 @@ def listed_poses(
 def check_marks(
     recipe: Recipe,
 ) -> None:
-    "Raise a `RecipeError` if landmarks are asked for, and no CT has any."
-    if recipe.output.landmarks and not any(entry.landmarks for entry in recipe.ct):
-        raise mistake(recipe.source, "landmarks are asked for, but no [[ct]] names a file of landmarks", "output")
+    "Raise a `RecipeError` if landmarks are asked for, and a CT has none."
+    for index, entry in enumerate(recipe.ct if recipe.output.landmarks else ()):
+        if entry.landmarks is None:
+            message = f"landmarks are missing for {entry.volume!r}, but [output] asks for them"
+            raise mistake(recipe.source, message, "ct", index)

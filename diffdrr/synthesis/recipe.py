@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from ..checks import number, one_of, positive, proportion, some_of, whole
-from ..geometry import ORIENTATIONS, Camera, angles_of_view
+from ..geometry import ORIENTATIONS, angles_of_view
 from ..rendering import RENDERERS
 
 # %% auto #0
@@ -122,7 +122,10 @@ class Views:
         if isinstance(self.views, str) or not self.views:
             raise ValueError(f"views must be a list of views, such as ['AP', 'LAO 30'], not {self.views!r}")
         for view in self.views:
-            angles_of_view(view)
+            try:
+                angles_of_view(view)
+            except ValueError as error:
+                raise ValueError(f"views hold {view!r}: {error}") from error
         numbers("turns", self.turns, 3, 0)
         numbers("offsets", self.offsets, 3, 0)
         positive("sod", interval("sod", self.sod)[0])
@@ -406,14 +409,6 @@ class Recipe:
             raise ValueError("insert needs [physics]: without it, attenuation has no unit, and metal no value")
         if self.output.silhouettes and not names and not structures:
             raise ValueError("output asks for silhouettes, but names no structures")
-
-    @property
-    def nearest(self) -> Camera:
-        "The camera of the smallest numbers."
-        dely = self.camera.delx if self.camera.dely is None else self.camera.dely
-        values = dict(sdd=self.camera.sdd, delx=self.camera.delx, dely=dely, x0=self.camera.x0, y0=self.camera.y0)
-        values = {name: float(interval(name, value)[0]) for name, value in values.items()}
-        return Camera(height=self.camera.height, width=self.camera.width, **values)
 
     @property
     def contents(self) -> dict[str, object]:

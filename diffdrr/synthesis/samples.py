@@ -119,7 +119,7 @@ def first_depth(
     scene = patient.scene(camera, solid=True)
     if scene is None:
         return found.view(camera.height, camera.width)
-    (body,) = scene.bodies.values()
+    body = patient.structures
     rays = Rays.between(*scene.detector(what.pose))
     hit = (body(rays)[0, 0] > 0).nonzero()[:, 0]
     source, target, length = rays.source[0], rays.target[0, hit], rays.length[0, hit]
@@ -200,7 +200,8 @@ def describe_landmarks(
     patient: Patient,
     what: Draw,
 ) -> dict[str, dict]:
-    "Project landmarks: pixel coordinates, the centre of the first pixel at (0.5, 0.5), and the depth in mm."
+    """Project landmarks: pixel coordinates, the centre of the first pixel at (0.5, 0.5), and the depth in mm. Those behind
+    the source have no pixel."""
     points, names = patient.marks
     if points is None:
         return {}
@@ -210,7 +211,7 @@ def describe_landmarks(
     size = torch.tensor([what.camera.width, what.camera.height])
     inside = ((pixels >= 0) & (pixels <= size)).all(dim=1) & (depth > 0)
     return {
-        name: {"pixel": rounded(pixel, 3), "depth": round(z.item(), 3), "inside": bool(there)}
+        name: {"pixel": rounded(pixel, 3) if z > 0 else None, "depth": round(z.item(), 3), "inside": bool(there)}
         for name, pixel, z, there in zip(names, pixels, depth, inside, strict=True)
     }
 

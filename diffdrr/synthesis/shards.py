@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -73,6 +74,26 @@ def add_file(
     archive.addfile(entry, io.BytesIO(data))
 
 
+COLUMNS = {
+    "index": "int64",
+    "key": "string",
+    "ct": "string",
+    "shard": "string",
+    "offset": "int64",
+    "size": "int64",
+    "primary": "float64",
+    "secondary": "float64",
+    "black": "bool_",
+}
+
+
+def schema() -> object:  # of pyarrow
+    "Say which columns the tables have, also where all lists of structures are empty."
+    pyarrow = need("pyarrow", "data")
+    columns = {name: getattr(pyarrow, kind)() for name, kind in COLUMNS.items()}
+    return pyarrow.schema(columns | {"structures": pyarrow.list_(pyarrow.string())})
+
+
 def row_of(
     sample: Sample,
     shard: Shard,
@@ -112,7 +133,7 @@ def write_shard(
                     add_file(archive, f"{sample.geometry['index']:09d}.{ending}", data)
                 rows.append(row_of(sample, shard, start, archive.offset - start))
         with whole_file(folder / "manifest" / f"{shard.number:06d}.parquet") as table:
-            parquet.write_table(pyarrow.Table.from_pylist(rows), table)
+            parquet.write_table(pyarrow.Table.from_pylist(rows, schema()), table)
     return sum(row["black"] for row in rows)
 
 # %% ../../nbs/api/synthesis/928_shards.ipynb #617e36f4
@@ -126,7 +147,11 @@ def read_manifest(
     whole = [path for path in sorted((folder / "manifest").glob("*.parquet")) if in_shards(folder, path).is_file()]
     if not whole:
         raise FileNotFoundError(f"{str(folder)!r} holds no shard; make some with synthesize(recipe, {str(folder)!r})")
-    return pd.concat(map(pd.read_parquet, whole), ignore_index=True)
+    found, recipe = pd.concat(map(pd.read_parquet, whole), ignore_index=True), folder / "recipe.json"
+    total = json.loads(recipe.read_text(encoding="utf-8"))["pictures"] if recipe.is_file() else len(found)
+    if len(found) < total:
+        warnings.warn(f"{str(folder)!r} holds {len(found)} of {total} pictures; call synthesize again for the others")
+    return found
 
 
 def in_shards(
@@ -172,7 +197,8 @@ def decode_sample(files: Mapping[str, object], grey: bool = False) -> dict[str, 
 class XRayShards(Dataset):
     """The samples that `synthesize` wrote, for `torch.utils.data.DataLoader`, each as `decode_sample` returns it.
 
-    `collate_samples` makes batches. Raises a `FileNotFoundError` for a folder without shards. Needs the extra `[data]`.
+    `collate_samples` makes batches. Raises a `FileNotFoundError` for a folder without shards, and warns of a run that is
+    not finished. Needs the extra `[data]`.
 
     Args:
         folder: that `synthesize` wrote

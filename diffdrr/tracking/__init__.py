@@ -26,9 +26,14 @@ NAMES = {
     "tracks": ["Track", "relative_to"],
     "motion": ["predict", "smooth"],
     "angles": ["anatomical_frame", "femoral_frame", "grood_suntay", "joint_angles", "tibial_frame"],
+    "bodies": ["BodySearch", "register_bodies"],
     "joints": ["Band", "Joint", "PosePrior"],
     "objective": ["BodyObjective"],
     "placement": ["BodyPlacement"],
+    "refinement": ["BodyStage", "Setup", "bodies_covariance", "make_objective", "refine"],
     "regions": ["regions_around"],
+    "pipeline": ["track"],
+    "result": ["BodiesResult"],
+    "search": ["find_candidates"],
 }
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=NAMES)
