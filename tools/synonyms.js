@@ -14,7 +14,7 @@ window.SYNONYMS = [
   ["load", "read", "open", "import"],
   ["save", "write", "export"],
   ["export dicom", "save dicom", "write dicom", "write_xray"],
-  ["stl", "obj", "ply", "mesh", "surface file"],
+  ["stl", "obj", "ply", "mesh", "surface file", "read_mesh"],
   ["implant", "implants", "screw", "prosthesis", "metal"],
   ["tool", "instrument", "needle", "catheter", "guidewire"],
   ["label", "labels", "label map", "labelmap", "mask", "masks", "segmentation", "segment"],

@@ -24,8 +24,8 @@ from ..geometry import RigidTransform, check_pose
 from ..kernels import serial_torch
 from .finder import BodyFinder
 from .follow import Follower
-from .sight import check_moment, fingerprint, shows_something
 from .motion import Prediction, check_change, smooth
+from .sight import check_moment, fingerprint, shows_something
 from .tracks import Track, check_suffix
 from ..xrays import XRay
 
