@@ -9,18 +9,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .objective import Comparison
+from .objective import Objective
 from .optimiser import normal_equations
-from .placement import Guesses
+from .placement import Placement
 from .robust import geman_mcclure, median_deviation
 
 # %% auto #0
-__all__ = ['covariance']
+__all__ = []
 
 # %% ../../nbs/api/registration/720_uncertainty.ipynb #172fdb6b
 def covariance(
-    objective: Comparison,
-    placement: Guesses,  # of B guesses, at their optimum
+    objective: Objective,
+    placement: Placement,  # of B guesses, at their optimum
     robustness: float,  # standard deviations where the loss levels off
 ) -> Float[Tensor, "B P P"]:  # of a step, float64
     """Estimate the covariance of the optimum from the residuals: the sandwich of Huber (Robust Statistics, 1981,
