@@ -78,6 +78,7 @@ def one_frame(
 JUMP = 50.0  # squared standard deviations
 KEPT = 0.8  # of the usual similarity
 QUICK = 0.95  # of the usual similarity, below which more is tried
+UNEXPLAINED = 1.3  # times what is usually missing from a similarity of 1, above which more is tried
 USUAL = 12  # frames that say what is usual
 
 
@@ -100,6 +101,13 @@ def usual_similarity(
     "Return the median similarity of the last frames that can be trusted; 0 if there are none."
     values = track.similarity[name][track.trusted(name)][-USUAL:]
     return float(values.median()) if len(values) else 0.0
+
+
+def good_enough(
+    usual: float,  # similarity
+) -> float:
+    "Return the similarity from which on nothing more is tried: little less than usual, and little more unexplained."
+    return max(QUICK * usual, 1 - UNEXPLAINED * (1 - usual) - 0.01)
 
 
 def judged(
@@ -209,10 +217,10 @@ class Follower:
             guesses: where the bodies are predicted
         """
         findings, inside = {}, useful_views(views, self.boxes(guesses))[1]
-        usual = {name: QUICK * usual_similarity(track, name) for name in guesses}
+        enough = {name: good_enough(usual_similarity(track, name)) for name in guesses}
         for method, around, names in self.attempts(track, guesses, inside):
             found = {name: Prediction(*finding[:2]) for name, finding in findings.items() if finding.reason is None}
-            well = [name for name in found if findings[name].similarity >= usual[name]]
+            well = [name for name in found if findings[name].similarity >= enough[name]]
             boxes = self.boxes({name: around[name] for name in names if name not in well})
             useful, seen = useful_views(views, boxes)
             for name, finding in (method(useful, {**around, **found}, seen) if seen else {}).items():
