@@ -18,7 +18,6 @@ NAMES = {
     "regressor": ["N_ANGULAR_COMPONENTS", "PoseRegressor"],
     "result": ["RegistrationResult", "check_json"],
     "robust": ["geman_mcclure", "median_deviation"],
-    "uncertainty": ["covariance"],
     "search": ["SCHEDULE", "Stage", "draw_motions"],
     "views": ["make_views"],
     "pyramid": ["make_pyramid"],

@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from ..compare import Response
 from ..geometry import RigidTransform, make_matrix
-from ..registration import covariance, levenberg_marquardt
+from ..registration import levenberg_marquardt
+from .bodies import BodySearch, find_body
 from .follow import Finding
 from .joints import PosePrior
 from .motion import Prediction
 from .objective import BodyObjective
-from .placement import BodyPlacement, centre_of, move_about
+from .placement import BodyPlacement
+from .refinement import STAGES, Setup, bodies_covariance, corners_of
 from .regions import coarsen_body, regions_around
 from ..xrays import XRay
 
@@ -35,15 +37,16 @@ class Level(NamedTuple):
 
     pixels: int  # along the largest body
     rays: int  # per pixel, along each side
+    soft: float  # standard deviation of a blur of both pictures, pixels
     window: float  # standard deviation of the window of standardisation
     reach: float  # how far from a body pixels count
     robustness: float  # standard deviations where the loss levels off
     iterations: int  # at most
 
 
-COARSE = Level(pixels=16, rays=3, window=0.25, reach=0.4, robustness=torch.inf, iterations=5)
-MIDDLE = Level(pixels=32, rays=2, window=0.12, reach=0.15, robustness=4.0, iterations=3)
-FINE = Level(pixels=64, rays=2, window=0.05, reach=0.07, robustness=4.0, iterations=3)
+COARSE = Level(pixels=16, rays=3, soft=0.0, window=0.15, reach=0.2, robustness=torch.inf, iterations=6)
+MIDDLE = Level(pixels=32, rays=2, soft=0.0, window=0.1, reach=0.1, robustness=4.0, iterations=4)
+FINE = Level(pixels=96, rays=1, soft=1.0, window=0.05, reach=0.07, robustness=4.0, iterations=3)
 STEEPEST = 0.5  # see `BodyObjective`
 
 # %% ../../nbs/api/tracking/756_finder.ipynb #030b644e
@@ -81,9 +84,9 @@ class Remembering(BodyObjective):
 
 # %% ../../nbs/api/tracking/756_finder.ipynb #f68af1f2
 ALIKE = 0.25  # similarity from which on pictures are alike
-STARTS = 100  # of a search
-BEST = 4  # of them, that are improved
+LOOSE = 5.0  # how often larger the standard deviations of a prediction are taken
 SEARCHED = (5.0, 10.0)  # standard deviations of a search at least, degrees and mm
+LARGEST = (25.0, 40.0)  # and at most
 
 
 class Sight(NamedTuple):
@@ -102,6 +105,14 @@ def rigid(
     return RigidTransform(make_matrix(special_procrustes(matrix[:, :3, :3]), matrix[:, :3, 3]))
 
 
+def deviations_of(
+    covariance: Float[Tensor, "6 6"],
+) -> tuple[float, float]:  # degrees and mm, along each axis
+    "Sum an uncertainty up, no larger than a search can cope with."
+    mm, turn = covariance.diagonal().reshape(2, 3).mean(dim=1).sqrt().tolist()
+    return min(math.degrees(turn), LARGEST[0]), min(mm, LARGEST[1])
+
+
 def wider(
     covariance: Float[Tensor, "6 6"],
 ) -> Float[Tensor, "6 6"]:
@@ -116,7 +127,7 @@ class BodyFinder:
     "Finds bodies in X-rays, see `follow.Finder`."
 
     bodies: Mapping[str, nn.Module]  # by name
-    seed: int = 0  # of the starts of a search
+    how: BodySearch = BodySearch(n_starts=150, stages=STAGES[:-1])  # to search
     made: dict = field(default_factory=dict)  # bodies with larger voxels, for all frames
 
     def refine(
@@ -134,8 +145,9 @@ class BodyFinder:
             for name in names:
                 sight, size = Sight(xrays, poses, name), self.size(name)
                 levels = [FINE] if again else levels_for(uncertainty_of(guesses[name], size / 2) / size)
-                start = self.start(poses[name].matrix, xrays)
-                found[name] = self.improve(sight, start, levels, [PosePrior(name, *guesses[name])])
+                start, guess = self.start(poses[name].matrix, xrays), guesses[name]
+                prior = PosePrior(name, guess.pose, LOOSE**2 * guess.covariance)
+                found[name] = self.improve(sight, start, levels, [prior])
                 poses = {**poses, name: found[name].pose}
         return found
 
@@ -151,43 +163,38 @@ class BodyFinder:
         """
         poses, found = {name: guess.pose for name, guess in guesses.items()}, {}
         for name in names:
-            sight, spread = Sight(xrays, poses, name), wider(guesses[name].covariance)
-            generator = torch.Generator().manual_seed(self.seed)
-            steps = torch.randn(STARTS, 6, generator=generator, dtype=torch.float64) @ torch.linalg.cholesky(spread).mT
-            steps[0] = 0
-            here = guesses[name].pose.matrix.expand(STARTS, 4, 4)
-            tried = move_about(here, centre_of(self.bodies[name]).double(), steps)
-            known = [PosePrior(name, guesses[name].pose, spread)]
-            found[name] = self.improve(sight, self.start(tried, xrays), levels_for(1), known)
+            guess = guesses[name]._replace(covariance=wider(guesses[name].covariance))
+            still = {other: (self.bodies[other], pose) for other, pose in poses.items() if other != name}
+            responses = [Response.of(xray) for xray in xrays]
+            known = [PosePrior(name, *guess)]
+            setup = Setup({name: self.bodies[name]}, xrays, responses, known, still)
+            spread = deviations_of(guess.covariance)
+            best = find_body(name, setup, guess.pose, spread, self.how).refinement.last.placement[:1]
+            found[name] = self.improve(Sight(xrays, poses, name), best, [FINE], known)
             poses = {**poses, name: found[name].pose}
         return found
 
     def improve(
         self, sight: Sight, placement: BodyPlacement, levels: Sequence[Level], known: Sequence[PosePrior]
     ) -> Finding:
-        """Go from coarse to fine, with the best of some guesses.
+        """Go from coarse to fine.
 
         Args:
             sight: who is looked for
-            placement: guesses
+            placement: a guess
             levels: from coarse to fine
             known: what is predicted
         """
-        for i, level in enumerate(levels):
+        for level in levels:
             objective = self.objective(sight, placement, level, known)
-            if len(placement) > 1:
-                parts = (placement[j : j + 25] for j in range(0, len(placement), 25))  # bounds the memory
-                scores = torch.cat([objective.score(part) for part in parts])
-                placement = placement[scores.topk(1 if i else BEST).indices]
             trace = levenberg_marquardt(objective, placement, level.robustness, level.iterations, tolerance=0.03)
             placement = trace[-1].placement
-        residual = objective.linearize(placement)[0]
-        n = (objective.weights > 0).sum() / objective.independent(residual)[0, 0]
-        spread = n * covariance(objective, placement, level.robustness)[0]
+        objective.known = []  # what the pictures tell
+        spread = bodies_covariance(objective, placement, level.robustness).cpu()
         similarity = trace[-1].similarity.item()
         alike = similarity >= ALIKE and bool(spread.isfinite().all())
         reason = None if alike else f"the pictures are not alike (similarity {similarity:.2f})"
-        return Finding(rigid(placement.poses[0]), spread.cpu() if alike else torch.eye(6).double(), similarity, reason)
+        return Finding(rigid(placement.poses[0]), spread if alike else torch.eye(6).double(), similarity, reason)
 
     def objective(
         self, sight: Sight, placement: BodyPlacement, level: Level, known: Sequence[PosePrior]
@@ -200,16 +207,15 @@ class BodyFinder:
             level: how finely
             known: what is predicted
         """
-        name, size, first = sight.name, self.size(sight.name), placement.poses[:1, 0]
-        corners = self.bodies[name].corners.to(first).expand(len(placement), 8, 3)
-        corners = RigidTransform(placement.poses[:, 0])(corners)
+        name, size = sight.name, self.size(sight.name)
+        corners = corners_of(self.bodies[name], placement.poses[:, 0])
         responses = [Response.of(xray) for xray in sight.xrays]
-        lengths = level.window, level.reach * size / 2, level.rays
-        regions = regions_around(sight.xrays, responses, corners, level.pixels, *lengths)
+        shape = dict(pixels=level.pixels, window=level.window, rays=level.rays, soft=level.soft)
+        regions = regions_around(sight.xrays, responses, corners, margin=level.reach * size / 2, **shape)
         still = {other: (self.bodies[other], pose) for other, pose in sight.poses.items() if other != name}
-        reach = level.reach * size if len(placement) == 1 else torch.inf
+        reach = level.reach * size
         body = self.coarse(name, level)
-        return Remembering({name: body}, regions, BodyPlacement(first[:, None]), reach, still, known, STEEPEST)
+        return Remembering({name: body}, regions, placement, reach, still, known, STEEPEST)
 
     def start(self, matrix: Float[Tensor, "B 4 4"], xrays: Sequence[XRay]) -> BodyPlacement:
         """Place a body for X-rays.

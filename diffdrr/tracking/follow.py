@@ -5,6 +5,7 @@
 # %% ../../nbs/api/tracking/755_follow.ipynb #d52aa34e
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
@@ -75,7 +76,9 @@ def one_frame(
 
 # %% ../../nbs/api/tracking/755_follow.ipynb #80a61a59
 JUMP = 50.0  # squared standard deviations
-KEPT = 0.75  # of the usual similarity
+KEPT = 0.8  # of the usual similarity
+QUICK = 0.95  # of the usual similarity, below which more is tried
+UNEXPLAINED = 1.3  # times what is usually missing from a similarity of 1, above which more is tried
 USUAL = 12  # frames that say what is usual
 
 
@@ -100,6 +103,13 @@ def usual_similarity(
     return float(values.median()) if len(values) else 0.0
 
 
+def good_enough(
+    usual: float,  # similarity
+) -> float:
+    "Return the similarity from which on nothing more is tried: little less than usual, and little more unexplained."
+    return max(QUICK * usual, 1 - UNEXPLAINED * (1 - usual) - 0.01)
+
+
 def judged(
     finding: Finding,
     track: Track,  # up to here
@@ -118,7 +128,17 @@ def judged(
             reason = f"it would have jumped: {jump**0.5:.0f} standard deviations off its prediction"
     return finding._replace(reason=reason)
 
-# %% ../../nbs/api/tracking/755_follow.ipynb #5c48c78d
+# %% ../../nbs/api/tracking/755_follow.ipynb #c9027b6a
+def better(
+    before: Finding | None,
+    finding: Finding,
+) -> Finding:
+    "Return the better one of two findings."
+    if before is None or (before.reason is not None and finding.reason is None):
+        return finding
+    return finding if finding.reason is None and finding.similarity > before.similarity else before
+
+# %% ../../nbs/api/tracking/755_follow.ipynb #d6e75f87
 OFTEN = 8  # frames between two searches for a body that has long been lost
 
 
@@ -137,7 +157,7 @@ def search_is_due(
     "Say whether a search is worth its time."
     return (lost + 1) % OFTEN == 0 or (lost + 1) & lost == 0
 
-# %% ../../nbs/api/tracking/755_follow.ipynb #d6e75f87
+# %% ../../nbs/api/tracking/755_follow.ipynb #6bca8ffe
 @dataclass(frozen=True, eq=False)
 class Follower:
     "Extend a track by one frame after the other."
@@ -197,16 +217,17 @@ class Follower:
             guesses: where the bodies are predicted
         """
         findings, inside = {}, useful_views(views, self.boxes(guesses))[1]
+        enough = {name: good_enough(usual_similarity(track, name)) for name in guesses}
         for method, around, names in self.attempts(track, guesses, inside):
             found = {name: Prediction(*finding[:2]) for name, finding in findings.items() if finding.reason is None}
-            boxes = self.boxes({name: around[name] for name in names if name not in found})
+            well = [name for name in found if findings[name].similarity >= enough[name]]
+            boxes = self.boxes({name: around[name] for name in names if name not in well})
             useful, seen = useful_views(views, boxes)
             for name, finding in (method(useful, {**around, **found}, seen) if seen else {}).items():
                 finding = judged(finding, track, name, guesses[name] if around is guesses else None)
-                if finding.reason is None:
-                    findings[name] = finding
-                else:
-                    findings.setdefault(name, Finding(*guesses[name], finding.similarity, finding.reason))
+                if finding.reason is not None:
+                    finding = Finding(*guesses[name], finding.similarity, finding.reason)
+                findings[name] = better(findings.get(name), finding)
         for name, guess in guesses.items():
             reason = "it has not been found yet" if name in inside else "it is out of the field of all views"
             findings.setdefault(name, Finding(*guess, 0.0, reason))
@@ -224,11 +245,16 @@ class Follower:
         due = [name for name in guesses if search_is_due(frames_lost(track, name))]
         last = self.last_seen(track, guesses)
         start = {name: guess if name in inside else last[name] for name, guess in guesses.items()}
-        return [
-            (self.finder.refine, guesses, known),
-            (self.finder.refine, last, known),
-            (self.finder.search, start, due),
-        ]
+        careful = {
+            name: guess._replace(covariance=guess.covariance + self.careful()) for name, guess in guesses.items()
+        }
+        refine, search = self.finder.refine, self.finder.search
+        return [(refine, guesses, known), (refine, careful, known), (refine, last, known), (search, start, due)]
+
+    @staticmethod
+    def careful() -> Float[Tensor, "6 6"]:
+        "Return a covariance that has a refinement begin coarsely."
+        return torch.diag(torch.tensor([5.0] * 3 + [math.radians(5.0)] * 3, dtype=torch.float64).square())
 
     def boxes(self, guesses: Mapping[str, Prediction]) -> dict[str, Float[Tensor, "8 3"]]:
         """Return the corners of bodies in the room, mm.
