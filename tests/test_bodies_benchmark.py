@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
@@ -203,3 +206,24 @@ def test_a_start_may_be_turned_about_the_shaft():
         twist = distances.twist_between(POSE, there, middle)
         assert twist[:3].abs().max() < 1e-3
         assert (twist[3:] / sign).rad2deg().numpy() == pytest.approx(60 * POSE.rotation[0, :, 2].numpy(), abs=0.05)
+
+
+def test_the_report_holds_all_tables():
+    attempts = [
+        bodies.Attempt("femur, two views", 3, seed, 0.4 + seed, 0.2, 0.3, 0.1, 1.1, [0.3, 0.5], 2.0, None)
+        for seed in range(2)
+    ]
+    followed = bodies.Followed(10, 6, 5, 50, 1, 0.4, 0.3, 12.0)
+    outlines_given = pd.DataFrame([{"view": 1, "frames": 2, "rms, pixels": 1.1}])
+    results = bodies.Measurements(outlines_given, attempts, [followed], attempts, distances.Distance(0.25, 0.15))
+    chosen = bodies.parse(["--quick"])
+    text = bodies.as_markdown(chosen, bodies.machine.describe(), results)
+    assert "0.30 and 0.50" in text and "0.25 mm over its box, and 0.15°" in text and "| 10 | 6 | 5 | 50 | 1 |" in text
+    stored = json.loads(bodies.as_json(bodies.machine.describe(), results))
+    assert stored["knee"][1]["distance"] == 1.4 and stored["apart"]["degrees"] == 0.15
+    assert str(biplane.DATA) not in text and str(biplane.DATA) not in json.dumps(stored)
+
+
+def test_without_the_data_nothing_is_measured(monkeypatch, capsys):
+    monkeypatch.setattr(biplane, "missing", lambda: "the X-rays are elsewhere")
+    assert bodies.main([]) is None and "the X-rays are elsewhere" in capsys.readouterr().out
