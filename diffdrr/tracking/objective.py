@@ -56,7 +56,7 @@ def slopes_of_body(
     arms = [end - there.mT for end in world[:2]]
     return -slopes_by_twist(arms, [matmul(rotation, g.mT) for g in gradients])
 
-# %% ../../nbs/api/tracking/744_objective.ipynb #70fcff4e
+# %% ../../nbs/api/tracking/744_objective.ipynb #a87bc1e7
 class BodyObjective(Comparison):
     """Compare X-rays with the pictures that poses of bodies give, near these bodies.
 
