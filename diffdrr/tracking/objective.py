@@ -70,7 +70,7 @@ def cut_off(
     steep = torch.linalg.vector_norm(bodies[:, :, :3], dim=2, keepdim=True)
     return (bodies * (most / steep.clamp(min=most))).flatten(1, 2)
 
-# %% ../../nbs/api/tracking/744_objective.ipynb #70fcff4e
+# %% ../../nbs/api/tracking/744_objective.ipynb #a87bc1e7
 class BodyObjective(Comparison):
     """Compare X-rays with the pictures that poses of bodies give, near these bodies.
 

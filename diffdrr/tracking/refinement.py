@@ -33,7 +33,7 @@ from ..xrays import XRay
 __all__ = ['STAGES', 'REACH', 'PATCH', 'BodyStage', 'Setup', 'corners_of', 'diameter_of', 'make_objective', 'Refinement',
            'distinct', 'refine', 'patches', 'bodies_covariance']
 
-# %% ../../nbs/api/tracking/746_refinement.ipynb #5ccc5f43
+# %% ../../nbs/api/tracking/746_refinement.ipynb #5ba642e2
 @dataclass(frozen=True)
 class BodyStage:
     "A step from coarse to fine."
@@ -50,8 +50,8 @@ class BodyStage:
 
 STAGES = (
     BodyStage(pixels=24, window=0.15, candidates=12, robustness=math.inf, soft=2.0, rays=2, iterations=8, opacity=2.0),
-    BodyStage(pixels=48, window=0.10, candidates=4, robustness=math.inf, soft=1.5, opacity=2.0),
-    BodyStage(pixels=96, window=0.05, candidates=2, robustness=3.0, iterations=20, opacity=2.0),
+    BodyStage(pixels=48, window=0.10, candidates=6, robustness=math.inf, soft=1.5, opacity=2.0),
+    BodyStage(pixels=96, window=0.05, candidates=3, robustness=3.0, iterations=20, opacity=2.0),
     BodyStage(pixels=200, window=0.025, candidates=1, robustness=2.0, iterations=20),
 )
 REACH = 1.5  # windows: how far from a body pixels count
