@@ -123,19 +123,6 @@ class Comparison:
         parts = residual.split([mask.numel() for mask in self.masks], dim=1)
         return sum(independent_pixels(r.unflatten(1, mask.shape), mask) for r, mask in zip(parts, self.masks))
 
-    @torch.no_grad()
-    def standing(
-        self,
-        placement: Guesses,  # of B guesses
-    ) -> Float[Tensor, "B"]:  # at most the score
-        """Compute how well guesses fit, less what speaks against them beforehand.
-
-        A squared standard deviation weighs as in the loss: mean squares of residuals are twice what is missing from a
-        correlation of 1."""
-        residual = self.residual(placement)
-        score, known = self.similarity(residual), self.penalty(placement)
-        return score if known is None else score - (1 - score) * known.square() / self.independent(residual)[:, 0]
-
 # %% ../../nbs/api/registration/718_objective.ipynb #2c76e14e
 class Objective(Comparison):
     """Compare X-rays with the pictures that a placement of the CT gives, pixel by pixel, after both were standardised

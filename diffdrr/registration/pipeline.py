@@ -301,8 +301,7 @@ def register(
     out of view, and for options that make no sense.
 
     Args:
-        drr: one for all views, or one for each; a subject will do for an `XRay`, and where its density was made without
-            options, which leaves most of the lungs out, 1 + HU/1000 takes its place
+        drr: one for all views, or one for each; a subject will do for an `XRay`
         xray: (V, 1, H, W) line integrals, see `xrays.prepare`
         init: (V) initial poses, rigid to each other; an `XRay` may hold its own
         mask: like `xray`: 0 where the patient is hidden

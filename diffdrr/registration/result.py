@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # %% ../../nbs/api/registration/722_result.ipynb #a866a9d6
 PEAK_PIXELS, PEAK_WINDOW = 64, 0.05  # where poses are compared: details count, and a picture takes milliseconds
 OTHERS, ASIDE = 32, (20.0, 0.4)  # how many; how far off about each axis, in degrees and parts of the CT's radius
-LEAST_PEAK = 4.5
+LEAST_PEAK = 2.2  # peak ratio times local correlation
 FAR = 4.5  # standard deviations from the initial pose
 
 
@@ -83,10 +83,10 @@ def reason_to_doubt(
             "try a better initial pose, or a larger spread if it may be that far off"
         )
     peak = peak_ratio(views, last.placement, objective.refine)
-    if peak < LEAST_PEAK:
+    if peak * broad < LEAST_PEAK:
         return (
-            f"other poses fit almost as well (local correlation {broad:.2f}, {peak:.1f} standard deviations better, "
-            f"where {LEAST_PEAK} tell a pose that is right); "
+            f"other poses fit almost as well: this one is {peak:.1f} standard deviations better at a local correlation "
+            f"of {broad:.2f}, and their product should be {LEAST_PEAK} or more; "
             "try a better initial pose or a larger spread"
         )
     if last_move > objective.pixel:

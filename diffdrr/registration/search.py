@@ -113,16 +113,17 @@ def refine_candidates(
 ) -> tuple[Objective, list[Step]]:  # the last objective; the steps of the candidate that came out best
     """Go from coarse to fine. What has led to a candidate is the way of the initial pose where that competes anew.
 
-    In the last stage, the response of the detector may bend."""
+    In the last stage, what is known beforehand counts, and the response of the detector may bend."""
     trace, still = [], torch.eye(4).to(motions)[None]
     for stage in strategy.schedule:
-        bends = stage is strategy.schedule[-1]
-        objective = Objective(pyramid[stage.pixels], stage.window, prior=strategy.prior, bends=bends)
+        last = stage is strategy.schedule[-1]
+        prior = strategy.prior if last else None  # before, the starts were drawn from it
+        objective = Objective(pyramid[stage.pixels], stage.window, prior=prior, bends=last)
         start = objective.start(torch.cat([motions, still]))
-        standing = objective.standing(start)
-        best = standing.topk(min(stage.candidates, len(motions))).indices
+        scores = objective.score(start)
+        best = scores.topk(min(stage.candidates, len(motions))).indices
         iterates = strategy.solver(objective, start[best], stage.robustness)
-        unmoved = Iterate(objective.start(still), standing[-1:])
+        unmoved = Iterate(objective.start(still), scores[-1:])
         trace = [step._replace(guess=joined(step.guess, unmoved)[best]) for step in trace]
         trace += [Step(stage.pixels, i, guess) for i, guess in enumerate(iterates)]
         motions = iterates[-1].placement.motion

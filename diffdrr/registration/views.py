@@ -97,31 +97,6 @@ def drr_of(
         raise ValueError(f"drr must have the camera of the X-ray, DRR(subject, **vars(xray.camera)), but has {found}")
     return drr
 
-# %% ../../nbs/api/registration/716_views.ipynb #77609f8d
-def made_by_default(
-    subject: Subject,
-) -> bool:
-    "Say whether the density is that of `read` without options: Hounsfield units above -800, scaled."
-    hu, density = (image.data[0, ::4, ::4, ::4].float() for image in (subject.volume, subject.density))
-    tissue = hu > -800
-    if hu.shape != density.shape or not tissue.any() or density[~tissue].any():
-        return False
-    low, high = hu[tissue].argmin(), hu[tissue].argmax()
-    rise, climb = hu[tissue][high] - hu[tissue][low], density[tissue][high] - density[tissue][low]
-    line = density[tissue][low] + (hu[tissue] - hu[tissue][low]) * climb / rise.clamp(min=1)
-    return bool(climb > 0 and (density[tissue] - line).abs().max() < 1e-3 * climb)
-
-
-def attenuating(
-    subject: Subject,
-) -> Subject:
-    "Return the subject with attenuation relative to water, if its density was made by default."
-    if "density" not in subject or not made_by_default(subject):
-        return subject
-    density = (1 + subject.volume.data.float() / 1000).clamp(min=0)
-    image = type(subject.density)(tensor=density, affine=subject.density.affine)
-    return type(subject)({**dict(subject), "density": image})
-
 # %% ../../nbs/api/registration/716_views.ipynb #c1c9bd3f
 def check_drr(
     drr: DRR,
@@ -200,8 +175,6 @@ def make_views(
     xrays = as_list("xray", xray)
     masks = [None] * len(xrays) if mask is None else as_list("mask", mask)
     inits = [None] * len(xrays) if init is None else [RigidTransform(m) for m in init.matrix.detach().split(1)]
-    if not isinstance(drr, (DRR, list, tuple)) and "density" in drr and all(isinstance(x, XRay) for x in xrays):
-        drr = attenuating(drr)
     drrs = list(drr) if isinstance(drr, (list, tuple)) else [drr] * len(xrays)
     counts = dict(drr=len(drrs), xray=len(xrays), init=len(inits), mask=len(masks))
     if len(set(counts.values())) > 1 or not xrays:
