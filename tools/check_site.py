@@ -33,9 +33,6 @@ TEX_LEFTOVER = re.compile(
     re.VERBOSE,
 )
 LOADED_BY_STYLE = re.compile(r"""url\(["']?((?:https?:)?//[^"')]+)""")
-UNDESCRIBED = {
-    f"api/registration/{name}.html" for name in ("module", "robust", "pyramid", "optimiser", "pipeline")
-}  # yet
 TRACEBACK = "Traceback (most recent call last)"
 KATEX_CHECK = """
 const katex = require(process.argv[1]), formulas = JSON.parse(require("fs").readFileSync(0));
@@ -190,8 +187,6 @@ def problems_of(root: Path) -> list[str]:
     katex = katex_of(root)
     found = style_problems(root) + [f"search.json: {problem}" for problem in search_problems(root, pages)]
     for path, page in pages.items():
-        if path.relative_to(root).as_posix() in UNDESCRIBED:
-            page.undescribed.clear()
         problems = link_problems(page.links, path, pages, root) + content_problems(page)
         if katex and page.formulas:
             problems += formula_problems(page.formulas, katex)

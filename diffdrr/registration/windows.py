@@ -5,27 +5,36 @@
 # %% ../../nbs/api/registration/713_windows.ipynb #fd3ae293
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from ..compare import gaussian_kernel
 
 # %% auto #0
-__all__ = ['blur', 'standardize_locally']
+__all__ = ['bands', 'blur', 'standardize_locally']
 
 # %% ../../nbs/api/registration/713_windows.ipynb #32623cdf
+@lru_cache(maxsize=64)
+def bands(
+    n: int,  # pixels
+    sigma: float,  # standard deviation, pixels
+) -> Float[Tensor, "n n"]:  # float64
+    "Make the matrix that convolves n pixels with a Gaussian."
+    kernel, place = gaussian_kernel(sigma), torch.arange(n)
+    radius, offset = len(kernel) // 2, place - place[:, None]
+    return torch.where(offset.abs() <= radius, kernel[(offset + radius).clamp(0, 2 * radius)], 0)
+
+
 def blur(
     pictures: Float[Tensor, "B C H W"],
     sigma: float,  # standard deviation, pixels
 ) -> Float[Tensor, "B C H W"]:
     "Convolve with a Gaussian. Outside the pictures is zero."
-    kernel = gaussian_kernel(sigma).to(pictures)
-    radius = len(kernel) // 2
-    flat = pictures.reshape(-1, 1, *pictures.shape[-2:])
-    flat = F.conv2d(flat, kernel[None, None, :, None], padding=(radius, 0))
-    return F.conv2d(flat, kernel[None, None, None, :], padding=(0, radius)).reshape(pictures.shape)
+    rows, columns = (bands(n, sigma).to(pictures) for n in pictures.shape[-2:])
+    return rows @ pictures @ columns.mT
 
 # %% ../../nbs/api/registration/713_windows.ipynb #f95fcbee
 def standardize_locally(
