@@ -23,9 +23,12 @@ def terminal(
     if name != "diffdrr":
         raise ValueError(f"command must begin with diffdrr, not {name!r}")
     printed = io.StringIO()
-    with contextlib.chdir(folder), contextlib.suppress(SystemExit):
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+    with contextlib.chdir(folder), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        try:
             main(arguments)
+        except SystemExit as end:
+            if isinstance(end.code, str):  # what Python itself would print
+                printed.write(end.code)
     text = PROGRESS.sub("", printed.getvalue())
     for path, shown in ((folder.resolve(), "/home/you"), (ROOT, "/home/you/diffdrr"), (Path.home(), "/home/you")):
         text = text.replace(str(path), shown)
