@@ -48,7 +48,7 @@ CONTENTS = {
     "physics": "beam, noise, scatter",
     "compare": "similarity of pictures and poses",
     "registration": "poses from X-rays",
-    "tracking": "bodies found in X-rays, one moment or many",
+    "tracking": "bodies found in X-rays",
     "reconstruction": "volumes from X-rays",
     "anatomy": "masks of structures",
     "show": "pictures, films, scenes",
