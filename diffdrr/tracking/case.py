@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tomllib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +72,7 @@ KINDS = {  # what values can be, and how to say it
         lambda x: isinstance(x, str) or (isinstance(x, list) and [is_numbers(y) and len(y) for y in x] == [4, 4, 4]),
         "a path in quotation marks, or three rows of four numbers",
     ),
-    "tables": (lambda x: isinstance(x, list) and x and all(isinstance(y, dict) for y in x), "tables: [[cameras]]"),
+    "tables": (lambda x: isinstance(x, list) and x and all(isinstance(y, dict) for y in x), "[[cameras]]"),
     "table": (lambda x: isinstance(x, dict) and x and all(isinstance(y, dict) for y in x.values()), "[bodies.NAME]"),
 }
 CASE = {
@@ -100,7 +100,21 @@ def check_table(
             raise ValueError(f"{key} in {where} must be {wanted}, not {value!r}; correct it")
     for key in required:
         if key not in table:
-            raise ValueError(f"{where} has no {key}; add {key} = {KINDS[keys[key]][1]}")
+            wanted = KINDS[keys[key]][1]
+            raise ValueError(f"{where} has no {key}; add {wanted if wanted[0] == '[' else f'{key} = {wanted}'}")
+
+
+def check_body_names(
+    names: Iterable[str],
+    where: str,  # file, for messages
+) -> None:
+    "Raise a `ValueError` for names that files cannot have, as results are written to files of these names."
+    for name in names:
+        if not name.strip(" .") or any(letter in name for letter in "/\\:"):
+            raise ValueError(
+                f"[bodies.{name!r}] in {where} must have a name that a file can have: not empty, without / and : and "
+                "backslash; correct it"
+            )
 
 
 @contextmanager
@@ -305,6 +319,7 @@ def from_toml(
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{name} is not in TOML: {error}; correct it") from error
     check_table(case, CASE, ["cameras", "bodies"], name)
+    check_body_names(case["bodies"], name)
     cameras, pictures = cameras_of(case, folder, name)
     moments, frames = moments_of(case, pictures, cameras, name)
     bodies = {body: body_of(table, folder, f"[bodies.{body}] of {name}") for body, table in case["bodies"].items()}
