@@ -47,7 +47,6 @@ def begin_with(
     "Take initial poses from a file. Raises a `ValueError` for bodies without one, behind a source, and other frames."
     from diffdrr.geometry import RigidTransform
     from diffdrr.tracking import read_poses
-    from diffdrr.tracking.case import check_depths
 
     if path is not None:
         check_file("--init", path)
@@ -63,7 +62,7 @@ def begin_with(
             )
         init = {name: RigidTransform(pose.matrix[at[:1]]) for name, pose in table.poses.items()}
         start = list(case.frames).index(table.frames[at[0]])
-        case = check_depths(replace(case, init=init, start=start), path)
+        case = case.begin_with(init, start, path)
     if missing := [name for name in case.bodies if name not in case.init]:
         raise ValueError(
             f"CASE has no pose of {', '.join(missing)} to begin with; place bodies by hand, as by diffdrr place CASE "

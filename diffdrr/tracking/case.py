@@ -9,7 +9,7 @@ import tomllib
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,18 @@ class Case:
     frames: Sequence[int]
     init: dict[str, RigidTransform]
     start: int = 0
+
+    def begin_with(self, init: dict[str, RigidTransform], start: int, path: str | Path) -> Case:
+        """Return the case with other initial poses. Raises a `ValueError` for a body behind a source or a detector.
+
+        Args:
+            init: (1) by name of some bodies: room from body
+            start: the moment to which they belong
+            path: where they are from, for the message
+        """
+        case = replace(self, init=init, start=start)
+        check_depths(case, str(path))
+        return case
 
 # %% ../../nbs/api/tracking/765_case.ipynb #7bd2fc89
 def is_numbers(value: object) -> bool:
@@ -229,8 +241,8 @@ def initial_poses(
 # %% ../../nbs/api/tracking/765_case.ipynb #186647b7
 def check_depths(
     case: Case,
-    path: str,  # of the case, for the message
-) -> Case:
+    path: str,  # of the case, or of its poses, for the message
+) -> None:
     "Raise a `ValueError` for a body that begins behind a source, or reaches behind a detector."
     for name, pose in case.init.items():
         corners = pose(case.bodies[name].corners[None].to(pose.matrix))
@@ -245,7 +257,6 @@ def check_depths(
                     f"{found}, behind its detector at {camera.sdd:.0f} mm; correct its pose, or give the camera an sdd "
                     "behind it, in a case in TOML"
                 )
-    return case
 
 # %% ../../nbs/api/tracking/765_case.ipynb #ceae8f70
 Cameras = list[tuple[Camera, RigidTransform]]
@@ -371,4 +382,5 @@ def read_case(path: str | Path) -> Case:
     if not path.is_file():
         raise FileNotFoundError(f"{str(path)!r} does not exist; give a case (.toml or .cfg), or its folder")
     case = FORMATS[one_of(f"the suffix of {str(path)!r}", path.suffix.lower(), FORMATS)](path)
-    return check_depths(case, str(path))
+    check_depths(case, str(path))
+    return case
