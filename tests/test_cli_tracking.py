@@ -149,6 +149,8 @@ def test_mistakes(case: Path, tracker, tmp_path: Path):
     write_poses(one, [0], {"pin": RigidTransform(torch.eye(4)[None])})
     late = tmp_path / "late.csv"
     write_poses(late, [99], {name: RigidTransform(torch.eye(4)[None]) for name in ("pin", "bead")})
+    behind = tmp_path / "behind.csv"
+    write_poses(behind, [0], {name: pose_from_view("PA", 2000.0, None) for name in ("pin", "bead")})
     (tmp_path / "other").mkdir()
     for arguments, message in (
         (["nowhere.toml"], "CASE 'nowhere.toml' does not exist"),
@@ -161,6 +163,7 @@ def test_mistakes(case: Path, tracker, tmp_path: Path):
             "CASE has no pose of bead to begin with; place bodies by hand, as by diffdrr p",
         ),
         ([str(case), "--init", str(late)], "has no frame of the case at which pin, bead have a pose each"),
+        ([str(case), "--init", str(behind)], "behind.csv': pin "),
         ([str(case), "-o", str(tmp_path / "other")], "exists, and is not this track; choose another name"),
         ([str(case), "-o", str(tmp_path / "no" / "result")], "in a folder that does not exist"),
     ):

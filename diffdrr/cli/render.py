@@ -230,7 +230,8 @@ def read_parts(
     "Read bodies, and where they are. Raises a `ValueError` for their options where there is none."
     paths = options.body or []
     if not paths:
-        if given := [name for name in ("at", "material", "attenuation", "repair") if getattr(options, name)]:
+        of_bodies = ("at", "material", "attenuation", "scale", "repair")
+        if given := [name for name in of_bodies if getattr(options, name) != getattr(RenderOptions, name)]:
             raise ValueError(f"--{given[0]} is of a body, and none is given; give its mesh as --body")
         return []
     attenuations, at = attenuations_of(options, len(paths)), for_each("--at", options.at, len(paths), "bodies")

@@ -44,7 +44,7 @@ def begin_with(
     case: Case,
     path: str | None,  # of the file with poses; None for those of the case
 ) -> Case:  # with poses of all bodies
-    "Take initial poses from a file. Raises a `ValueError` for bodies without one, and for frames that the case lacks."
+    "Take initial poses from a file. Raises a `ValueError` for bodies without one, behind a source, and other frames."
     from diffdrr.geometry import RigidTransform
     from diffdrr.tracking import read_poses
 
@@ -61,7 +61,8 @@ def begin_with(
                 f"--init {path!r} has no frame of the case at which {', '.join(table.poses)} have a pose each"
             )
         init = {name: RigidTransform(pose.matrix[at[:1]]) for name, pose in table.poses.items()}
-        case = replace(case, init=init, start=list(case.frames).index(table.frames[at[0]]))
+        start = list(case.frames).index(table.frames[at[0]])
+        case = case.begin_with(init, start, path)
     if missing := [name for name in case.bodies if name not in case.init]:
         raise ValueError(
             f"CASE has no pose of {', '.join(missing)} to begin with; place bodies by hand, as by diffdrr place CASE "

@@ -18,8 +18,11 @@ def median_deviation(
     weights: Float[Tensor, "M"],  # pixels of weight zero do not count
 ) -> Float[Tensor, "B 1"]:
     """Estimate the standard deviation of the residuals that fit from the median of their magnitudes (Huber, Robust
-    Statistics, 1981)."""
-    return 1.4826 * residual[:, weights > 0].abs().median(dim=-1, keepdim=True).values.clamp(min=1e-6)
+    Statistics, 1981). It is at least 1e-6, also where no pixel counts."""
+    magnitude = residual[:, weights > 0].abs()
+    if magnitude.shape[1] == 0:
+        return residual.new_full((len(residual), 1), 1e-6)
+    return 1.4826 * magnitude.median(dim=-1, keepdim=True).values.clamp(min=1e-6)
 
 # %% ../../nbs/api/registration/714_robust.ipynb #88b60fa3
 def geman_mcclure(

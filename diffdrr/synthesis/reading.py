@@ -123,11 +123,12 @@ def read_recipe(path: str | Path) -> Recipe:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"recipe {str(path)!r} does not exist")
-    source = Source(path, path.read_text(encoding="utf-8"))
+        wrong = "is a folder; give a file in it" if path.is_dir() else "does not exist"
+        raise FileNotFoundError(f"recipe {str(path)!r} {wrong}")
     try:
+        source = Source(path, path.read_text(encoding="utf-8-sig"))
         tables = tomllib.loads(source.text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{str(path)!r} is not written in TOML: {error}") from error
     found = {"folder": str(path.parent), "source": source}
     own = [field.name for field in fields(Recipe) if field.name not in found]

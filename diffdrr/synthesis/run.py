@@ -41,7 +41,7 @@ from diffdrr.synthesis.patients import (
 from .reading import mistake, read_recipe
 from .recipe import Recipe
 from .samples import encode, make_sample, scaled
-from .shards import Shard, plan_shards, write_shard
+from .shards import Shard, is_whole, plan_shards, write_shard
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -199,7 +199,12 @@ def claim(
     "Make the folder of a data set, or make sure that it belongs to this recipe. Raises a `FileExistsError` otherwise."
     path = folder / "recipe.json"
     if path.exists():
-        there = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            there = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(
+                f"{str(path)!r} is damaged ({error}); choose another folder, or remove this one"
+            ) from error
         changed = changes(there, content)
         if changed:
             raise FileExistsError(
@@ -272,7 +277,7 @@ def synthesize(
     recipe, folder = recipe if isinstance(recipe, Recipe) else read_recipe(recipe), Path(folder).absolute()
     cases = find_cases(recipe)
     content = identity(recipe, cases)
-    todo = [shard for shard in plan_shards(recipe, cases) if not shard.path(folder).is_file()]
+    todo = [shard for shard in plan_shards(recipe, cases) if not is_whole(shard.path(folder))]
     if todo:
         check_recipe(recipe, cases, stamp(content))
     claim(content, folder)

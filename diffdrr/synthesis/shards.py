@@ -144,7 +144,7 @@ def read_manifest(
     import pandas as pd
 
     need("pyarrow", "data")
-    whole = [path for path in sorted((folder / "manifest").glob("*.parquet")) if in_shards(folder, path).is_file()]
+    whole = [path for path in sorted((folder / "manifest").glob("*.parquet")) if is_whole(in_shards(folder, path))]
     if not whole:
         raise FileNotFoundError(f"{str(folder)!r} holds no shard; make some with synthesize(recipe, {str(folder)!r})")
     found, recipe = pd.concat(map(pd.read_parquet, whole), ignore_index=True), folder / "recipe.json"
@@ -152,6 +152,18 @@ def read_manifest(
     if len(found) < total:
         warnings.warn(f"{str(folder)!r} holds {len(found)} of {total} pictures; call synthesize again for the others")
     return found
+
+
+def is_whole(
+    path: Path,  # of a tar file
+) -> bool:
+    "Say whether a tar file is there to its end, two blocks of zeros: a copy that was interrupted is not."
+    if not path.is_file():
+        return False
+    with open(path, "rb") as opened:
+        size = opened.seek(0, io.SEEK_END)
+        opened.seek(max(0, size - 2 * BLOCK))
+        return opened.read() == bytes(2 * BLOCK)
 
 
 def in_shards(

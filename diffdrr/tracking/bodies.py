@@ -21,7 +21,7 @@ from ..compare import Response
 from ..geometry import RigidTransform, check_pose, matmul, matrix_to_twist
 from ..kernels import serial_torch
 from ..registration import Iterate
-from .joints import PosePrior
+from .joints import PosePrior, check_one_pose
 from .objective import BodyObjective
 from .placement import BodyPlacement, centre_of
 from diffdrr.tracking.refinement import (
@@ -34,7 +34,7 @@ from diffdrr.tracking.refinement import (
     corners_of,
     refine,
 )
-from .regions import pixel_at, regions_around
+from .regions import in_one_dtype, pixel_at, regions_around
 from .result import BodiesResult
 from .search import find_candidates
 from ..xrays import XRay
@@ -61,7 +61,7 @@ def check_xrays(
         seen = xray.image[xray.mask > 0]
         if seen.numel() == 0 or not seen.isfinite().all() or seen.max() == seen.min():
             raise ValueError(f"xrays[{i}] must show different, finite values where its mask is 1")
-    return xrays
+    return in_one_dtype(xrays)
 
 
 def check_bodies(
@@ -72,16 +72,41 @@ def check_bodies(
     "Raise a `TypeError` or a `ValueError` unless each body has a pose at which all cameras can see it."
     if not isinstance(bodies, Mapping) or not bodies:
         raise ValueError(f"bodies must hold at least one body by its name, as in {{'femur': body}}, not {bodies!r}")
+    if not isinstance(init, Mapping):
+        raise TypeError(f"init must hold a pose of each body by its name, not be a {type(init).__name__}")
     some_of("init", init, bodies)
     for name, body in bodies.items():
         if name not in init:
             raise ValueError(f"init must hold a pose of {name!r}, room from body, to begin from")
-        if not isinstance(init[name], RigidTransform) or len(init[name]) != 1:
-            raise TypeError(f"init[{name!r}] must be a RigidTransform with one pose, not {init[name]!r}")
-        check_pose(init[name])
+        check_one_pose(f"init[{name!r}]", init[name])
         corners = corners_of(body, init[name].matrix.to(xrays[0].image))[0]
         for i, xray in enumerate(xrays):
             check_view(name, i, xray, corners)
+
+
+def check_known(
+    known: Sequence[object],
+    bodies: Mapping[str, nn.Module],
+) -> None:
+    "Raise a `TypeError` or a `ValueError` for anything but a list of priors and joints of these bodies."
+    if not isinstance(known, Sequence) or isinstance(known, str):
+        raise TypeError(f"known must be a list, such as [Joint(...)], not {known!r}")
+    for i, one in enumerate(known):
+        if not callable(one) or not hasattr(one, "bodies"):
+            raise TypeError(f"known[{i}] must be a Joint, a Band or a PosePrior, not {one!r}")
+        some_of(f"the bodies of known[{i}]", one.bodies, bodies)
+
+
+def responses_for(
+    responses: Sequence[nn.Module] | None,
+    xrays: Sequence[XRay],
+) -> list[nn.Module]:
+    "Take a response for each X-ray, or what it says of its values. Raises a `ValueError` for another number."
+    if responses is None:
+        return [Response.of(xray) for xray in xrays]
+    if isinstance(responses, nn.Module) or len(responses) != len(xrays):
+        raise ValueError(f"responses must be a list of {len(xrays)}, one for each of xrays, not {responses!r}")
+    return list(responses)
 
 
 def check_view(
@@ -310,7 +335,8 @@ def register_bodies(
     begin, xrays = time.perf_counter(), check_xrays(xrays)
     check_options(spread, search)
     check_bodies(bodies, init, xrays)
-    responses = [Response.of(xray) for xray in xrays] if responses is None else list(responses)
+    check_known(known, bodies)
+    responses = responses_for(responses, xrays)
     priors = {name: PosePrior.of_spread(name, init[name], spread) for name in bodies}
     found, rows = {}, []
     for name in tqdm(bodies, desc="register_bodies", disable=not verbose):
@@ -353,9 +379,11 @@ def check_options(
     spread: Sequence[float],
     search: BodySearch,
 ) -> None:
-    "Raise a `ValueError` for a search that makes no sense."
+    "Raise a `TypeError` or a `ValueError` for a search that makes no sense."
     if not isinstance(spread, Sequence) or len(spread) != 2 or not all(0 < x < math.inf for x in spread):
         raise ValueError(f"spread must be two standard deviations, in degrees and mm, such as (10, 30), not {spread!r}")
+    if not isinstance(search, BodySearch):
+        raise TypeError(f"search must be a BodySearch, not {search!r}")
     if search.n_starts is not None:
         whole("n_starts", search.n_starts)
     whole("attempts", search.attempts)

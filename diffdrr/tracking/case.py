@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import tomllib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +49,18 @@ class Case:
     init: dict[str, RigidTransform]
     start: int = 0
 
+    def begin_with(self, init: dict[str, RigidTransform], start: int, path: str | Path) -> Case:
+        """Return the case with other initial poses. Raises a `ValueError` for a body behind a source or a detector.
+
+        Args:
+            init: (1) by name of some bodies: room from body
+            start: the moment to which they belong
+            path: where they are from, for the message
+        """
+        case = replace(self, init=init, start=start)
+        check_depths(case, str(path))
+        return case
+
 # %% ../../nbs/api/tracking/765_case.ipynb #7bd2fc89
 def is_numbers(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in value)
@@ -72,7 +84,7 @@ KINDS = {  # what values can be, and how to say it
         lambda x: isinstance(x, str) or (isinstance(x, list) and [is_numbers(y) and len(y) for y in x] == [4, 4, 4]),
         "a path in quotation marks, or three rows of four numbers",
     ),
-    "tables": (lambda x: isinstance(x, list) and x and all(isinstance(y, dict) for y in x), "tables: [[cameras]]"),
+    "tables": (lambda x: isinstance(x, list) and x and all(isinstance(y, dict) for y in x), "[[cameras]]"),
     "table": (lambda x: isinstance(x, dict) and x and all(isinstance(y, dict) for y in x.values()), "[bodies.NAME]"),
 }
 CASE = {
@@ -100,7 +112,21 @@ def check_table(
             raise ValueError(f"{key} in {where} must be {wanted}, not {value!r}; correct it")
     for key in required:
         if key not in table:
-            raise ValueError(f"{where} has no {key}; add {key} = {KINDS[keys[key]][1]}")
+            wanted = KINDS[keys[key]][1]
+            raise ValueError(f"{where} has no {key}; add {wanted if wanted[0] == '[' else f'{key} = {wanted}'}")
+
+
+def check_body_names(
+    names: Iterable[str],
+    where: str,  # file, for messages
+) -> None:
+    "Raise a `ValueError` for names that files cannot have, as results are written to files of these names."
+    for name in names:
+        if not name.strip(" .") or any(letter in name for letter in "/\\:"):
+            raise ValueError(
+                f"[bodies.{name!r}] in {where} must have a name that a file can have: not empty, without / and : and "
+                "backslash; correct it"
+            )
 
 
 @contextmanager
@@ -215,8 +241,8 @@ def initial_poses(
 # %% ../../nbs/api/tracking/765_case.ipynb #186647b7
 def check_depths(
     case: Case,
-    path: str,  # of the case, for the message
-) -> Case:
+    path: str,  # of the case, or of its poses, for the message
+) -> None:
     "Raise a `ValueError` for a body that begins behind a source, or reaches behind a detector."
     for name, pose in case.init.items():
         corners = pose(case.bodies[name].corners[None].to(pose.matrix))
@@ -231,7 +257,6 @@ def check_depths(
                     f"{found}, behind its detector at {camera.sdd:.0f} mm; correct its pose, or give the camera an sdd "
                     "behind it, in a case in TOML"
                 )
-    return case
 
 # %% ../../nbs/api/tracking/765_case.ipynb #ceae8f70
 Cameras = list[tuple[Camera, RigidTransform]]
@@ -305,6 +330,7 @@ def from_toml(
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{name} is not in TOML: {error}; correct it") from error
     check_table(case, CASE, ["cameras", "bodies"], name)
+    check_body_names(case["bodies"], name)
     cameras, pictures = cameras_of(case, folder, name)
     moments, frames = moments_of(case, pictures, cameras, name)
     bodies = {body: body_of(table, folder, f"[bodies.{body}] of {name}") for body, table in case["bodies"].items()}
@@ -356,4 +382,5 @@ def read_case(path: str | Path) -> Case:
     if not path.is_file():
         raise FileNotFoundError(f"{str(path)!r} does not exist; give a case (.toml or .cfg), or its folder")
     case = FORMATS[one_of(f"the suffix of {str(path)!r}", path.suffix.lower(), FORMATS)](path)
-    return check_depths(case, str(path))
+    check_depths(case, str(path))
+    return case

@@ -198,7 +198,7 @@ class Follower:
         views = [xray for xray in xrays if shows_something(xray)]
         last, number = track.about.get("last"), fingerprint(views)
         if not views:
-            reason = "its pictures are black, or of one value" if xrays else "it has no pictures"
+            reason = "its pictures are black, of one value, or not finite" if xrays else "it has no pictures"
         elif last is not None and last[1] == number:
             reason = f"its pictures are those of frame {last[0]} again"
         else:

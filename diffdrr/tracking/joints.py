@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..checks import positive, shaped
-from ..geometry import RigidTransform, hat, left_jacobian, matmul, so3_log_map
+from ..checks import finite, positive, shaped
+from ..geometry import RigidTransform, check_pose, hat, left_jacobian, matmul, so3_log_map
 from ..registration import Penalty
 
 # %% auto #0
@@ -62,6 +62,19 @@ def joined(
     return Penalty(torch.cat([term.deviation for term in terms], dim=1), torch.cat(slopes, dim=2))
 
 # %% ../../nbs/api/tracking/743_joints.ipynb #603d13da
+def check_one_pose(
+    name: str,  # of the argument, for the message
+    pose: RigidTransform,  # what the caller gave
+) -> None:
+    "Raise a `TypeError` or a `ValueError` for anything but one pose of finite numbers."
+    if not isinstance(pose, RigidTransform):
+        raise TypeError(f"{name} must be a RigidTransform with one pose, not {type(pose).__name__}")
+    if len(pose) != 1:
+        remedy = "RigidTransform(pose.matrix[:1]) is the first"
+        raise ValueError(f"{name} must be a RigidTransform with one pose, not {len(pose)}; {remedy}")
+    check_pose(pose)
+
+
 def turned(
     rotation: Float[Tensor, "B 3 3"],
     nominal: Float[Tensor, "#B 3 3"],
@@ -77,9 +90,19 @@ def root_of_information(
     "Invert a covariance, and take its root. Raises a `ValueError` for a matrix that is none."
     shaped("covariance", covariance, "6 6")
     lower, failed = torch.linalg.cholesky_ex(covariance.detach().cpu().double())
-    if failed:
+    if failed or not torch.allclose(covariance, covariance.mT):
         raise ValueError("covariance must be symmetric and positive definite: give each direction some uncertainty")
     return torch.linalg.solve_triangular(lower, torch.eye(6, dtype=lower.dtype), upper=False)
+
+
+def two_bodies(
+    first: str,
+    second: str,
+) -> tuple[str, str]:
+    "Raise a `ValueError` for one body twice."
+    if first == second:
+        raise ValueError(f"first and second must be two bodies, not both {first!r}")
+    return first, second
 
 
 def covariance_of(
@@ -105,6 +128,7 @@ class PosePrior:
     """
 
     def __init__(self, body: str, pose: RigidTransform, covariance: Float[Tensor, "6 6"]):
+        check_one_pose("pose", pose)
         self.body, self.pose, self.bodies = body, pose, (body,)
         self.root = root_of_information(covariance)
 
@@ -137,6 +161,8 @@ class PosePrior:
 class Joint:
     """Two bodies keep their pose to each other, within standard deviations along each axis of the first.
 
+    Raises a `ValueError` for a body and itself, and for standard deviations that are not positive.
+
     Args:
         first: name of the body in whose frame it is said
         second: name of the other
@@ -153,7 +179,8 @@ class Joint:
         degrees: float | Sequence[float] = 10.0,
         mm: float | Sequence[float] = 3.0,
     ):
-        self.bodies, self.pose = (first, second), pose
+        check_one_pose("pose", pose)
+        self.bodies, self.pose = two_bodies(first, second), pose
         self.root = root_of_information(covariance_of(degrees, mm)).diagonal()
 
     def __call__(self, places: Mapping[str, Place]) -> Term:
@@ -180,7 +207,7 @@ class Joint:
 class Band:
     """Two points of two bodies keep a distance between limits.
 
-    Raises a `ValueError` for limits that leave nothing.
+    Raises a `ValueError` for limits that leave nothing, for points that are none, and for a body and itself.
 
     Args:
         first: name of a body
@@ -200,8 +227,11 @@ class Band:
     ):
         if not 0 <= limits[0] <= limits[1]:
             raise ValueError(f"limits must be a smallest and a largest distance, such as (0, 30), not {limits!r}")
-        self.bodies, self.limits, self.mm = (first, second), limits, positive("mm", mm)
+        self.bodies, self.limits, self.mm = two_bodies(first, second), limits, positive("mm", mm)
         self.points = [torch.as_tensor(point, dtype=torch.float64) for point in points]
+        for i, point in enumerate(self.points):
+            shaped(f"points[{i}]", point, "3")
+            finite(f"points[{i}]", point)
 
     def __call__(self, places: Mapping[str, Place]) -> Term:
         """Compare the distance of two points with its limits.

@@ -25,6 +25,7 @@ from ..kernels import serial_torch
 from .finder import BodyFinder
 from .follow import Follower
 from .motion import Prediction, check_change, smooth
+from .regions import in_one_dtype
 from .sight import check_moment, fingerprint, shows_something
 from .tracks import Track, check_suffix
 from ..xrays import XRay
@@ -106,7 +107,7 @@ def unknown_moments(
     Raises a `ValueError` if the last ones that it has shows something else."""
     frame, print_of_it = track.about.get("last", [len(track), None])
     for i, xrays in enumerate(moments_from(moments, frame), start=frame):
-        xrays = check_moment(xrays, i)
+        xrays = in_one_dtype(check_moment(xrays, i))
         if i == frame and print_of_it not in (None, fingerprint([xray for xray in xrays if shows_something(xray)])):
             raise ValueError(
                 f"moments must be those of the track in path, but frame {i} shows something else; give another path, "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -21,8 +22,8 @@ from ..volumes import block_mean
 from ..xrays import XRay
 
 # %% auto #0
-__all__ = ['LEAST', 'Box', 'detector_of', 'box_around', 'pixel_at', 'span', 'crop_to', 'coarsen_body', 'Region', 'regions_around',
-           'grow', 'look_at']
+__all__ = ['LEAST', 'Box', 'detector_of', 'in_one_dtype', 'box_around', 'pixel_at', 'span', 'crop_to', 'coarsen_body', 'Region',
+           'regions_around', 'grow', 'look_at']
 
 # %% ../../nbs/api/tracking/742_regions.ipynb #81bf9e0c
 class Box(NamedTuple):
@@ -50,6 +51,19 @@ class Box(NamedTuple):
 def detector_of(camera: Camera, pose: RigidTransform) -> Detector:
     "Return a detector without an orientation of its own, in the dtype of its pose."
     return Detector.from_camera(camera, orientation_matrix(None)).to(pose.matrix)
+
+
+def in_one_dtype(xrays: Sequence[XRay]) -> list[XRay]:
+    "Give pictures, masks and poses the dtype and the device of the first picture."
+    return [
+        replace(
+            xray,
+            image=xray.image.to(xrays[0].image),
+            mask=xray.mask.to(xrays[0].image),
+            pose=RigidTransform(xray.pose.matrix.to(xrays[0].image)),
+        )
+        for xray in xrays
+    ]
 
 
 def box_around(

@@ -184,7 +184,7 @@ def find_candidates(
 ) -> tuple[BodyPlacement, Float[Tensor, "n"]]:  # the best first, and how well they fit
     "Look for a body in X-rays."
     pose = init.matrix.to(regions[0].xray.image)
-    centre, axis = centre_of(body).to(pose), regions[0].xray.pose.matrix[0, :3, 2]
+    centre, axis = centre_of(body).to(pose), regions[0].xray.pose.matrix[0, :3, 2].to(pose)
     poses = move_about(pose.expand(n, 4, 4), centre, draw_turns(n, spread, axis, generator, len(regions)))
     views = [match_templates(body, region, poses) for region in regions]
     arm = matmul(poses[:, :3, :3], centre[:, None])[..., 0]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..checks import finite, one_of, shaped, some_of
 from ..files import whole_file
-from ..geometry import AffineTransform, RigidTransform, hat, matrix_to_quaternion
+from ..geometry import AffineTransform, RigidTransform, check_pose, hat, matrix_to_quaternion
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -55,6 +55,9 @@ def check_rows(
     if not (track.frames.diff() > 0).all():
         raise ValueError(f"frames must be in ascending order, each once, not {track.frames.tolist()}")
     for name, pose in track.poses.items():
+        if not isinstance(pose, RigidTransform):
+            raise TypeError(f"poses[{name!r}] must be a RigidTransform, not {type(pose).__name__}")
+        check_pose(pose)
         tables = {
             "poses": (pose.matrix, "F 4 4"),
             "centres": (track.centres[name], "3"),
@@ -67,7 +70,9 @@ def check_rows(
             if values.dtype != torch.float64:
                 raise ValueError(f"{where} must be of float64, not {values.dtype}; convert it by .to(torch.float64)")
             finite(where, values)
-        if len(track.reasons[name]) != F:
+        if (track.covariance[name].diagonal(dim1=1, dim2=2) < 0).any():
+            raise ValueError(f"covariance[{name!r}] must have variances of at least 0 on its diagonal")
+        if isinstance(track.reasons[name], str) or len(track.reasons[name]) != F:
             raise ValueError(f"reasons[{name!r}] must be one for each of {F} frames, not {len(track.reasons[name])}")
 
 # %% ../../nbs/api/tracking/751_tracks.ipynb #8b90ba4d
