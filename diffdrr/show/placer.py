@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     import bokeh.models
     import bokeh.plotting
     import panel
-    import param
 
 # %% auto #0
 __all__ = ['place_bodies', 'serve_placer']
@@ -282,7 +281,7 @@ class Handles:
         for choice in (self.name, self.view, self.look):
             choice.param.watch(lambda event: choose(), "value")
 
-        def moved(*events: param.parameterized.Event) -> None:
+        def moved(*events: object) -> None:
             if not self.held:
                 follow(events[0].obj.value == events[0].obj.value_throttled)
 
