@@ -54,6 +54,7 @@ def test_sound_site(tmp_path: Path):
         ("<p>$$ x $$</p>", "TeX not rendered"),
         ("<p>with $x^2$ here</p>", "TeX not rendered"),
         ("<pre>Traceback (most recent call last)</pre>", "shows a traceback"),
+        ("<pre>&lt;IPython.core.display.Image object&gt;</pre>", "an output is not shown"),
     ],
 )
 def test_unsound_site(body: str, problem: str, tmp_path: Path):

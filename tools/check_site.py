@@ -34,6 +34,7 @@ TEX_LEFTOVER = re.compile(
 )
 LOADED_BY_STYLE = re.compile(r"""url\(["']?((?:https?:)?//[^"')]+)""")
 TRACEBACK = "Traceback (most recent call last)"
+NOT_SHOWN = "<IPython.core.display."  # what an output is called that the page cannot show
 KATEX_CHECK = """
 const katex = require(process.argv[1]), formulas = JSON.parse(require("fs").readFileSync(0));
 console.log(JSON.stringify(formulas.map(([tex, display]) => {
@@ -134,6 +135,8 @@ def content_problems(page: Page) -> list[str]:
     problems += [f"no alternative text (fig-alt): {source[:60]!r}" for source in page.undescribed]
     if TRACEBACK in page.text:
         problems.append("shows a traceback")
+    if NOT_SHOWN in page.text:
+        problems.append("an output is not shown, only named: display pictures as PNG or GIF, and others by HTML")
     return problems
 
 
