@@ -11,7 +11,7 @@ from torchio import Subject
 
 from diffdrr.compare import target_registration_error
 from diffdrr.geometry import RigidTransform, convert, pose_from_view, twist_to_matrix
-from diffdrr.registration import RegistrationResult, Stage, make_views, register
+from diffdrr.registration import Objective, RegistrationResult, Stage, make_views, register, search
 from diffdrr.registration import pipeline as registration
 from diffdrr.registration.pyramid import make_pyramid
 from diffdrr.rendering import DRR
@@ -271,3 +271,18 @@ def test_the_right_side_is_never_blamed(small: dict[str, DRR], seed: int):
     result = register(small[orientation], xray, RigidTransform(init), **brief)
     assert result.similarity < registration.ALIKE
     assert "fits with left" not in str(result.reason) and "other side" not in str(result.reason)
+
+
+def test_of_equal_stages_only_the_last_bends(
+    monkeypatch: pytest.MonkeyPatch, drr: DRR, xray: XRay, true: RigidTransform
+):
+    bends = []
+
+    class Recorded(Objective):
+        def __init__(self, *args: object, **options: object) -> None:
+            bends.append(options["bends"])
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr(search, "Objective", Recorded)
+    register(drr, xray.image, near(true), schedule=QUICK[1:] * 2, n_starts=1, verbose=False)
+    assert bends[:2] == [False, True]

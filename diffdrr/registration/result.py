@@ -184,7 +184,7 @@ class RegistrationResult:
             f"rotation (ZXY)  {listed(angles, '.3f')} degrees",
             f"translation     {listed(translation, '.3f')} mm",
             f"uncertainty     {listed(millimetres, '.3g')} mm, {listed(degrees, '.3g')} degrees about the isocentre "
-            "(one standard deviation, noise alone)",
+            "(one standard deviation)",
         ]
         return "\n".join(lines + [f"intrinsics      {x}" for x in self.intrinsics if x])
 

@@ -115,8 +115,8 @@ def refine_candidates(
 
     In the last stage, what is known beforehand counts, and the response of the detector may bend."""
     trace, still = [], torch.eye(4).to(motions)[None]
-    for stage in strategy.schedule:
-        last = stage is strategy.schedule[-1]
+    for number, stage in enumerate(strategy.schedule, start=1):
+        last = number == len(strategy.schedule)
         prior = strategy.prior if last else None  # before, the starts were drawn from it
         objective = Objective(pyramid[stage.pixels], stage.window, prior=prior, bends=last)
         start = objective.start(torch.cat([motions, still]))

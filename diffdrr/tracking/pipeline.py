@@ -22,12 +22,13 @@ from ..checks import number, some_of
 from ..files import check_folder
 from ..geometry import RigidTransform, check_pose
 from ..kernels import serial_torch
+from ..registration import check_json
 from .finder import BodyFinder
 from .follow import Follower
 from .motion import Prediction, check_change, smooth
 from .regions import in_one_dtype
 from .sight import check_moment, fingerprint, shows_something
-from .tracks import Track, check_suffix
+from .tracks import Track
 from ..xrays import XRay
 
 # %% auto #0
@@ -153,7 +154,7 @@ def track(
     check_case(bodies, init, spread)
     check_change(change)
     if path is not None:
-        check_folder(check_suffix(path))
+        check_folder(check_json(path))
     deviations = torch.tensor([spread[1]] * 3 + [math.radians(spread[0])] * 3, dtype=torch.float64).clamp(min=1e-6)
     poses = {name: RigidTransform(init[name].matrix.detach().cpu().double()) for name in bodies}
     start = {name: Prediction(pose, torch.diag(deviations.square())) for name, pose in poses.items()}

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..checks import finite, one_of, shaped, some_of
 from ..files import whole_file
 from ..geometry import AffineTransform, RigidTransform, check_pose, hat, matrix_to_quaternion
+from ..registration import check_json
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -228,7 +229,7 @@ class Track:
         Args:
             path: ends in .json
         """
-        with whole_file(check_suffix(path)) as temporary:
+        with whole_file(check_json(path)) as temporary:
             temporary.write_text(json.dumps(plain(vars(self)), indent=1, allow_nan=False))
 
     @classmethod
@@ -239,20 +240,11 @@ class Track:
             path: a file that `save` wrote
         """
         try:
-            return track_of(json.loads(check_suffix(path).read_text()))
+            return track_of(json.loads(check_json(path).read_text()))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{str(path)!r} does not hold a track: {error}") from error
 
 # %% ../../nbs/api/tracking/751_tracks.ipynb #2a8eca38
-def check_suffix(
-    path: str | Path,  # what the caller gave
-) -> Path:
-    "Raise a `ValueError` unless a file is called like one for a track."
-    if Path(path).suffix != ".json":
-        raise ValueError(f"path must end in .json, not {Path(path).name!r}")
-    return Path(path)
-
-
 def plain(
     value: Any,  # tensors and poses, in tables
 ) -> Any:
