@@ -36,7 +36,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    "Have the shapes in annotations verified, in the package and in what notebooks define."
+    """Share the cores among the workers of pytest-xdist (`-n`), and have the shapes in annotations verified, in the
+    package and in what notebooks define."""
+    config.addinivalue_line("markers", "slow: takes a minute, and runs where --nb-flags has the word slow")
+    workers = config.getoption("numprocesses", None)  # known to the process that starts them: they inherit what it sets
+    if workers:
+        share = max(1, (os.cpu_count() or 1) // workers)
+        os.environ["OMP_NUM_THREADS"] = str(min(share, int(os.environ["OMP_NUM_THREADS"])))
     if not config.getoption("--no-shapes"):
         shapes.install()
         nbdev.test.CaptureShell = shapes.verifying_shell(nbdev.test.CaptureShell)
@@ -61,9 +67,21 @@ class NotebookError(Exception):
     "A notebook failed; the message is its traceback."
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    "Skip slow tests that are not asked for. A notebook leaves out its slow cells, and runs."
+    if "slow" in config.getoption("--nb-flags").split():
+        return
+    for item in items:
+        if item.get_closest_marker("slow") and not isinstance(item, NotebookItem):
+            item.add_marker(pytest.mark.skip(reason="takes a minute: pytest --nb-flags slow, or make slow"))
+
+
 class NotebookFile(pytest.File):
     def collect(self) -> Iterable[pytest.Item]:
-        yield NotebookItem.from_parent(self, name=self.path.stem)
+        item = NotebookItem.from_parent(self, name=self.path.stem)
+        if '"#| slow' in self.path.read_text(encoding="utf-8"):
+            item.add_marker("slow")
+        yield item
 
 
 class NotebookItem(pytest.Item):

@@ -1,6 +1,6 @@
 """Data sets of synthetic X-rays: the same bytes whoever made them, and whatever died meanwhile.
 
-`pytest tests/test_synthesis.py --nb-flags slow` also starts workers, and kills them."""
+Those marked slow start workers, and kill them."""
 
 from __future__ import annotations
 
@@ -261,14 +261,6 @@ def test_every_picture_is_another_one(cts: Path, finished: Path):
     assert sorted({item["geometry"]["camera"]["sdd"] for item in dataset})[0] >= 1000
 
 
-@pytest.fixture(scope="module")
-def slow(request: pytest.FixtureRequest) -> None:
-    "Skip a test that takes minutes, unless it is asked for."
-    if "slow" not in request.config.getoption("--nb-flags").split():
-        pytest.skip("takes a minute: pytest --nb-flags slow")
-    pytest.importorskip("distributed", reason="distributed comes with the extra [cluster]")
-
-
 LONG = dict(pictures=120, shard=4, camera=replace(CAMERA, height=64, width=64, delx=6.3))
 PROGRAM = """
 import pickle, sys
@@ -279,8 +271,9 @@ if __name__ == "__main__":
 
 
 @pytest.fixture(scope="module")
-def many(slow: None, cts: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def many(cts: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     "A longer recipe as a program takes it, and the digest of what one process makes of it."
+    pytest.importorskip("distributed", reason="distributed comes with the extra [cluster]")
     folder, recipe = tmp_path_factory.mktemp("many"), recipe_of(cts, **LONG)
     (folder / "recipe.pickle").write_bytes(pickle.dumps(recipe))
     (folder / "program.py").write_text(PROGRAM)
@@ -315,6 +308,7 @@ def children(pid: int) -> list[int]:
     return [child for _, child in sorted(found, reverse=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_bytes_do_not_depend_on_the_workers(many: tuple[Path, str], tmp_path: Path, workers: int):
     folder, expected = many
@@ -323,6 +317,7 @@ def test_bytes_do_not_depend_on_the_workers(many: tuple[Path, str], tmp_path: Pa
     assert digest(tmp_path / "set") == expected
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_is_there(many: tuple[Path, str], tmp_path: Path):
     import distributed
 
@@ -335,6 +330,7 @@ def test_a_scheduler_that_is_there(many: tuple[Path, str], tmp_path: Path):
     assert digest(tmp_path / "set") == expected
 
 
+@pytest.mark.slow
 def test_a_worker_is_killed(many: tuple[Path, str], tmp_path: Path):
     folder, expected = many
     run = start(folder, tmp_path / "set", 2)
@@ -344,6 +340,7 @@ def test_a_worker_is_killed(many: tuple[Path, str], tmp_path: Path):
     assert digest(tmp_path / "set") == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_run_is_killed(many: tuple[Path, str], tmp_path: Path, workers: int):
     folder, expected = many
