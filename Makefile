@@ -1,7 +1,8 @@
 # Needs git, make, and python3 >= 3.11 with pip and venv. Everything is installed into .venv in this folder.
 #
 #   make demo    render an example to drr.png, and say where that is
-#   make test    run the tests, the notebooks and tests/, but those that take minutes: make slow runs these
+#   make test    run the tests: the notebooks of the modules, and tests/
+#   make slow    run what takes longer: the pages, in a notebook and in a browser, and the tests that are marked slow
 #   make pose    run what needs timm, in an environment of its own, .venv-pose: timm needs torchvision, and that needs torch for CUDA
 #   make check   check that the package, the README and the notebooks agree, and that the website builds
 #   make format  let ruff format and tidy the notebooks, tools and tests

@@ -27,6 +27,7 @@ from nbdev.test import test_nb as run_notebook
 from tools import shapes
 
 ROOT = Path(__file__).parent
+NOTEBOOKS = ROOT / "nbs"
 LOCALE = locale.setlocale(locale.LC_ALL)
 
 
@@ -38,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Share the cores among the workers of pytest-xdist (`-n`), and have the shapes in annotations verified, in the
     package and in what notebooks define."""
-    config.addinivalue_line("markers", "slow: takes a minute, and runs where --nb-flags has the word slow")
+    config.addinivalue_line("markers", "slow: runs where --nb-flags has the word slow")
     workers = config.getoption("numprocesses", None)  # known to the process that starts them: they inherit what it sets
     if workers:
         share = max(1, (os.cpu_count() or 1) // workers)
@@ -57,6 +58,23 @@ def pytest_collect_file(parent: pytest.Collector, file_path: Path) -> pytest.Fil
     return NotebookFile.from_parent(parent, path=file_path)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip slow tests that are not asked for: by a flag, or a page by its name. The notebook of a module leaves out its
+    slow cells, and runs."""
+    if "slow" in config.getoption("--nb-flags").split():
+        return
+    named = {Path(config.invocation_params.dir, argument.partition("::")[0]).resolve() for argument in config.args}
+    for item in items:
+        runs = isinstance(item, NotebookItem) and (is_module(item.path) or item.path in named)
+        if item.get_closest_marker("slow") and not runs:
+            item.add_marker(pytest.mark.skip(reason="slow: make slow, or pytest --nb-flags slow"))
+
+
+def is_module(path: Path) -> bool:
+    "Tell the notebook of a module, or the one that the README is made from, from a page to read."
+    return path.is_relative_to(NOTEBOOKS / "api") or path == NOTEBOOKS / "index.ipynb"
+
+
 def pytest_runtest_teardown() -> None:
     """Put the locale back: SimpleITK leaves that of C behind when it writes DICOM files, in which other libraries
     cannot read their own files, if they are imported for the first time."""
@@ -67,19 +85,10 @@ class NotebookError(Exception):
     "A notebook failed; the message is its traceback."
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    "Skip slow tests that are not asked for. A notebook leaves out its slow cells, and runs."
-    if "slow" in config.getoption("--nb-flags").split():
-        return
-    for item in items:
-        if item.get_closest_marker("slow") and not isinstance(item, NotebookItem):
-            item.add_marker(pytest.mark.skip(reason="takes a minute: pytest --nb-flags slow, or make slow"))
-
-
 class NotebookFile(pytest.File):
     def collect(self) -> Iterable[pytest.Item]:
         item = NotebookItem.from_parent(self, name=self.path.stem)
-        if '"#| slow' in self.path.read_text(encoding="utf-8"):
+        if not is_module(self.path) or '"#| slow' in self.path.read_text(encoding="utf-8"):
             item.add_marker("slow")
         yield item
 
