@@ -61,8 +61,10 @@ demo: .venv/package.installed
 test: .venv/dev.installed
 	$(PYTEST) nbs tests
 
+# SITE is where the website has been built; without it, it is built.
 slow: .venv/dev.installed
-	$(PYTEST) -m slow --nb-flags slow nbs tests
+	$(if $(SITE),,$(MAKE) docs)
+	SITE=$(or $(SITE),_docs) $(PYTEST) -m slow --nb-flags slow nbs tests
 
 .venv-pose/installed: settings.ini setup.py
 	$(PYTHON) -m venv .venv-pose

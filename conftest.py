@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import io
 import locale
 import os
@@ -21,6 +23,7 @@ if not torch.cuda.is_available():
 
 import nbdev.test
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 from nbdev.config import get_config
 from nbdev.test import test_nb as run_notebook
 
@@ -103,7 +106,7 @@ class NotebookItem(pytest.Item):
         torch.manual_seed(0)
         with contextlib.redirect_stderr(errors):
             passed, _ = run_notebook(self.path, skip_flags=config.tst_flags.split(), force_flags=wanted, basepath=ROOT)
-        close_figures()
+        clean_up()
         if not passed:
             raise NotebookError(errors.getvalue())
 
@@ -117,8 +120,14 @@ class NotebookItem(pytest.Item):
         return self.path, None, f"notebook {self.path.relative_to(ROOT)}"
 
 
-def close_figures() -> None:
-    "Free the figures that a notebook left open."
+def clean_up() -> None:
+    """Free what a notebook left: its figures, and its shell with all names, which IPython keeps until Python ends, and
+    which the next shell would keep as the main module before it."""
     pyplot = sys.modules.get("matplotlib.pyplot")
     if pyplot:
         pyplot.close("all")
+    shell, InteractiveShell._instance = InteractiveShell._instance, None
+    atexit.unregister(shell.atexit_operations)
+    shell.restore_sys_module_state()
+    del shell
+    gc.collect()
