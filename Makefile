@@ -66,9 +66,10 @@ slow: .venv/dev.installed
 	$(if $(SITE),,$(MAKE) docs)
 	SITE=$(or $(SITE),_docs) $(PYTEST) -m slow --nb-flags slow nbs tests
 
+# Most of what is installed is never imported: so Python compiles it when it is.
 .venv-pose/installed: settings.ini setup.py
 	$(PYTHON) -m venv .venv-pose
-	.venv-pose/bin/python -m pip --quiet --disable-pip-version-check install --editable '.[pose,dev]'
+	.venv-pose/bin/python -m pip --quiet --disable-pip-version-check install --no-compile --editable '.[pose,dev]'
 	@touch $@
 
 pose: .venv-pose/installed
