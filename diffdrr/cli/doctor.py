@@ -66,6 +66,7 @@ def installed() -> Iterator[tuple[str, str]]:
 # %% ../../nbs/api/cli/980_doctor.ipynb #07407420
 VARIABLES = (
     "DIFFDRR_CACHE",
+    "DIFFDRR_CT",
     "NUMBA_CACHE_DIR",
     "NUMBA_NUM_THREADS",
     "OMP_NUM_THREADS",
