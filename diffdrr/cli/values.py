@@ -83,31 +83,13 @@ def for_each(
     return values * (n // len(values))
 
 # %% ../../nbs/api/cli/972_values.ipynb #a171d5e6
-TOTALSEGMENTATOR = "totalsegmentator"
-
-
 def read_table(
-    names: str | None,  # file, or `TOTALSEGMENTATOR`; None for what the label map says itself
+    names: str | None,  # file, or "totalsegmentator"; None for what the label map says itself
 ) -> pd.DataFrame | None:
     "Read which number stands for which structure. Raises a `ValueError` for another table."
-    import pandas as pd
+    from diffdrr.volumes import table_of
 
-    from diffdrr.volumes import structure_table
-
-    if names is None:
-        return None
-    if names.lower() == TOTALSEGMENTATOR:
-        return structure_table()
-    check_file("--names", names)
-    try:
-        table = pd.read_csv(names)
-        table["id"], table["structure"] = table["id"].astype(int), table["structure"].astype(str)
-    except (ValueError, KeyError) as error:
-        raise ValueError(
-            f"--names {names!r} must be a table separated by commas, with the columns structure (a name) and id (its "
-            f"number in the label map), or {TOTALSEGMENTATOR!r} ({error})"
-        ) from error
-    return table
+    return table_of(names, "--names")
 
 
 def read_structures(
