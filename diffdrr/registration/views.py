@@ -17,6 +17,7 @@ from torch import Tensor
 from ..checks import shaped
 from ..geometry import BlackPicture, Camera, RigidTransform
 from ..rendering import DRR
+from ..volumes import Grid
 from ..xrays import XRay
 
 # %% auto #0
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
 class View(NamedTuple):
     "An X-ray, and the DRR that should look like it."
 
-    drr: DRR  # with the camera of the X-ray
+    drr: DRR  # with the camera of the X-ray; its CT may be coarser, and go on beyond its ends
     xray: XRay  # line integrals: bones are bright; with the pose to begin from
+    grid: Grid  # of the CT as it was given
 
     def pixel_at_isocentre(self) -> float:
         "Compute the width of what a pixel sees at the centre of the volume, in mm."
@@ -39,7 +41,7 @@ class View(NamedTuple):
         if camera.beam == "parallel":
             return float(camera.delx)
         source = self.drr.detector(self.xray.pose)[0][0, 0]
-        return float(camera.delx * torch.linalg.vector_norm(self.drr.grid.centre.to(source) - source) / camera.sdd)
+        return float(camera.delx * torch.linalg.vector_norm(self.grid.centre.to(source) - source) / camera.sdd)
 
 # %% ../../nbs/api/registration/716_views.ipynb #a2bec061
 def as_list(
@@ -157,7 +159,8 @@ def make_view(
     check_drr(drr)
     check_pictures(image, mask, camera)
     shown = image.where(mask > 0, 0)  # what is hidden may be NaN
-    return View(drr, XRay(shown, mask, camera, bright_bones=True, logarithmic=True, pose=RigidTransform(matrix)))
+    xray = XRay(shown, mask, camera, bright_bones=True, logarithmic=True, pose=RigidTransform(matrix))
+    return View(drr, xray, drr.grid)
 
 # %% ../../nbs/api/registration/716_views.ipynb #c0c87bfb
 def make_views(
