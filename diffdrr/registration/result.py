@@ -120,8 +120,8 @@ def reason_to_doubt_geometry(
     if score <= LEAST_SCORE:
         return None
     return (
-        f"another geometry fits better (by {score:.1f} standard deviations; {LEAST_SCORE:g} may be chance or breathing); "
-        "check sdd, the size of the pixels and the principal point, "
+        f"another geometry fits better (by {score:.1f} standard deviations; {LEAST_SCORE:g} may be chance or "
+        "breathing); check sdd, the size of the pixels and the principal point, "
         "or refine=['sdd', 'x0', 'y0'] with two views or more"
     )
 
