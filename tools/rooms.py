@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "diffdrr"
 NOTEBOOKS = ROOT / "nbs" / "api"
 
-# Every room may import from these.
-BASE = ("checks", "files", "dicom")
+# Every room may import from these, and each of them from those before it.
+BASE = ("checks", "files", "dicom", "workers")
 # The other rooms in the order of their notebooks, and which of those before it each may import from.
 ROOMS: dict[str, set[str]] = {
     "geometry": set(),
@@ -39,6 +39,7 @@ CONTENTS = {
     "checks": "what an argument must be",
     "files": "files that are whole",
     "dicom": "tags and pixels of DICOM files",
+    "workers": "tasks of one process or many",
     "geometry": "rotations, poses, cameras, views",
     "volumes": "CTs on their grids",
     "xrays": "real X-rays and data sets",
@@ -71,7 +72,7 @@ OWNERS = {
     "imageio_ffmpeg": {"show"},
     "numba": {"kernels"},
     "pyarrow": {"synthesis"},
-    "distributed": {"synthesis"},
+    "distributed": {"workers"},
     "trimesh": {"bodies"},
     "triton": {"kernels", "show"},
 }
@@ -79,7 +80,7 @@ OWNERS = {
 
 def allowed(room: str) -> set[str]:
     "Return the rooms that a room may import from, itself included."
-    return {room} if room in BASE else {room, *BASE, *ROOMS[room]}
+    return set(BASE[: BASE.index(room) + 1]) if room in BASE else {room, *BASE, *ROOMS[room]}
 
 
 def path_of(module: str) -> Path:
