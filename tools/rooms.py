@@ -32,7 +32,10 @@ ROOMS: dict[str, set[str]] = {
     "anatomy": {"geometry", "rendering"},
     "show": {"geometry", "volumes", "xrays", "rendering", "bodies", "anatomy"},
     "synthesis": set("geometry volumes xrays kernels rendering bodies physics anatomy show".split()),
-    "cli": set("geometry volumes xrays kernels rendering bodies physics registration tracking show synthesis".split()),
+    "studies": {"geometry", "volumes", "xrays", "rendering", "registration"},
+    "cli": set(
+        "geometry volumes xrays kernels rendering bodies physics registration tracking show synthesis studies".split()
+    ),
 }
 # What a reader finds in each.
 CONTENTS = {
@@ -54,6 +57,7 @@ CONTENTS = {
     "anatomy": "masks of structures",
     "show": "pictures, films, scenes",
     "synthesis": "data sets of synthetic X-rays",
+    "studies": "X-rays registered by the thousand",
     "cli": "the command line",
 }
 # The modules of 0.6.1: they re-export names, and nothing imports them.
@@ -71,7 +75,7 @@ OWNERS = {
     "panel": {"show"},
     "imageio_ffmpeg": {"show"},
     "numba": {"kernels"},
-    "pyarrow": {"synthesis"},
+    "pyarrow": {"synthesis", "studies"},
     "distributed": {"workers"},
     "trimesh": {"bodies"},
     "triton": {"kernels", "show"},

@@ -21,7 +21,7 @@ from ..geometry import Camera, RigidTransform, read_landmarks
 from .draws import read_poses
 from .reading import mistake
 from .recipe import EXAMPLE, CTs, PoseList, Recipe
-from ..volumes import Grid, labels_of, load_example_ct, read, structure_table
+from ..volumes import TOTALSEGMENTATOR, Grid, labels_of, load_example_ct, read, structure_table
 from ..workers import Recent
 
 if TYPE_CHECKING:
@@ -108,32 +108,15 @@ def find_cases(
     return [found[name] for name in sorted(found)]
 
 
-TABLE = "totalsegmentator"  # the table that the package has
-
-
-def read_names(
-    path: str,
-) -> pd.DataFrame:
-    "Read a table of structures. Raises a `ValueError` for another one."
-    import pandas as pd
-
-    if not Path(path).is_file():
-        raise ValueError(f"names {path!r} does not exist")
-    table = pd.read_csv(path)
-    if not {"structure", "id"} <= set(table.columns):
-        raise ValueError(f"names {path!r} must have the columns structure and id, not {', '.join(table.columns)}")
-    return table
-
-
 def table_of(
     recipe: Recipe,
     entry: int,  # of the recipe
 ) -> pd.DataFrame | None:
     "Return the table of structures that an entry names."
     names = recipe.ct[entry].names
-    if recipe.ct[entry].volume == EXAMPLE or names == TABLE:
+    if recipe.ct[entry].volume == EXAMPLE or names == TOTALSEGMENTATOR:
         return structure_table()
-    return None if names is None else read_names(str(Path(recipe.folder) / names))
+    return None if names is None else structure_table(Path(recipe.folder) / names)
 
 # %% ../../nbs/api/synthesis/926_patients.ipynb #f329fdff
 def digest(
@@ -157,7 +140,7 @@ def digests(
     "Digest all files of a recipe."
     found = {case.name: [digest(path) for path in case[2:]] for case in cases}
     others = [insert.mesh for insert in recipe.insert]
-    others += [entry.names for entry in recipe.ct if entry.names not in (None, TABLE)]
+    others += [entry.names for entry in recipe.ct if entry.names not in (None, TOTALSEGMENTATOR)]
     others += [recipe.poses.file] if isinstance(recipe.poses, PoseList) else []
     return found | {name: [digest(str(Path(recipe.folder) / name))] for name in others}
 

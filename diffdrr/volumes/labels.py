@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from numbers import Integral
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..checks import end, guess
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['STRUCTURES', 'LABELS', 'structure_table', 'check_table', 'labels_of']
+__all__ = ['STRUCTURES', 'LABELS', 'TOTALSEGMENTATOR', 'structure_table', 'check_table', 'labels_of', 'read_structures']
 
 # %% ../../nbs/api/volumes/202_labels.ipynb #8a15ba30
 def left_and_right(
@@ -68,11 +69,30 @@ STRUCTURES = tuple(  # rows of group, index in the group, name, label
 LABELS = {name: label for _, _, name, label in STRUCTURES}  # label of each structure
 
 
-def structure_table() -> pd.DataFrame:  # one row for each structure, with its name in `structure` and its label in `id`
-    "Lay out the structures of TotalSegmentator in a table, as `read` takes it."
+TOTALSEGMENTATOR = "totalsegmentator"
+
+
+def structure_table(
+    names: str | Path = TOTALSEGMENTATOR,  # or a file separated by commas, with the columns structure and id
+) -> pd.DataFrame:  # one row for each structure, with its name in `structure` and its label in `id`
+    """Lay out the structures of a label map in a table, as `read` takes it.
+
+    Raises a `FileNotFoundError` for a missing file, and a `ValueError` for one that holds another table."""
     import pandas as pd
 
-    return pd.DataFrame(STRUCTURES, columns=["group", "original_idx", "structure", "id"])
+    if str(names).lower() == TOTALSEGMENTATOR:
+        return pd.DataFrame(STRUCTURES, columns=["group", "original_idx", "structure", "id"])
+    if not Path(names).is_file():
+        raise FileNotFoundError(f"names {str(names)!r} does not exist")
+    try:
+        table = pd.read_csv(names)
+        table["id"], table["structure"] = table["id"].astype(int), table["structure"].astype(str)
+    except (ValueError, KeyError) as error:
+        raise ValueError(
+            f"names {str(names)!r} must be a table separated by commas, with the columns structure (a name) and id "
+            f"(its number in the label map), or {TOTALSEGMENTATOR!r} ({error})"
+        ) from error
+    return table
 
 # %% ../../nbs/api/volumes/202_labels.ipynb #5b677f58
 def check_table(
@@ -120,3 +140,15 @@ def labels_of(
         else:
             found += [int(label) for label in table["id"][table["structure"] == one]]
     return found
+
+# %% ../../nbs/api/volumes/202_labels.ipynb #0ff5367f
+def read_structures(
+    text: str | None,  # names and numbers separated by commas; None for everything
+    table: pd.DataFrame | None,  # of the label map, if it is known beforehand
+) -> list[int | str] | None:
+    "Read which structures are meant. Raises a `ValueError` with the nearest guess for a misspelt name."
+    if text is None:
+        return None
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    kept = [int(word) if word.isdecimal() else word for word in words]
+    return kept if table is None else labels_of(kept, table)
