@@ -194,7 +194,8 @@ def many(workers_take_time: None, files: Path, tmp_path_factory: pytest.TempPath
     "A longer table as a program takes it, and what one process makes of it."
     folder = tmp_path_factory.mktemp("many")
     table = pd.concat([table_of(files)] * 4, ignore_index=True)
-    table["init"] = [f"{i},0" if i % 5 else "nowhere" for i in range(len(table))]
+    table["init"] = [view if i % 5 else "nowhere" for i, view in enumerate(table["init"])]
+    table["sod"] = [750 + i for i in range(len(table))]
     table.to_csv(folder / "studies.csv", index=False)
     (folder / "program.py").write_text(PROGRAM)
     with pytest.warns(UserWarning, match="5 of 24 rows have an error"):

@@ -43,7 +43,6 @@ def register_table(
     who = dict(workers=options.workers, scheduler=options.scheduler)
     found = register_all(options.table, output, **who, pixels=options.pixels, **search_of(options))
     trusted, failed = int(found["trusted"].sum()), int(found["error"].notna().sum())
-    print(
-        f"{trusted} of {len(found)} poses can be trusted, {len(found) - trusted - failed} not, {failed} have an error"
-    )
+    doubtful = len(found) - trusted - failed
+    print(f"{len(found)} X-rays: {trusted} found, {doubtful} doubtful, {failed} with an error")
     print(output.absolute())
