@@ -282,17 +282,17 @@ def prior_of(
 
 
 def check_search(
-    strategy: Strategy,
-    spread: Sequence[float],
-    n_starts: int,
-    attempts: int,
+    spread: Sequence[float] = (15.0, 45.0),
+    n_starts: int = 200,
+    refine: Sequence[str] | Mapping[str, float] = (),
+    schedule: Sequence[Stage] = SCHEDULE,
+    attempts: int = 3,
 ) -> None:
     "Raise a `ValueError` for a search that makes no sense. See `register` for the arguments."
     if not isinstance(spread, Sequence) or len(spread) != 2 or not all(0 <= x < math.inf for x in spread):
         raise ValueError(f"spread must be two standard deviations, in degrees and mm, such as (15, 45), not {spread!r}")
     whole("n_starts", n_starts)
     whole("attempts", attempts)
-    refine = strategy.refine
     if isinstance(refine, Mapping):
         for name, deviation in refine.items():
             number(f"refine[{name!r}]", deviation, 0, remedy="it is how far off the intrinsic may be, in mm")
@@ -301,7 +301,7 @@ def check_search(
     some_of("refine", refine, INTRINSICS)
     if {"sdd", "delx", "dely"} <= set(refine):
         raise ValueError("refine must leave one of sdd, delx and dely as it is: a picture tells their ratios only")
-    if not len(strategy.schedule):
+    if not len(schedule):
         raise ValueError("schedule must have at least one Stage")
     if torch.is_inference_mode_enabled():
         raise ValueError("register needs derivatives, which torch.inference_mode() forbids; torch.no_grad() does not")
@@ -348,7 +348,7 @@ def register(
         verbose: show a progress bar
     """
     begin, strategy = time.perf_counter(), Strategy(schedule, refine, solver)
-    check_search(strategy, spread, n_starts, attempts)
+    check_search(spread, n_starts, refine, schedule, attempts)
     strategy = strategy._replace(prior=prior_of(spread, refine))
     views = make_views(drr, xray, init, mask)
     pyramid = make_pyramid(views, [stage.pixels for stage in schedule])
