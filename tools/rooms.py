@@ -32,7 +32,10 @@ ROOMS: dict[str, set[str]] = {
     "anatomy": {"geometry", "rendering"},
     "show": {"geometry", "volumes", "xrays", "rendering", "bodies", "anatomy"},
     "synthesis": set("geometry volumes xrays kernels rendering bodies physics anatomy show".split()),
-    "cli": set("geometry volumes xrays kernels rendering bodies physics registration tracking show synthesis".split()),
+    "training": set("geometry volumes xrays kernels rendering physics compare registration synthesis".split()),
+    "cli": set(
+        "geometry volumes xrays kernels rendering bodies physics registration tracking show synthesis training".split()
+    ),
 }
 # What a reader finds in each.
 CONTENTS = {
@@ -53,6 +56,7 @@ CONTENTS = {
     "anatomy": "masks of structures",
     "show": "pictures, films, scenes",
     "synthesis": "data sets of synthetic X-rays",
+    "training": "networks that tell poses",
     "cli": "the command line",
 }
 # The modules of 0.6.1: they re-export names, and nothing imports them.
@@ -72,6 +76,8 @@ OWNERS = {
     "numba": {"kernels"},
     "pyarrow": {"synthesis"},
     "distributed": {"synthesis"},
+    "lightning_fabric": {"training"},
+    "tensorboard": {"training"},
     "trimesh": {"bodies"},
     "triton": {"kernels", "show"},
 }

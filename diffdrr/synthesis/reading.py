@@ -149,9 +149,7 @@ def tables_of(
         raise RecipeError(f"{str(path)!r} is not written in TOML: {error}") from error
 
 # %% ../../nbs/api/synthesis/924_reading.ipynb #c04b5d41
-def read_parts(
-    path: str | Path, whole: type, makers: Mapping[str, Callable[[Source, object, str], object]]
-) -> object:
+def read_parts(path: str | Path, whole: type, makers: Mapping[str, Callable[[Source, object, str], object]]) -> object:
     """Read from a file in TOML what a dataclass describes, whose fields `folder` and `source` tell of the file.
 
     Raises a `FileNotFoundError` for a missing file, and a `RecipeError` that names file, line, table and key for

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from ..checks import need, one_of, whole
 from ..files import whole_file
+from ..kernels import serial_torch
 from ..synthesis import claim, mistake
 from .loss import TrainingLoss, errors_of
 from .model import DESCRIPTION, describe, save_model
@@ -187,7 +188,7 @@ def share(
 
 
 class Log:
-    "The log of a run, for spreadsheets and for TensorBoard. A run that goes on takes up what was not yet in a checkpoint."
+    "The log of a run, for spreadsheets and for TensorBoard. What came after the last checkpoint is written again."
 
     def __init__(
         self,
@@ -209,10 +210,13 @@ class Log:
         if self.writer is not None:
             with whole_file(self.run.folder / LOG) as temporary:
                 pd.DataFrame(rows).to_csv(temporary, index=False)
-            self.writer.log_metrics({name: value for name, value in rows[-1].items() if name != "step"}, rows[-1]["step"])
+            self.writer.log_metrics(
+                {name: value for name, value in rows[-1].items() if name != "step"}, rows[-1]["step"]
+            )
             self.writer.save()
 
 # %% ../../nbs/api/training/946_loop.ipynb #0f5b7245
+@serial_torch()  # small pictures: kernels use all cores, other operations would wait for each other
 def train(
     training: Training | str | Path,
     folder: str | Path,

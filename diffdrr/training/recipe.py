@@ -48,7 +48,7 @@ class Loss:
         pixels: along the longer side of these pictures
     """
 
-    image: float = 100.0
+    image: float = 20.0
     pixels: int = 32
 
     def __post_init__(self) -> None:
@@ -153,7 +153,9 @@ def recipe_of(
         except FileNotFoundError as error:
             raise mistake(training.source, error) from error
     if recipe.physics is not None and recipe.physics.intensities:
-        message = "intensities must be false for training: X-rays are prepared as optical depths, where bones are bright"
+        message = (
+            "intensities must be false for training: X-rays are prepared as optical depths, where bones are bright"
+        )
         raise mistake(recipe.source, message, "physics")
     return recipe
 
