@@ -41,7 +41,7 @@ def seen_by(
     picture: Float[Tensor, "1 1 H W"],
     taken: Camera,  # that took it
 ) -> Float[Tensor, "1 1 h w"]:
-    "Show a picture as another camera would have taken it from the same place. Raises a `ValueError` for a parallel beam."
+    "Show a picture as another camera would have taken it from there. Raises a `ValueError` for a parallel beam."
     if vars(camera) == vars(taken):
         return picture
     shrink = taken.sdd * camera.delx / (camera.sdd * taken.delx)  # pixels of the picture in one
