@@ -22,7 +22,7 @@ from ..kernels import serial_torch
 from ..synthesis import claim, mistake
 from .loss import TrainingLoss, errors_of
 from .model import DESCRIPTION, describe, save_model
-from .network import make_network
+from .network import PoseNetwork, make_network
 from .pictures import Pictures, mean_pose
 from .recipe import Optimizer, Training, read_training
 
@@ -41,6 +41,8 @@ def make_fabric(
 ) -> Fabric:
     "Join the other processes, if there are any."
     one_of("accelerator", accelerator, ACCELERATORS)
+    if accelerator == "gpu" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        raise ValueError("accelerator 'gpu' is not there, or this torch was built without it; give 'cpu' or 'auto'")
     fabric = need("lightning_fabric", "train", "training")
     need("tensorboard", "train", "the log of a training")
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
@@ -58,6 +60,18 @@ def rate_at(
     "Compute the learning rate of a step."
     rise = min(1.0, (step + 1) / optimizer.warmup)
     return optimizer.rate * rise * 0.5 * (1 + math.cos(math.pi * step / optimizer.steps))
+
+
+MILLIMETRES = 10.0  # a translation is tens of them where a rotation is tenths of a radian
+
+
+def groups_of(
+    network: PoseNetwork,
+) -> list[dict[str, object]]:  # of parameters, with a factor on the rate
+    "Let the layer of translations learn faster, as its numbers are larger."
+    last = list(network.regressor.xyz_regression.parameters())
+    others = [parameter for parameter in network.parameters() if all(parameter is not one for one in last)]
+    return [{"params": others, "factor": 1.0}, {"params": last, "factor": MILLIMETRES}]
 
 
 @dataclass
@@ -85,7 +99,7 @@ class Run:
         fabric: Fabric,
     ):
         self.training, self.folder, self.fabric = training, folder, fabric
-        share(training, fabric.world_size)
+        check_shares(training, fabric.world_size)
         self.pictures = Pictures(training)
         self.content, self.progress = describe(training, self.pictures), Progress()
         middle, height = mean_pose(self.pictures.validation.pose), self.pictures.camera.height
@@ -96,7 +110,7 @@ class Run:
         with fabric.rank_zero_first():
             claim(self.content, folder, DESCRIPTION)
         said, self.loss = training.optimizer, TrainingLoss(training.loss, self.pictures)
-        optimizer = torch.optim.AdamW(network.parameters(), lr=said.rate, weight_decay=said.decay)
+        optimizer = torch.optim.AdamW(groups_of(network), lr=said.rate, weight_decay=said.decay)
         self.network, self.optimizer = fabric.setup(network, optimizer)
         if (folder / CHECKPOINT).is_file():
             self.load()
@@ -143,7 +157,7 @@ class Run:
         "Change the weights by a batch."
         losses = self.backward()
         for group in self.optimizer.param_groups:
-            group["lr"] = rate_at(self.progress.step, self.training.optimizer)
+            group["lr"] = group["factor"] * rate_at(self.progress.step, self.training.optimizer)
         self.optimizer.step()
         self.progress.step += 1
         self.progress.sums = [total + loss for total, loss in zip(self.progress.sums, losses)]
@@ -158,8 +172,7 @@ class Run:
         self.network.train()
         errors = errors_of(kept.pose, predicted, self.pictures.camera.sdd)
         since = progress.step - (progress.rows[-1]["step"] if progress.rows else 0)
-        means = [total / since if since else math.nan for total in progress.sums]
-        progress.sums = [0.0, 0.0]
+        means, progress.sums = [total / since for total in progress.sums], [0.0, 0.0]
         row = {"step": progress.step, "seconds": progress.seconds}
         row |= {"training_distance_mm": means[0], "training_difference": means[1], **errors}
         progress.rows.append(row)
@@ -175,16 +188,15 @@ class Run:
                 save_model(self.folder, self.network.module, self.content, row)
 
 # %% ../../nbs/api/training/946_loop.ipynb #97c88455
-def share(
+def check_shares(
     training: Training,
     n: int,  # processes
-) -> int:  # pictures of a batch for each
-    "Share out a batch. Raises a `RecipeError` where that cannot be done."
+) -> None:
+    "Raise a `RecipeError` unless processes can share a batch."
     batch = training.optimizer.batch
     if batch % n:
         message = f"batch must be a multiple of the number of processes, which is {n}, not {batch}"
         raise mistake(training.source, message, "optimizer")
-    return batch // n
 
 
 class Log:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -134,7 +134,7 @@ class Pictures:
         self.numbers = Numbers(training.seed, endless.pictures, period, kept)
         self.validation = self.examples(range(training.validation.pictures), self.numbers.validation)
 
-    def examples(self, numbers: Sequence[int], which: object = None) -> Example:
+    def examples(self, numbers: Sequence[int], which: Callable[[int], int] | None = None) -> Example:
         "Collect examples: of training, or those that `which` finds. CTs take turns."
         which = self.numbers.training if which is None else which
         pictures, poses, cts = [], [], []
