@@ -1,6 +1,6 @@
 """Data sets of synthetic X-rays: the same bytes whoever made them, and whatever died meanwhile.
 
-`pytest tests/test_synthesis.py --nb-flags slow` also starts workers, and kills them."""
+Those marked slow start workers, and kill them."""
 
 from __future__ import annotations
 
@@ -272,6 +272,7 @@ if __name__ == "__main__":
 @pytest.fixture(scope="module")
 def many(workers_take_time: None, cts: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     "A longer recipe as a program takes it, and the digest of what one process makes of it."
+    pytest.importorskip("distributed", reason="distributed comes with the extra [cluster]")
     folder, recipe = tmp_path_factory.mktemp("many"), recipe_of(cts, **LONG)
     (folder / "recipe.pickle").write_bytes(pickle.dumps(recipe))
     (folder / "program.py").write_text(PROGRAM)
@@ -287,6 +288,7 @@ def shards_in(out: Path) -> list[Path]:
     return list((out / "shards").glob("*.tar"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_bytes_do_not_depend_on_the_workers(many: tuple[Path, str], tmp_path: Path, workers: int):
     folder, expected = many
@@ -294,6 +296,7 @@ def test_bytes_do_not_depend_on_the_workers(many: tuple[Path, str], tmp_path: Pa
     assert digest(tmp_path / "set") == expected
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_is_there(many: tuple[Path, str], tmp_path: Path):
     import distributed
 
@@ -306,6 +309,7 @@ def test_a_scheduler_that_is_there(many: tuple[Path, str], tmp_path: Path):
     assert digest(tmp_path / "set") == expected
 
 
+@pytest.mark.slow
 def test_a_worker_is_killed(many: tuple[Path, str], tmp_path: Path):
     folder, expected = many
     run = start_run(folder, tmp_path / "set", 2)
@@ -315,6 +319,7 @@ def test_a_worker_is_killed(many: tuple[Path, str], tmp_path: Path):
     assert digest(tmp_path / "set") == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_run_is_killed(many: tuple[Path, str], tmp_path: Path, workers: int):
     folder, expected = many

@@ -161,7 +161,7 @@ def read_subject(
     options: RenderOptions,
 ) -> Subject:
     "Read the CT, or make the example. What can be wrong without it is refused before."
-    from diffdrr.volumes import load_example_ct, read, read_structures, structure_table
+    from diffdrr.volumes import load_example_ct, read, read_structures, structure_table, table_of
 
     check_belongs(options, ("labels", "names", *OF_SLICES))
     if options.ct is None:
@@ -170,7 +170,7 @@ def read_subject(
     check_file("CT", options.ct)
     check_file("--labels", options.labels)
 
-    table = None if options.names is None else structure_table(options.names)
+    table = table_of(options.names, "--names")
     kept = read_structures(options.structures, table)
     how = dict(structures=table, energy=energy_of(options), **choices_of_slices(options))
     return read(options.ct, options.labels, kept, options.orientation, **how)

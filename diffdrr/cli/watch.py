@@ -71,13 +71,13 @@ def view(
 ) -> None:
     "Move a C-arm around a CT with sliders, in the browser."
     from diffdrr.show import serve
-    from diffdrr.volumes import TOTALSEGMENTATOR, read_structures, structure_table
+    from diffdrr.volumes import TOTALSEGMENTATOR, read_structures, table_of
 
     whole("--port", options.port, 0, 65535)
     check_belongs(options, ("labels", "names", *OF_SLICES))
     check_file("CT", options.ct)
     check_file("--labels", options.labels)
     known = options.ct is None or options.names is not None
-    table = structure_table(options.names or TOTALSEGMENTATOR) if known else None
+    table = table_of(options.names or TOTALSEGMENTATOR, "--names") if known else None
     kept, slices = read_structures(options.structures, table), choices_of_slices(options)
     serve(options.ct, options.labels, kept, options.orientation, options.port, not options.no_browser, slices)

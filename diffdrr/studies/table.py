@@ -19,7 +19,7 @@ from ..files import numbers_of
 from ..geometry import DEVIATION_COLUMNS, POSE_COLUMNS, RigidTransform, angles_of_view, pose_from_columns
 from ..registration import RegistrationResult
 from .case import Case, Shot, initial_pose
-from ..volumes import TOTALSEGMENTATOR, read_structures, structure_table
+from ..volumes import TOTALSEGMENTATOR, read_structures, table_of
 from ..xrays import XRay
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def names_of(
     names = row.get("names")
     if names is None:
         return None
-    return structure_table(names if names.lower() == TOTALSEGMENTATOR else folder / names)
+    return table_of(names if names.lower() == TOTALSEGMENTATOR else folder / names, "names")
 
 # %% ../../nbs/api/studies/952_table.ipynb #63f04e7b
 def start_of(

@@ -21,7 +21,7 @@ from ..geometry import Camera, RigidTransform, read_landmarks
 from .draws import read_poses
 from .reading import mistake
 from .recipe import EXAMPLE, CTs, PoseList, Recipe
-from ..volumes import TOTALSEGMENTATOR, Grid, labels_of, load_example_ct, read, structure_table
+from ..volumes import TOTALSEGMENTATOR, Grid, labels_of, load_example_ct, read, structure_table, table_of
 from ..workers import Recent
 
 if TYPE_CHECKING:
@@ -102,21 +102,22 @@ def find_cases(
                 if case.name in found:
                     raise ValueError(f"volume {entry.volume!r} finds {case.name!r}, which is there already")
                 found[case.name] = case
-            table_of(recipe, index)
+            table_of_entry(recipe, index)
         except (OSError, ValueError) as error:
             raise mistake(recipe.source, error, "ct", index) from error
     return [found[name] for name in sorted(found)]
 
 
-def table_of(
+def table_of_entry(
     recipe: Recipe,
     entry: int,  # of the recipe
 ) -> pd.DataFrame | None:
     "Return the table of structures that an entry names."
     names = recipe.ct[entry].names
-    if recipe.ct[entry].volume == EXAMPLE or names == TOTALSEGMENTATOR:
+    if recipe.ct[entry].volume == EXAMPLE:
         return structure_table()
-    return None if names is None else structure_table(Path(recipe.folder) / names)
+    is_file = names not in (None, TOTALSEGMENTATOR)
+    return table_of(Path(recipe.folder) / names if is_file else names, "names")
 
 # %% ../../nbs/api/synthesis/926_patients.ipynb #f329fdff
 def digest(
@@ -183,7 +184,7 @@ def read_subject(
     marks = None if case.landmarks is None else read_landmarks(case.landmarks)
     extra = {} if marks is None else {"landmarks": marks.names}
     how |= {"fiducials": None if marks is None else marks.points, "extra": extra, "resample_target": entry.spacing}
-    return read(case.volume, case.labels, structures=table_of(recipe, case.entry), **how)
+    return read(case.volume, case.labels, structures=table_of_entry(recipe, case.entry), **how)
 
 # %% ../../nbs/api/synthesis/926_patients.ipynb #ebce3510
 SCENES = 16  # that are kept: a recipe may draw a camera for each picture

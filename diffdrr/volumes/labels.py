@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['STRUCTURES', 'LABELS', 'TOTALSEGMENTATOR', 'structure_table', 'check_table', 'labels_of', 'read_structures']
+__all__ = ['STRUCTURES', 'LABELS', 'TOTALSEGMENTATOR', 'structure_table', 'check_table', 'table_of', 'labels_of',
+           'read_structures']
 
 # %% ../../nbs/api/volumes/202_labels.ipynb #8a15ba30
 def left_and_right(
@@ -69,30 +70,11 @@ STRUCTURES = tuple(  # rows of group, index in the group, name, label
 LABELS = {name: label for _, _, name, label in STRUCTURES}  # label of each structure
 
 
-TOTALSEGMENTATOR = "totalsegmentator"
-
-
-def structure_table(
-    names: str | Path = TOTALSEGMENTATOR,  # or a file separated by commas, with the columns structure and id
-) -> pd.DataFrame:  # one row for each structure, with its name in `structure` and its label in `id`
-    """Lay out the structures of a label map in a table, as `read` takes it.
-
-    Raises a `FileNotFoundError` for a missing file, and a `ValueError` for one that holds another table."""
+def structure_table() -> pd.DataFrame:  # one row for each structure, with its name in `structure` and its label in `id`
+    "Lay out the structures of TotalSegmentator in a table, as `read` takes it."
     import pandas as pd
 
-    if str(names).lower() == TOTALSEGMENTATOR:
-        return pd.DataFrame(STRUCTURES, columns=["group", "original_idx", "structure", "id"])
-    if not Path(names).is_file():
-        raise FileNotFoundError(f"names {str(names)!r} does not exist")
-    try:
-        table = pd.read_csv(names)
-        table["id"], table["structure"] = table["id"].astype(int), table["structure"].astype(str)
-    except (ValueError, KeyError) as error:
-        raise ValueError(
-            f"names {str(names)!r} must be a table separated by commas, with the columns structure (a name) and id "
-            f"(its number in the label map), or {TOTALSEGMENTATOR!r} ({error})"
-        ) from error
-    return table
+    return pd.DataFrame(STRUCTURES, columns=["group", "original_idx", "structure", "id"])
 
 # %% ../../nbs/api/volumes/202_labels.ipynb #5b677f58
 def check_table(
@@ -108,7 +90,37 @@ def check_table(
             f"pandas.DataFrame({{'structure': ['heart'], 'id': [51]}})"
         )
 
+# %% ../../nbs/api/volumes/202_labels.ipynb #34ab5ae7
+TOTALSEGMENTATOR = "totalsegmentator"  # the name of the table that the package has
 
+
+def table_of(
+    structures: pd.DataFrame | str | Path | None,  # a table, a .csv file, or `TOTALSEGMENTATOR`
+    name: str = "structures",  # what messages call it
+) -> pd.DataFrame | None:
+    "Return a table of structures. Raises a `FileNotFoundError`, and a `ValueError` for another table."
+    if not isinstance(structures, str | Path):
+        check_table(structures)
+        return structures
+    if str(structures).lower() == TOTALSEGMENTATOR:
+        return structure_table()
+    import pandas as pd
+
+    path = Path(structures)
+    if not path.is_file():
+        wrong = "is a folder; give a file in it" if path.is_dir() else "does not exist; check the path"
+        raise FileNotFoundError(f"{name} {str(path)!r} {wrong}")
+    try:
+        table = pd.read_csv(path)
+        table["id"], table["structure"] = table["id"].astype(int), table["structure"].astype(str)
+    except (ValueError, KeyError) as error:
+        raise ValueError(
+            f"{name} {str(path)!r} must be a table separated by commas, with the columns structure (a name) and id "
+            f"(its number in the label map), or {TOTALSEGMENTATOR!r} ({error})"
+        ) from error
+    return table
+
+# %% ../../nbs/api/volumes/202_labels.ipynb #6cdfa2dc
 def labels_of(
     structures: int | str | Iterable[int | str],  # names, labels, or both
     table: pd.DataFrame | None,  # of names in the column `structure`, with their labels in `id`; None if there is none
