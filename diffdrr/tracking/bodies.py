@@ -398,8 +398,10 @@ def finish(
     if len(setup.bodies) > 1 or len(setup.known) > 1:
         together = refine(setup, placement, search.stages[-2:])
         rows += trace_table(together.steps, list(setup.bodies))
+    before = None
     if search.finest is not None and has_more_pixels(setup.xrays, together.objective):
-        last, together = search.finest, refine(setup, together.last.placement[:1], [search.finest])
+        before = together.last.placement[:1]
+        last, together = search.finest, refine(setup, before, [search.finest])
         rows += trace_table(together.steps, list(setup.bodies))
     best = together.last.placement[:1]
     reasons, similarity = {}, {}
@@ -410,7 +412,7 @@ def finish(
         similarity[name] = one.refinement.objective.score(own).item()
     poses = {name: RigidTransform(pose) for name, pose in zip(setup.bodies, best.poses[0])}
     reasons |= {name: reasons[name] or reason for name, reason in in_one_place(setup.bodies, poses).items()}
-    spread = bodies_covariance(together.objective, best, last.robustness)
+    spread = bodies_covariance(together.objective, best, last.robustness, before)
     return BodiesResult(poses, spread, similarity, reasons, DataFrame(rows), time.perf_counter() - begin)
 
 

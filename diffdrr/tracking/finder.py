@@ -137,13 +137,7 @@ class BodyFinder:
     def refine(
         self, xrays: Sequence[XRay], guesses: Mapping[str, Prediction], names: Sequence[str]
     ) -> dict[str, Finding]:
-        """Find some bodies in a few steps from their guesses, while the others stay at theirs.
-
-        Args:
-            xrays: of one moment
-            guesses: of all bodies
-            names: of the bodies to find
-        """
+        "Improve guesses level by level, in two rounds if there are several bodies."
         poses, found = {name: guess.pose for name, guess in guesses.items()}, {}
         for again in range(min(len(names), 2)):
             for name in names:
@@ -158,13 +152,7 @@ class BodyFinder:
     def search(
         self, xrays: Sequence[XRay], guesses: Mapping[str, Prediction], names: Sequence[str]
     ) -> dict[str, Finding]:
-        """Find some bodies that may be as far from their guesses as the covariances say, while the others stay.
-
-        Args:
-            xrays: of one moment
-            guesses: of all bodies
-            names: of the bodies to find
-        """
+        "Search as `register_bodies` does, and improve what it finds."
         poses, found = {name: guess.pose for name, guess in guesses.items()}, {}
         for name in names:
             guess = guesses[name]._replace(covariance=wider(guesses[name].covariance))

@@ -214,8 +214,10 @@ def bodies_covariance(
     objective: BodyObjective,
     placement: BodyPlacement,  # one guess, at its optimum
     robustness: float,  # standard deviations where the loss levels off
+    before: BodyPlacement | None = None,  # the optimum of a comparison with fewer pixels
 ) -> Float[Tensor, "P P"]:  # of a step, float64
-    "Estimate the covariance of the optimum from blocks of pixels and from other windows, as `register` does."
+    """Estimate the covariance of the optimum from blocks of pixels and from other comparisons, as `register` does: those
+    within other windows, and the one that led to `before`."""
     seen = objective.differentiate(placement)
 
     def evidence(part: float) -> Evidence:
@@ -231,5 +233,8 @@ def bodies_covariance(
         back = inverse(own.total.normal)
         return (back @ own.known @ back)[0]
     noise = covariance_of_blocks(own)
-    steps = torch.stack([evidence(part).total.step() for part in OTHER_WINDOWS])
+    steps = [evidence(part).total.step() for part in OTHER_WINDOWS]
+    if before is not None:
+        steps.append(placement.step_to(before, objective.pivot).to(noise))
+    steps = torch.stack(steps)
     return (noise * disagreement(steps, noise).clamp(min=1)[:, None, None])[0]
