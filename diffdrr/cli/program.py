@@ -23,6 +23,7 @@ from .doctor import DoctorOptions, doctor
 from .messages import explain, flag_of, in_options
 from .place import PlaceOptions, place
 from .register import RegisterOptions, register
+from .register_table import RegisterTableOptions, register_table
 from .render import RenderOptions, render
 from .synthesize import SynthesizeOptions, synthesize
 from .track import TrackOptions, track
@@ -36,6 +37,7 @@ __all__ = ['COMMANDS', 'main']
 COMMANDS = {
     "render": (render, RenderOptions),
     "register": (register, RegisterOptions),
+    "register-table": (register_table, RegisterTableOptions),
     "animate": (animate, AnimateOptions),
     "view": (view, ViewOptions),
     "track": (track, TrackOptions),
@@ -49,15 +51,16 @@ COMMANDS = {
 HELP = """usage: diffdrr COMMAND [options]
 
 commands:
-  render      make a radiograph of a CT, or of the built-in example
-  register    find the pose of X-rays of a patient of whom there is a CT
-  animate     make a film of a registration
-  view        move a C-arm around a CT with sliders, in the browser
-  track       follow bones and implants through a sequence of X-rays from calibrated cameras
-  place       place them by hand over the X-rays of one moment, in the browser
-  synthesize  make a data set of synthetic X-rays from a recipe
-  train       train a network that tells the pose of an X-ray
-  doctor      print what is installed, and who can render here: for a report of an error
+  render          make a radiograph of a CT, or of the built-in example
+  register        find the pose of X-rays of a patient of whom there is a CT
+  register-table  find the poses of the X-rays of a table: a table of results, by one process or many
+  animate         make a film of a registration
+  view            move a C-arm around a CT with sliders, in the browser
+  track           follow bones and implants through a sequence of X-rays from calibrated cameras
+  place           place them by hand over the X-rays of one moment, in the browser
+  synthesize      make a data set of synthetic X-rays from a recipe
+  train           train a network that tells the pose of an X-ray
+  doctor          print what is installed, and who can render here: for a report of an error
 
 examples:
   diffdrr render                                         the built-in example, to drr.png
@@ -69,6 +72,7 @@ examples:
   diffdrr register chest.nii.gz xray.dcm --init "LAO 30" -o result
   diffdrr register chest.nii.gz frontal.dcm side.dcm -o result
   diffdrr register chest.nii.gz xray.png --sdd 1020 --sod 750 --delx 0.4 --bright-bones true --init AP
+  diffdrr register-table studies.csv -o results.csv --workers 8
   diffdrr animate result -o result.gif
   diffdrr view chest.nii.gz
   diffdrr place trial.cfg -o poses.csv

@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..checks import finite, one_of, shaped, some_of
-from ..files import whole_file
-from ..geometry import AffineTransform, RigidTransform, check_pose, hat, matrix_to_quaternion
+from ..files import numbered_lines, whole_file
+from ..geometry import AffineTransform, RigidTransform, check_pose, deviation_columns, hat, pose_columns
 from ..registration import check_json
 
 if TYPE_CHECKING:
@@ -75,19 +75,6 @@ def check_rows(
             raise ValueError(f"covariance[{name!r}] must have variances of at least 0 on its diagonal")
         if isinstance(track.reasons[name], str) or len(track.reasons[name]) != F:
             raise ValueError(f"reasons[{name!r}] must be one for each of {F} frames, not {len(track.reasons[name])}")
-
-# %% ../../nbs/api/tracking/751_tracks.ipynb #8b90ba4d
-COLUMNS = ("x", "y", "z", "qw", "qx", "qy", "qz")
-DEVIATIONS = ("sd_x", "sd_y", "sd_z", "sd_rx", "sd_ry", "sd_rz")
-
-
-def pose_columns(
-    pose: RigidTransform,  # (F)
-    prefix: str = "",  # of the columns' names
-) -> dict[str, list[float]]:
-    "Write poses in columns: the translation in mm, and a quaternion (w, x, y, z)."
-    numbers = torch.cat([pose.translation, matrix_to_quaternion(pose.rotation)], dim=1)
-    return {prefix + name: column for name, column in zip(COLUMNS, numbers.T.tolist(), strict=True)}
 
 # %% ../../nbs/api/tracking/751_tracks.ipynb #6d0f9a3f
 def rows_of(
@@ -215,9 +202,7 @@ class Track:
             if name in scanners:
                 matrix = getattr(scanners[name], "matrix", scanners[name]).to(pose.matrix).reshape(4, 4)
                 columns |= pose_columns(RigidTransform(pose.matrix @ matrix), "ct_")
-            deviation = self.standard_deviation(name)
-            deviation = torch.cat([deviation[:, :3], deviation[:, 3:].rad2deg()], dim=1)
-            columns |= dict(zip(DEVIATIONS, deviation.T.tolist(), strict=True))
+            columns |= deviation_columns(self.standard_deviation(name))
             reasons = Series(self.reasons[name], dtype=object)  # None stays None
             columns |= {"similarity": self.similarity[name].tolist(), "reason": reasons}
             parts.append(DataFrame(columns))
@@ -234,13 +219,14 @@ class Track:
 
     @classmethod
     def load(cls, path: str | Path) -> Track:
-        """Read a track. Raises a `ValueError` for a file that holds none.
+        """Read a track. Raises a `FileNotFoundError` for a missing file, and a `ValueError` for one that holds none.
 
         Args:
             path: a file that `save` wrote
         """
+        lines = [line for _, line in numbered_lines(check_json(path))]
         try:
-            return track_of(json.loads(check_json(path).read_text()))
+            return track_of(json.loads("\n".join(lines)))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{str(path)!r} does not hold a track: {error}") from error
 
