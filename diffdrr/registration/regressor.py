@@ -25,7 +25,7 @@ class PoseRegressor(nn.Module):
     """Predict the pose of an X-ray.
 
     Raises a `ValueError` for a parameterisation that a network cannot predict, and an `ImportError` without timm,
-    which comes with the extra `diffdrr[pose]`.
+    which comes with the extra `[pose]`.
 
     Args:
         model_name: of timm, such as "resnet18"

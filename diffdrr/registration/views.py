@@ -17,7 +17,8 @@ from torch import Tensor
 from ..checks import shaped
 from ..geometry import BlackPicture, Camera, RigidTransform
 from ..rendering import DRR
-from ..xrays import XRay
+from ..volumes import Grid
+from ..xrays import XRay, find_field
 
 # %% auto #0
 __all__ = ['make_views']
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
 class View(NamedTuple):
     "An X-ray, and the DRR that should look like it."
 
-    drr: DRR  # with the camera of the X-ray
+    drr: DRR  # with the camera of the X-ray; its CT may be coarser, and go on beyond its ends
     xray: XRay  # line integrals: bones are bright; with the pose to begin from
+    grid: Grid  # of the CT as it was given
 
     def pixel_at_isocentre(self) -> float:
         "Compute the width of what a pixel sees at the centre of the volume, in mm."
@@ -39,7 +41,7 @@ class View(NamedTuple):
         if camera.beam == "parallel":
             return float(camera.delx)
         source = self.drr.detector(self.xray.pose)[0][0, 0]
-        return float(camera.delx * torch.linalg.vector_norm(self.drr.grid.centre.to(source) - source) / camera.sdd)
+        return float(camera.delx * torch.linalg.vector_norm(self.grid.centre.to(source) - source) / camera.sdd)
 
 # %% ../../nbs/api/registration/716_views.ipynb #a2bec061
 def as_list(
@@ -132,6 +134,33 @@ def check_pictures(
     if seen.max() == seen.min():
         raise ValueError(f"xray has the same value {seen.max().item():.4g} everywhere; was it clipped?")
 
+# %% ../../nbs/api/registration/716_views.ipynb #c56b0cce
+HIDDEN = 0.05  # part of the picture which must be dark all around to be taken for collimated
+
+
+def exposed(
+    image: Shaped[Tensor, "1 1 H W"],  # line integrals
+    camera: Camera,
+) -> Shaped[Tensor, "1 1 H W"]:
+    "Make a mask of what a collimator left free, with a warning, or of everything, also without scikit-image."
+    mask = torch.ones_like(image)
+    if image.shape[-2:] != (camera.height, camera.width) or not image.isfinite().all() or image.min() == image.max():
+        return mask  # refused later
+    xray = XRay(image.detach().cpu(), mask.cpu(), camera, bright_bones=True, logarithmic=True)
+    try:
+        field = find_field(xray).mask.to(mask)
+    except ModuleNotFoundError:
+        return mask
+    dark = 1 - field.mean().item()
+    if dark < HIDDEN:
+        return mask
+    warnings.warn(
+        f"{dark:.0%} of the X-ray is dark, as behind a collimator, and does not count; "
+        "give a mask to say what counts, or mask=torch.ones_like(xray) to count everything",
+        stacklevel=4,
+    )
+    return field
+
 # %% ../../nbs/api/registration/716_views.ipynb #9600e189
 def make_view(
     drr: DRR | Subject,
@@ -145,19 +174,21 @@ def make_view(
         if not (xray.bright_bones and xray.logarithmic):
             raise ValueError("xray must hold line integrals; diffdrr.xrays.prepare makes them of the values in a file")
         image = xray.image
-        mask = xray.mask if mask is None else mask
+        mask = xray.mask if mask is None and (xray.mask < 1).any() else mask
         init = xray.initial_pose(drr.subject) if init is None else init
     if init is None:
         raise ValueError(
             "init must be a pose, since a tensor does not say how it was taken; "
             "diffdrr.geometry.pose_from_view makes one from the name of a view, and others from angles or landmarks"
         )
-    mask, camera = torch.ones_like(image) if mask is None else mask, drr.detector.camera
+    camera = drr.detector.camera
+    mask = exposed(image, camera) if mask is None else mask
     image, mask, matrix = (x.to(drr.device, drr.dtype) for x in (image, mask, init.matrix))
     check_drr(drr)
     check_pictures(image, mask, camera)
     shown = image.where(mask > 0, 0)  # what is hidden may be NaN
-    return View(drr, XRay(shown, mask, camera, bright_bones=True, logarithmic=True, pose=RigidTransform(matrix)))
+    xray = XRay(shown, mask, camera, bright_bones=True, logarithmic=True, pose=RigidTransform(matrix))
+    return View(drr, xray, drr.grid)
 
 # %% ../../nbs/api/registration/716_views.ipynb #c0c87bfb
 def make_views(

@@ -8,18 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 
 from .. import __version__
@@ -42,6 +38,7 @@ from .reading import mistake, read_recipe
 from .recipe import Recipe
 from .samples import encode, make_sample, scaled
 from .shards import Shard, is_whole, plan_shards, write_shard
+from ..workers import Recent, check_workers, results
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -110,9 +107,7 @@ def check_recipe(
         check_poses(recipe, patient_of(recipe, cases[0], run), listed)
 
 # %% ../../nbs/api/synthesis/929_run.ipynb #8487ead8
-READING = Lock()  # one CT at a time, also where a worker has several threads
-READ: dict[tuple[str, str], Patient] = {}
-KEPT = 2
+READ = Recent(2)  # CTs
 
 
 def patient_of(
@@ -121,12 +116,7 @@ def patient_of(
     run: str,  # its stamp, so that a CT that changes between two runs is read again
 ) -> Patient:
     "Read a CT, or recall it."
-    with READING:
-        if (run, case.name) not in READ:
-            while len(READ) >= KEPT:
-                READ.pop(next(iter(READ)))
-            READ[run, case.name] = Patient(recipe, case)
-        return READ[run, case.name]
+    return READ.get((run, case.name), partial(Patient, recipe, case))
 
 
 def make_shard(
@@ -139,57 +129,6 @@ def make_shard(
     patient, listed = patient_of(recipe, shard.case, run), listed_poses(recipe)
     samples = (make_sample(recipe, patient, index, listed) for index in range(shard.first, shard.first + shard.count))
     return write_shard(folder, shard, ((sample, encode(sample, recipe.output)) for sample in samples))
-
-# %% ../../nbs/api/synthesis/929_run.ipynb #73c6b5e2
-def on_one_core(
-    task: Callable[[Shard], int],
-    version: str,  # of this package where the run was started
-    shard: Shard,
-) -> int:
-    "Do a task in a worker. Raises a `RuntimeError` where another version of this package would do it."
-    if version != __version__:
-        raise RuntimeError(
-            f"a worker has diffdrr {__version__}, but the run has {version}; install the same everywhere"
-        )
-    torch.set_num_threads(1)
-    return task(shard)
-
-
-@contextmanager
-def client_of(
-    workers: int,
-    scheduler: str | None,  # address
-) -> Iterator[object]:  # `distributed.Client`
-    "Connect to a cluster, or start one on this machine."
-    distributed = need("distributed", "cluster", "a run with workers")
-    if scheduler is not None:
-        with distributed.Client(scheduler) as client:
-            yield client
-        return
-    how = dict(n_workers=workers, threads_per_worker=1, dashboard_address=":0", silence_logs=50)
-    with distributed.LocalCluster(**how) as cluster, distributed.Client(cluster) as client:
-        yield client
-
-
-def results(
-    task: Callable[[Shard], int],
-    shards: Sequence[Shard],
-    workers: int,
-    scheduler: str | None,
-    verbose: bool,  # say where the dashboard is
-) -> Iterator[tuple[Shard, int]]:
-    "Do a task for all shards, and yield what comes of it as it is done."
-    if not workers and scheduler is None:
-        yield from ((shard, task(shard)) for shard in shards)
-        return
-    with client_of(workers, scheduler) as client:
-        if verbose:
-            tqdm.write(f"dashboard of the workers: {client.dashboard_link}", file=sys.stderr)
-        futures = client.map(partial(on_one_core, task, __version__), shards, pure=False, batch_size=1000)
-        which = {future.key: shard for future, shard in zip(futures, shards)}
-        for future in need("distributed", "cluster").as_completed(futures):
-            yield which[future.key], future.result()
-            future.release()
 
 # %% ../../nbs/api/synthesis/929_run.ipynb #45e0ab6e
 def claim(
@@ -268,12 +207,8 @@ def synthesize(
     Returns:
         the folder
     """
-    whole("workers", workers, 0)
-    if workers and scheduler is not None:
-        raise ValueError("workers are those of the scheduler, so give either workers or scheduler")
+    check_workers(workers, scheduler)
     need("pyarrow", "data", "a manifest")
-    if workers or scheduler is not None:
-        need("distributed", "cluster", "a run with workers")
     recipe, folder = recipe if isinstance(recipe, Recipe) else read_recipe(recipe), Path(folder).absolute()
     cases = find_cases(recipe)
     content = identity(recipe, cases)
@@ -284,7 +219,7 @@ def synthesize(
     task, total, black = partial(make_shard, portable(recipe), folder, stamp(content)), content["pictures"], 0
     done = total - sum(shard.count for shard in todo)
     with tqdm(total=total, initial=done, desc="Rendering X-rays", unit="picture", disable=not verbose) as bar:
-        for shard, some in results(task, todo, workers, scheduler, verbose) if todo else ():
+        for shard, some in results(task, todo, workers, scheduler, verbose=verbose):
             bar.update(shard.count)
             black += some
     tidy(folder)
