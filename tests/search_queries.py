@@ -73,7 +73,7 @@ QUERIES = {
     # Registration and reconstruction
     "2d/3d registration": ["tutorials/registration"],
     "initial pose": ["tutorials/real_xrays#where-to-start"],
-    "uncertainty": ["gallery/body_uncertainty", "api/registration/uncertainty"],
+    "uncertainty": ["tutorials/uncertainty", "gallery/body_uncertainty", "api/registration/uncertainty"],
     "biplane": ["gallery/two_views", "tutorials/real_xrays#two-views"],
     "landmarks": ["explanations/faq#i-have-landmarks"],
     "cone beam ct reconstruction": ["tutorials/reconstruction"],

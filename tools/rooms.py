@@ -33,8 +33,10 @@ ROOMS: dict[str, set[str]] = {
     "show": {"geometry", "volumes", "xrays", "rendering", "bodies", "anatomy"},
     "synthesis": set("geometry volumes xrays kernels rendering bodies physics anatomy show".split()),
     "studies": {"geometry", "volumes", "xrays", "rendering", "registration"},
+    "training": set("geometry volumes xrays kernels rendering physics compare registration synthesis".split()),
     "cli": set(
-        "geometry volumes xrays kernels rendering bodies physics registration tracking show synthesis studies".split()
+        "geometry volumes xrays kernels rendering bodies physics registration tracking show synthesis studies "
+        "training".split()
     ),
 }
 # What a reader finds in each.
@@ -58,6 +60,7 @@ CONTENTS = {
     "show": "pictures, films, scenes",
     "synthesis": "data sets of synthetic X-rays",
     "studies": "X-rays registered by the thousand",
+    "training": "networks that tell poses",
     "cli": "the command line",
 }
 # The modules of 0.6.1: they re-export names, and nothing imports them.
@@ -77,6 +80,8 @@ OWNERS = {
     "numba": {"kernels"},
     "pyarrow": {"synthesis", "studies"},
     "distributed": {"workers"},
+    "lightning_fabric": {"training"},
+    "tensorboard": {"training"},
     "trimesh": {"bodies"},
     "triton": {"kernels", "show"},
 }

@@ -27,6 +27,7 @@ from .register_table import RegisterTableOptions, register_table
 from .render import RenderOptions, render
 from .synthesize import SynthesizeOptions, synthesize
 from .track import TrackOptions, track
+from .train import TrainOptions, train
 from .watch import AnimateOptions, ViewOptions, animate, view
 
 # %% auto #0
@@ -42,6 +43,7 @@ COMMANDS = {
     "track": (track, TrackOptions),
     "place": (place, PlaceOptions),
     "synthesize": (synthesize, SynthesizeOptions),
+    "train": (train, TrainOptions),
     "doctor": (doctor, DoctorOptions),
 }
 
@@ -57,6 +59,7 @@ commands:
   track           follow bones and implants through a sequence of X-rays from calibrated cameras
   place           place them by hand over the X-rays of one moment, in the browser
   synthesize      make a data set of synthetic X-rays from a recipe
+  train           train a network that tells the pose of an X-ray
   doctor          print what is installed, and who can render here: for a report of an error
 
 examples:
@@ -75,6 +78,7 @@ examples:
   diffdrr place trial.cfg -o poses.csv
   diffdrr track trial.cfg --init poses.csv -o result --export tra --film mp4
   diffdrr synthesize recipe.toml -o set --preview
+  diffdrr train train.toml -o model
 
 diffdrr COMMAND --help explains the options of a command; diffdrr --version prints the version."""
 

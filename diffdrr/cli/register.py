@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from diffdrr.geometry import RigidTransform
     from diffdrr.rendering import DRR
     from diffdrr.studies import Case
+    from diffdrr.training import PoseModel
     from diffdrr.xrays import XRay
 
 # %% auto #0
@@ -50,6 +51,22 @@ def initial_poses(
     poses = [initial_pose(one, picture, case.orientation, shot.path) for one, picture, shot in each]
     return RigidTransform(torch.cat([pose.matrix for pose in poses]))
 
+# %% ../../nbs/api/cli/975_register.ipynb #1c28512b
+def read_model(
+    options: RegisterOptions,
+) -> PoseModel | None:
+    "Read a trained network, if there is one. Raises a `ValueError` where it cannot say where to begin."
+    from diffdrr.training import PoseModel
+
+    if options.model is None:
+        return None
+    if options.init is not None:
+        raise ValueError("--model guesses where to begin; give it or --init, not both")
+    if len(options.xrays) > 1:
+        raise ValueError(f"--model guesses the pose of one X-ray, and there are {len(options.xrays)}; give --init")
+    check_file("--model", options.model)
+    return PoseModel(options.model)
+
 # %% ../../nbs/api/cli/975_register.ipynb #752de1e4
 def search_of(
     options: object,  # with spread, refine and seed
@@ -70,6 +87,7 @@ class RegisterOptions:
     xrays: list[str]  # X-ray of the patient: a DICOM file, a picture or an array; or several, if the patient lay still
     output: str = "registration"  # folder to write: result.json, overlay.png and case.json
     init: list[str] | None = None  # a view ("LAO 30") or angles (--init=30,-10) for each X-ray; or a result.json
+    model: str | None = None  # folder that diffdrr train wrote: the network guesses where to begin, for one X-ray
     orientation: Literal["AP", "PA"] = "PA"  # of the X-ray: seen from the detector (PA) or the source (AP)
     frame: list[int] | None = None  # of several, counted from 0; this and the next six: once, or for each X-ray
     sdd: list[float] | None = None  # source-to-detector distance, mm; from the X-ray's file if left out
@@ -113,10 +131,14 @@ def register(
     check_file("CT", options.ct)
     whole("--pixels", options.pixels, 32)
     pictures = read_pictures(case)
-    start = initial_poses(options.init, pictures, case)
+    model = read_model(options)
+    start = initial_poses(options.init, pictures, case) if model is None else None
     drrs = make_drrs(read_ct(case), pictures)
+    start = model(drrs[0], pictures[0]) if start is None else start
     masks = [picture.mask for picture in pictures]
-    result = find_pose(drrs, [picture.image for picture in pictures], start, masks, **search)
+    result = find_pose(
+        drrs, [picture.image for picture in pictures], start if model is None else model, masks, **search
+    )
     with whole_folder(folder) as temporary:
         result.save(temporary / "result.json")
         save_overlay(temporary / "overlay.png", drrs, pictures, start, result.pose)

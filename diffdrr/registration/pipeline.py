@@ -33,7 +33,7 @@ from diffdrr.registration.result import (
 )
 from .search import SCHEDULE, Stage, Step, Strategy, best_starts, refine_candidates
 from .uncertainty import GEOMETRY, Geometry, covariance, score_geometry
-from .views import View, check_sight, make_views
+from .views import Guess, View, check_sight, is_guess, make_views
 from ..rendering import DRR
 from ..xrays import XRay
 
@@ -281,6 +281,16 @@ def prior_of(
     return Prior(math.radians(spread[0]), spread[1], known)
 
 
+def attempts_of(
+    n_starts: int,
+    attempts: int,
+    guessed: bool,  # the initial pose is a guess, which is tried alone first
+) -> list[tuple[int, float]]:  # starts, and a factor on the spread
+    "Plan attempts: after a failure with twice the starts, and 1.5 times the spread."
+    alone = [(1, 1.0)] if guessed or n_starts == 1 else []
+    return alone + [(n_starts * 2**i, 1.5**i) for i in range(attempts if n_starts > 1 else 0)]
+
+
 def check_search(
     spread: Sequence[float] = (15.0, 45.0),
     n_starts: int = 200,
@@ -311,7 +321,7 @@ def check_search(
 def register(
     drr: DRR | Subject | Sequence[DRR],
     xray: Shaped[Tensor, "..."] | XRay | Sequence[Tensor | XRay],
-    init: RigidTransform | None = None,
+    init: RigidTransform | Guess | None = None,
     mask: Shaped[Tensor, "..."] | Sequence[Tensor] | None = None,
     spread: Sequence[float] = (15.0, 45.0),
     n_starts: int = 200,
@@ -334,7 +344,8 @@ def register(
     Args:
         drr: one for all views, or one for each; a subject will do for an `XRay`
         xray: (V, 1, H, W) line integrals, see `xrays.prepare`
-        init: (V) initial poses, rigid to each other; an `XRay` may hold its own
+        init: (V) initial poses, rigid to each other; an `XRay` may hold its own; for one X-ray also what guesses it
+            from DRR and `XRay`, such as a `training.PoseModel`: that is tried alone before there are random starts
         mask: like `xray`: 0 where the patient is hidden
         spread: how wrong `init` may be: standard deviations, degrees and mm; it holds the pose where the pictures do
             not, and a pose that is more than 4.5 of them off is doubted; 0 holds nothing
@@ -352,16 +363,17 @@ def register(
     strategy = strategy._replace(prior=prior_of(spread, refine))
     views = make_views(drr, xray, init, mask)
     pyramid = make_pyramid(views, [stage.pixels for stage in schedule])
+    for view in pyramid[schedule[0].pixels]:
+        check_sight(view)
     pyramid = with_extent(pyramid, schedule[0], n_starts, spread, seed)
     first = Objective(pyramid[schedule[0].pixels], schedule[0].window)
-    for view in first.views:
-        check_sight(view)
     generator, found = torch.Generator().manual_seed(seed), []
-    with tqdm(total=attempts * (len(schedule) + 1), desc="register", disable=not verbose) as bar:
-        for i in range(attempts):
-            starts, wider = 1 if n_starts == 1 else n_starts * 2**i, [x * 1.5**i for x in spread]
+    plan = attempts_of(n_starts, attempts, is_guess(init))
+    with tqdm(total=len(plan) * (len(schedule) + 1), desc="register", disable=not verbose) as bar:
+        for starts, factor in plan:
+            wider = [x * factor for x in spread]
             found.append(attempt(pyramid, first, strategy, starts, wider, generator, bar.update))
-            if found[-1].reason is None or n_starts == 1:
+            if found[-1].reason is None:
                 bar.total = bar.n
                 break
     best = max(found, key=lambda attempt: attempt.rank)

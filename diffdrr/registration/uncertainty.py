@@ -139,6 +139,7 @@ def covariance(
 
 # %% ../../nbs/api/registration/720_uncertainty.ipynb #3e45a0f7
 GEOMETRY = ("sdd", "x0", "y0")
+ROUNDING = 0.01  # residuals up to this, in local standard deviations, say nothing
 
 
 class Geometry(NamedTuple):
@@ -168,6 +169,7 @@ def score_geometry(
     pose = Equations(total.normal[:, :6, :6], total.gradient[:, :6])
     coupled = total.normal[:, :6, 6:].unflatten(2, (-1, len(GEOMETRY))).sum(dim=2)
     residual, _ = free.linearize(start, seen)
-    noise = weight_of_penalty(free, residual, median_deviation(residual, free.weights))
+    deviation = median_deviation(residual, free.weights).clamp(min=ROUNDING)
+    noise = weight_of_penalty(free, residual, deviation)
     gain = (drop_of_loss(total) - drop_of_loss(pose)).clamp(min=0)
     return Geometry(-inverse(pose.normal) @ coupled, (gain / noise).sqrt())

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -161,12 +162,22 @@ def exposed(
     )
     return field
 
+# %% ../../nbs/api/registration/716_views.ipynb #5bde9426
+Guess = Callable[[DRR, XRay], RigidTransform]  # of the pose (1) of a picture of line integrals
+
+
+def is_guess(
+    init: object,  # what the caller gave
+) -> bool:
+    "Say whether something guesses poses. Transforms can be called, too, but with points."
+    return callable(init) and not isinstance(init, RigidTransform)
+
 # %% ../../nbs/api/registration/716_views.ipynb #9600e189
 def make_view(
     drr: DRR | Subject,
     xray: Shaped[Tensor, "..."] | XRay,  # (1, 1, H, W) line integrals
     mask: Shaped[Tensor, "..."] | None,  # (1, 1, H, W); None for that of the X-ray, or for all pixels
-    init: RigidTransform | None,  # (1) pose; None for that of the X-ray
+    init: RigidTransform | Guess | None,  # (1) pose, or what guesses it; None for that of the X-ray
 ) -> View:
     "Put together what belongs to an X-ray. Raises a `ValueError` that says what does not fit."
     drr, image = drr_of(drr, xray), xray
@@ -183,29 +194,34 @@ def make_view(
         )
     camera = drr.detector.camera
     mask = exposed(image, camera) if mask is None else mask
-    image, mask, matrix = (x.to(drr.device, drr.dtype) for x in (image, mask, init.matrix))
+    image, mask = (x.to(drr.device, drr.dtype) for x in (image, mask))
     check_drr(drr)
     check_pictures(image, mask, camera)
-    shown = image.where(mask > 0, 0)  # what is hidden may be NaN
-    xray = XRay(shown, mask, camera, bright_bones=True, logarithmic=True, pose=RigidTransform(matrix))
-    return View(drr, xray, drr.grid)
+    image = image.where(mask > 0, 0)  # what is hidden may be NaN
+    shown = XRay(image, mask, camera, bright_bones=True, logarithmic=True)
+    pose = init(drr, shown) if is_guess(init) else init
+    pose = RigidTransform(pose.matrix.to(drr.device, drr.dtype))
+    return View(drr, replace(shown, pose=pose), drr.grid)
 
 # %% ../../nbs/api/registration/716_views.ipynb #c0c87bfb
 def make_views(
     drr: DRR | Subject | Sequence[DRR],  # one for all X-rays, or one for each
     xray: Shaped[Tensor, "..."] | XRay | Sequence[Tensor | XRay],  # (V, 1, H, W), or a list
-    init: RigidTransform | None = None,  # (V) poses to begin from
+    init: RigidTransform | Guess | None = None,  # (V) poses to begin from, or what guesses that of one X-ray
     mask: Shaped[Tensor, "..."] | Sequence[Tensor] | None = None,  # like `xray`
 ) -> list[View]:
     "Put together what belongs to each X-ray. Raises a `ValueError` or a `TypeError` that says what does not fit."
-    if init is not None and not isinstance(init, RigidTransform):
+    if init is not None and not isinstance(init, RigidTransform) and not is_guess(init):
         raise TypeError(
             f"init must be a RigidTransform, not {type(init).__name__}; diffdrr.geometry.pose_from_view makes one "
             "from a name such as 'AP', and RigidTransform(matrix) from a matrix"
         )
     xrays = as_list("xray", xray)
+    if is_guess(init) and len(xrays) > 1:
+        raise ValueError(f"init must be poses for {len(xrays)} X-rays: a guess does not say how they lie to each other")
     masks = [None] * len(xrays) if mask is None else as_list("mask", mask)
-    inits = [None] * len(xrays) if init is None else [RigidTransform(m) for m in init.matrix.detach().split(1)]
+    given = isinstance(init, RigidTransform)
+    inits = [RigidTransform(m) for m in init.matrix.detach().split(1)] if given else [init] * len(xrays)
     drrs = list(drr) if isinstance(drr, (list, tuple)) else [drr] * len(xrays)
     counts = dict(drr=len(drrs), xray=len(xrays), init=len(inits), mask=len(masks))
     if len(set(counts.values())) > 1 or not xrays:

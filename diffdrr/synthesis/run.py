@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from .. import __version__
 from ..checks import need, whole
 from ..files import whole_file
-from ..geometry import BlackPicture, RigidTransform, why_unseen
+from ..geometry import BlackPicture, Camera, RigidTransform, why_unseen
 from ..kernels import serial_torch
 from .draws import draw_all
 from diffdrr.synthesis.patients import (
@@ -37,14 +38,16 @@ from diffdrr.synthesis.patients import (
 from .reading import mistake, read_recipe
 from .recipe import Recipe
 from .samples import encode, make_sample, scaled
-from .shards import Shard, is_whole, plan_shards, write_shard
+from .shards import Shard, is_whole, item_of, plan_shards, write_shard
 from ..workers import Recent, check_workers, results
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from diffdrr.bodies import Scene
+
 # %% auto #0
-__all__ = ['synthesize', 'portable', 'preview']
+__all__ = ['claim', 'changes', 'tidy', 'synthesize', 'portable', 'RenderedXRays', 'preview']
 
 # %% ../../nbs/api/synthesis/929_run.ipynb #8fcae11c
 TRIES, FEW = 32, 24  # pictures, and their rows and columns
@@ -134,9 +137,12 @@ def make_shard(
 def claim(
     content: dict[str, object],  # what the bytes of the data set depend on
     folder: Path,
+    name: str = "recipe.json",  # of the file that says so
 ) -> None:
-    "Make the folder of a data set, or make sure that it belongs to this recipe. Raises a `FileExistsError` otherwise."
-    path = folder / "recipe.json"
+    """Make the folder of a data set, or of a network that is trained, or make sure that it belongs to this recipe.
+
+    Raises a `FileExistsError` otherwise."""
+    path = folder / name
     if path.exists():
         try:
             there = json.loads(path.read_text(encoding="utf-8"))
@@ -147,13 +153,12 @@ def claim(
         changed = changes(there, content)
         if changed:
             raise FileExistsError(
-                f"{str(folder)!r} holds the shards of another recipe: {'; '.join(changed[:3])}; choose another folder, "
+                f"{str(folder)!r} belongs to another recipe: {'; '.join(changed[:3])}; choose another folder, "
                 "or remove this one"
             )
     elif folder.exists() and {other.name for other in folder.iterdir()} - {"preview.png"}:
         raise FileExistsError(f"{str(folder)!r} holds other files; choose another folder")
-    for part in ("shards", "manifest"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         with whole_file(path) as temporary:
             temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
@@ -216,6 +221,8 @@ def synthesize(
     if todo:
         check_recipe(recipe, cases, stamp(content))
     claim(content, folder)
+    for part in ("shards", "manifest"):
+        (folder / part).mkdir(exist_ok=True)
     task, total, black = partial(make_shard, portable(recipe), folder, stamp(content)), content["pictures"], 0
     done = total - sum(shard.count for shard in todo)
     with tqdm(total=total, initial=done, desc="Rendering X-rays", unit="picture", disable=not verbose) as bar:
@@ -233,6 +240,41 @@ def portable(
 ) -> Recipe:
     "Return a recipe that means the same in another process, whatever its folder."
     return replace(recipe, folder=str(Path(recipe.folder).absolute()))
+
+# %% ../../nbs/api/synthesis/929_run.ipynb #f14ca5be
+class RenderedXRays(Dataset):
+    """The samples of a recipe, each rendered when it is asked for, as `XRayShards` returns it.
+
+    All CTs are read at once, and stay in memory. Raises a `RecipeError` for whatever is wrong with the recipe.
+
+    Args:
+        recipe: or the file that it is read from
+        grey: pictures from 0 to 1 instead of the values that were measured
+    """
+
+    def __init__(self, recipe: Recipe | str | Path, grey: bool = False):
+        self.recipe, self.grey = recipe if isinstance(recipe, Recipe) else read_recipe(recipe), grey
+        self.cases, self.listed = find_cases(self.recipe), listed_poses(self.recipe)
+        self.identity = identity(self.recipe, self.cases)  # all that the pictures depend on
+        run = stamp(self.identity)
+        check_recipe(self.recipe, self.cases, run)
+        self._patients = [patient_of(self.recipe, case, run) for case in self.cases]
+
+    def __len__(self) -> int:
+        return self.identity["pictures"]
+
+    def __getitem__(self, i: int) -> dict[str, object]:
+        sample = make_sample(self.recipe, self._patients[i // self.recipe.pictures], i, self.listed)
+        return item_of(sample, self.grey)
+
+    def scene(self, ct: int, camera: Camera) -> Scene:
+        """Return what renders the line integrals of a CT, with gradients in the pose.
+
+        Args:
+            ct: counted in the order of names, as in `cases`
+            camera: of any size
+        """
+        return self._patients[ct].scene(camera)
 
 # %% ../../nbs/api/synthesis/929_run.ipynb #0c5de9e5
 def preview(recipe: Recipe | str | Path, n: int = 12) -> Figure:

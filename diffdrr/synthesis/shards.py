@@ -217,6 +217,18 @@ def checked_files_at(
         )
     return files
 
+# %% ../../nbs/api/synthesis/928_shards.ipynb #4cc7e3c4
+def item_of(
+    sample: Sample,
+    grey: bool = False,  # pictures from 0 to 1 instead of the values that were measured
+) -> dict[str, object]:  # as `decode_sample` describes it
+    "Return a sample as a data set does."
+    low, high = sample.geometry["low"], sample.geometry["high"]
+    picture = (sample.picture - low) / ((high - low) or 1.0) if grey else sample.picture
+    found = {"picture": picture[None], "masks": sample.masks, "thickness": sample.thickness}
+    found |= {"depth": None if sample.depth is None else sample.depth[None], "geometry": sample.geometry}
+    return {name: value for name, value in found.items() if value is not None}
+
 # %% ../../nbs/api/synthesis/928_shards.ipynb #120070bd
 def decode_sample(files: Mapping[str, object], grey: bool = False) -> dict[str, object]:
     """Decode the files of one sample, as `webdataset.WebDataset(...).map(decode_sample)`.
@@ -229,12 +241,7 @@ def decode_sample(files: Mapping[str, object], grey: bool = False) -> dict[str, 
         `picture` (1, H, W); `masks` (C, H, W), `thickness` (C, H, W), mm, and `depth` (1, H, W), mm, where the recipe
         asks for them; `geometry`, what is known of the picture, as JSON holds it
     """
-    sample = decode({end: data for end, data in files.items() if not end.startswith("_")})
-    low, high = sample.geometry["low"], sample.geometry["high"]
-    picture = (sample.picture - low) / ((high - low) or 1.0) if grey else sample.picture
-    found = {"picture": picture[None], "masks": sample.masks, "thickness": sample.thickness}
-    found |= {"depth": None if sample.depth is None else sample.depth[None], "geometry": sample.geometry}
-    return {name: value for name, value in found.items() if value is not None}
+    return item_of(decode({end: data for end, data in files.items() if not end.startswith("_")}), grey)
 
 
 class XRayShards(Dataset):
