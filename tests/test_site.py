@@ -9,12 +9,13 @@ import io
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from PIL import Image
 
-from tools import check_site, docs_renderer, gallery, nbrun, readme
+from tools import check_site, docs, docs_renderer, gallery, nbrun, readme
 
 ROOT = Path(__file__).parents[1]
 WEBSITE = "https://example.org/docs"
@@ -266,6 +267,55 @@ def test_documented_class():
     assert "hidden" not in shown
 
 
+def index_of(**modules: str) -> SimpleNamespace:
+    "Stand in for what nbdev knows of the package: the names in each module."
+    symbols = {f"diffdrr.{module}": {f"diffdrr.{module}.{name}": ()} for module, name in modules.items()}
+    return SimpleNamespace(entries={"diffdrr": {"syms": symbols}}, code=lambda name: None)
+
+
+@pytest.mark.parametrize(
+    ("name", "modules", "internal"),
+    [
+        ("pose_from_view", {"geometry.views": "pose_from_view"}, False),
+        ("aim", {"geometry.views": "aim"}, True),
+        ("Camera.bin", {"geometry.camera": "Camera.bin"}, False),
+        ("one_of", {"checks": "one_of"}, False),  # no room
+        ("register", {"geometry.a": "register", "registration.b": "register"}, False),  # one of two rooms offers it
+        ("elsewhere", {"geometry.views": "aim"}, False),
+    ],
+)
+def test_internal_names(monkeypatch, name: str, modules: dict, internal: bool):
+    monkeypatch.setattr(docs_renderer, "NbdevLookup", lambda: index_of(**modules))
+    assert docs_renderer.is_internal(name) == internal
+
+
+def test_internal_names_are_folded(monkeypatch):
+    monkeypatch.setattr(docs_renderer, "is_internal", lambda name: True)
+    shown = docs_renderer.TableRenderer(Holder)._repr_markdown_()
+    start = '<details class="internal">\n<summary><code>Holder</code> Hold.</summary>\n\n#### Holder\n\n```python'
+    assert shown.startswith(start) and shown.endswith("\n\n</details>")
+    said = docs_renderer.folded("a", "Join `x` & y. More.", [])
+    assert said[0].endswith("<summary><code>a</code> Join <code>x</code> &amp; y.</summary>")
+
+
+def test_public_names_come_first(tmp_path: Path):
+    def shown(level: str, name: str) -> dict:
+        return code_cell("", {"data": {"text/markdown": [f"---\n\n{level} {name}\n\n", f"```python\n{name}()\n```"]}})
+
+    title, prose = {"cell_type": "raw", "source": ""}, {"cell_type": "markdown", "source": "### a_heading"}
+    pages = {
+        "mixed": [title, prose, shown("####", "inner"), shown("###", "First"), shown("###", "second")],
+        "inside": [title, shown("####", "inner")],
+        "prose": [title, prose],
+    }
+    for name, cells in pages.items():
+        (tmp_path / f"{name}.ipynb").write_text(json.dumps(notebook(*cells)))
+    docs.put_public_names_first(tmp_path)
+    read = {name: json.loads((tmp_path / f"{name}.ipynb").read_text())["cells"] for name in pages}
+    assert read["mixed"][1]["source"] == "**Offered here:** [`First`](#first), [`second`](#second)."
+    assert read["inside"][1]["source"].startswith("Inside of its room") and read["prose"] == pages["prose"]
+
+
 def write_notebook(path: Path, *sources: str) -> None:
     cells = [
         {
@@ -376,7 +426,8 @@ def test_gallery_lists_every_recipe_once():
 def test_recipe_is_short_and_has_a_picture(path: Path):
     recipe = json.loads(path.read_text(encoding="utf-8"))
     sources = ["".join(cell["source"]) for cell in recipe["cells"] if cell["cell_type"] == "code"]
-    lines = [line for source in sources if "#| hide" not in source for line in source.splitlines()]
+    shown = [source for source in sources if "#| hide" not in source and "#| echo: false" not in source]
+    lines = [line for source in shown for line in source.splitlines()]
     code = [line for line in lines if line.strip() and not line.startswith(("#|", "import ", "from "))]
     assert 5 <= len(code) <= 20
     assert gallery.first_picture(recipe).alt
@@ -397,6 +448,9 @@ def test_gallery_tiles(tmp_path: Path):
         cell = code_cell(f'#| fig-alt: "This: {name}"\nx', {"output_type": "display_data", "data": data})
         header = {"cell_type": "raw", "source": ["---\n", "description: 'a: b'\n", "title: A\n", "\n", "---\n"]}
         (tmp_path / f"{name}.ipynb").write_text(json.dumps(notebook(header, cell)))
+    html = {"text/html": ['<img alt="A" src="data:image/webp;base64,QUJD">']}
+    cell = code_cell("x", {"output_type": "execute_result", "data": html})
+    assert gallery.first_picture(notebook(cell)) == (b"ABC", "A")
     assert gallery.add_tiles(tmp_path) == ["c.ipynb: the gallery lists it, but it shows no picture"]
     for name, size, grey in (("film", (480, 160), 10), ("b", (30, 30), 255)):
         with Image.open(tmp_path / gallery.TILES / f"{name}.jpg") as tile:

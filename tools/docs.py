@@ -9,6 +9,7 @@ Usage: python -m tools.docs
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shutil
 import subprocess
@@ -38,7 +39,8 @@ KATEX_PLACEHOLDER = "KATEX-FOLDER"
 MIXED_CELL = "Found cells containing imports and other code"
 NESTED_LINK = re.compile(r"\[\[(`[^`]+`)\]\([^)]*\)\](\([^)]*\))")
 FONTS_ELSEWHERE = re.compile(r"@import url\(https:[^)]*\);")
-SCRIPTS = ("synonyms.js", "search.js", "sidebar.js")  # on every page
+DOCUMENTED = re.compile(r"^(####?) (\w+)$", re.MULTILINE)  # the heading of a symbol; at the fourth level, it is folded
+SCRIPTS = ("synonyms.js", "search.js", "sidebar.js", "folds.js")  # on every page
 KATEX_UNUSED = ("*.mjs", "*.woff", "*.ttf", "*.md", "katex.css", "katex.js", "katex-swap*")
 
 
@@ -115,6 +117,29 @@ def link_documented_names(library: str) -> None:
             lookup.syms[short] = found[0]
 
 
+def offered_names(
+    notebook: dict,  # of the reference, processed
+) -> str:  # Markdown; nothing for a page that documents no symbol
+    "Say which of the symbols that a page documents its room offers."
+    outputs = (output for cell in notebook["cells"] for output in cell.get("outputs", []))
+    documented = ("".join(output.get("data", {}).get("text/markdown", "")) for output in outputs)
+    found = [match for text in documented if "```python" in text for match in DOCUMENTED.findall(text)[:1]]
+    names = [name for level, name in found if level == "###"]
+    if names:
+        return f"**Offered here:** {', '.join(f'[`{name}`](#{name.lower()})' for name in names)}."
+    return "Inside of its room: nothing of this page is offered to others." if found else ""
+
+
+def put_public_names_first(reference: Path) -> None:
+    "Begin each page of the reference with the names that it offers."
+    for path in reference.rglob("*.ipynb"):
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        offered = offered_names(notebook)
+        if offered:
+            notebook["cells"].insert(1, {"cell_type": "markdown", "metadata": {}, "source": offered})
+            path.write_text(json.dumps(notebook), encoding="utf-8")
+
+
 def process(notebooks: Path) -> tuple[Path, list[str]]:
     "Let nbdev process the notebooks; return the folder with the results, and what is wrong with them."
     refresh_quarto_yml()
@@ -125,6 +150,7 @@ def process(notebooks: Path) -> tuple[Path, list[str]]:
         folder = Path(proc_nbs(n_workers=0, force=True))
     for path in folder.rglob("*.ipynb"):  # nbdev makes links of names, even within the author's links, which go first
         path.write_text(NESTED_LINK.sub(r"[\1]\2", path.read_text(encoding="utf-8")), encoding="utf-8")
+    put_public_names_first(folder / "api")
     messages = [str(warning.message) for warning in caught]
     return folder, [mixed_cell_problem(message, notebooks) for message in messages if message.startswith(MIXED_CELL)]
 

@@ -1,7 +1,9 @@
-"""How nbdev documents a symbol: its signature, its docstring, and tables of its parameters and methods."""
+"""How nbdev documents a symbol: its signature, its docstring, and tables of its parameters and methods. What a room keeps
+to itself is folded."""
 
 from __future__ import annotations
 
+import html
 import inspect
 import re
 from collections.abc import Iterator
@@ -10,6 +12,8 @@ from inspect import Parameter, Signature
 from fastcore.docments import docments
 from nbdev.config import get_config
 from nbdev.doclinks import NbdevLookup
+
+from tools.rooms import ROOMS, door_names
 
 LINE_LENGTH = 88
 TABLES = {"parameters": ["Parameter", "Type", "Default", "Details"], "methods": ["Methods and properties", "Details"]}
@@ -197,16 +201,33 @@ def method_tables(symbol: object) -> list[str]:
     return blocks
 
 
+def homes_of(name: str) -> list[str]:
+    "List the modules of the package that have a symbol of a name."
+    entry = NbdevLookup().entries.get(get_config().lib_name, {"syms": {}})
+    return [module for module, symbols in entry["syms"].items() if f"{module}.{name}" in symbols]
+
+
 def source_link(name: str) -> str:
     """Return a link to the source of a symbol; nothing where no module of the package, or more than one, has a symbol
     of that name."""
-    lookup = NbdevLookup()
-    entry = lookup.entries.get(get_config().lib_name, {"syms": {}})
-    homes = [module for module, symbols in entry["syms"].items() if f"{module}.{name}" in symbols]
-    source = lookup.code(name) if len(homes) == 1 else None
+    source = NbdevLookup().code(name) if len(homes_of(name)) == 1 else None
     if source is None:
         return ""
     return f'[source]({source}){{target="_blank" style="float:right; font-size:smaller"}}'
+
+
+def is_internal(name: str) -> bool:
+    "Tell whether rooms have a symbol of a name, and none of them offers it."
+    rooms = {module.split(".")[1] for module in homes_of(name)}
+    return bool(rooms) and all(room in ROOMS and name.split(".")[0] not in door_names(room) for room in rooms)
+
+
+def folded(name: str, docs: str, blocks: list[str]) -> list[str]:
+    "Fold what documents a symbol, so that only its name and the first sentence of its docstring show."
+    sentence = html.escape(re.split(r"(?<=[.!?])\s", docs)[0], quote=False)
+    said = re.sub(r"`([^`]*)`", r"<code>\1</code>", " ".join(sentence.split()))
+    summary = f"<summary><code>{name}</code> {said}</summary>"
+    return [f'<details class="internal">\n{summary}', *blocks, "</details>"]
 
 
 class TableRenderer:
@@ -225,17 +246,18 @@ class TableRenderer:
         self.docs = split_docstring(self.symbol)[0]
 
     def _repr_markdown_(self) -> str:
+        internal = is_internal(self.name)
         blocks = [
-            "---",
             source_link(self.name),
-            f"{'#' * self.title_level} {self.name}",
+            f"{'#' * (self.title_level + internal)} {self.name}",  # the table of contents leaves out the fourth level
             f"```python\n{call_text(self.name, self.signature)}\n```",
             self.docs,
             table("parameters", parameter_rows(self.symbol, self.signature)),
             table("methods", method_rows(self.symbol)),
             *method_tables(self.symbol),
         ]
-        return "\n\n".join(block for block in blocks if block)
+        shown = [block for block in blocks if block]
+        return "\n\n".join(folded(self.name, self.docs, shown) if internal else ["---", *shown])
 
     def __repr__(self) -> str:
         return f"{call_text(self.name, self.signature)}\n{self.docs}"

@@ -8,6 +8,7 @@ import base64
 import io
 import json
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,10 +21,11 @@ INDEX = "gallery/index.qmd"
 TILES = "gallery/tiles"
 TILE_SIZE = (480, 480)  # pixels at most
 KINDS = ("image/png", "image/gif")
+EMBEDDED = re.compile(r'<img alt="([^"]*)" src="data:image/\w+;base64,([^"]*)">')  # a film as WebP, in HTML
 
 
 class Picture(NamedTuple):
-    content: bytes  # of a PNG or GIF file
+    content: bytes  # of a PNG, GIF or WebP file
     alt: str  # what it shows
 
 
@@ -41,17 +43,20 @@ def first_picture(
 ) -> Picture | None:
     "Find the first picture that a notebook shows, with its alternative text."
     for cell in notebook["cells"]:
-        for output in cell.get("outputs", []):
-            kind = next((kind for kind in KINDS if kind in output.get("data", {})), None)
+        directives = dict(DIRECTIVE.findall("".join(cell["source"])))
+        for data in (output.get("data", {}) for output in cell.get("outputs", [])):
+            kind = next((kind for kind in KINDS if kind in data), None)
+            embedded = EMBEDDED.search("".join(data.get("text/html", "")))
             if kind:
-                directives = dict(DIRECTIVE.findall("".join(cell["source"])))
                 alt = str(yaml.safe_load(directives.get("fig-alt", "")) or "")
-                return Picture(base64.b64decode("".join(output["data"][kind])), alt)
+                return Picture(base64.b64decode("".join(data[kind])), alt)
+            if embedded:
+                return Picture(base64.b64decode(embedded[2]), embedded[1])
     return None
 
 
 def make_tile(
-    content: bytes,  # of a PNG or GIF file
+    content: bytes,  # of a PNG, GIF or WebP file
 ) -> bytes:  # of a JPEG file
     "Make a picture small; of a film, take the first frame."
     with Image.open(io.BytesIO(content)) as image:

@@ -51,7 +51,7 @@ window.Fuse = class {
 
 // Pages that explain come before pages that list, and those before what is only of interest inside.
 function importance(href) {
-  if (/^(index|tutorials|commands|explanations\/(?!architecture))/.test(href)) return 1.5;
+  if (/^(index|gallery|tutorials|commands|explanations\/(?!architecture))/.test(href)) return 1.5;
   return /^(changelog|api\/kernels|explanations\/architecture)/.test(href) ? 0.5 : 1;
 }
 

@@ -2,6 +2,8 @@
 window.SYNONYMS = [
   ["install", "pip install", "installation", "getting started", "get started", "quickstart", "quick start"],
   ["gpu", "cuda", "nvidia", "device"],
+  ["multi-gpu", "multi gpu", "multiple gpus", "several gpus", "two gpus", "torchrun", "ddp", "distributed"],
+  ["lightning", "pytorch lightning", "pytorch-lightning", "trainer"],
   ["mps", "apple", "m1", "m2", "metal gpu", "macbook"],
   ["oom", "out of memory", "cuda out of memory", "memory error"],
   ["slow", "fast", "speed", "performance", "benchmark", "timing"],
