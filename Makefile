@@ -1,7 +1,8 @@
 # Needs git, make, and python3 >= 3.11 with pip and venv. Everything is installed into .venv in this folder.
 #
 #   make demo    render an example to drr.png, and say where that is
-#   make test    run every test: the notebooks and tests/
+#   make test    run the tests: the notebooks of the modules, and tests/
+#   make slow    run what takes longer: the pages, in a notebook and in a browser, and the tests that are marked slow
 #   make pose    run what needs timm, in an environment of its own, .venv-pose: timm needs torchvision, and that needs torch for CUDA
 #   make check   check that the package, the README and the notebooks agree, and that the website builds
 #   make format  let ruff format and tidy the notebooks, tools and tests
@@ -12,12 +13,15 @@
 PYTHON ?= python3
 # The version that the tests run with; TORCH=torch takes the newest.
 TORCH ?= torch==2.13.0
+# As many processes as there are cores, each with its share of them; make WORKERS=0 test runs all in one process.
+WORKERS ?= logical
 NBS ?= $(shell find nbs -name "*.ipynb" -not -path "*/.*" | sort)
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test pose check format docs serve benchmark outputs readme clean
+.PHONY: demo test slow pose check format docs serve benchmark outputs readme clean
 .DELETE_ON_ERROR:
 
 # Stamps: each says that a part of the environment is installed.
@@ -55,11 +59,17 @@ demo: .venv/package.installed
 	@echo "$$WHAT_NEXT"
 
 test: .venv/dev.installed
-	$(BIN)/python -m pytest nbs tests
+	$(PYTEST) nbs tests
 
+# SITE is where the website has been built; without it, it is built.
+slow: .venv/dev.installed
+	$(if $(SITE),,$(MAKE) docs)
+	SITE=$(or $(SITE),_docs) $(PYTEST) -m slow --nb-flags slow nbs tests
+
+# Most of what is installed is never imported: so Python compiles it when it is.
 .venv-pose/installed: settings.ini setup.py
 	$(PYTHON) -m venv .venv-pose
-	.venv-pose/bin/python -m pip --quiet --disable-pip-version-check install --editable '.[pose,dev]'
+	.venv-pose/bin/python -m pip --quiet --disable-pip-version-check install --no-compile --editable '.[pose,dev]'
 	@touch $@
 
 pose: .venv-pose/installed

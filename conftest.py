@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import io
 import locale
 import os
@@ -21,12 +23,14 @@ if not torch.cuda.is_available():
 
 import nbdev.test
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 from nbdev.config import get_config
 from nbdev.test import test_nb as run_notebook
 
 from tools import shapes
 
 ROOT = Path(__file__).parent
+NOTEBOOKS = ROOT / "nbs"
 LOCALE = locale.setlocale(locale.LC_ALL)
 
 
@@ -36,7 +40,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    "Have the shapes in annotations verified, in the package and in what notebooks define."
+    """Share the cores among the workers of pytest-xdist (`-n`), and have the shapes in annotations verified, in the
+    package and in what notebooks define."""
+    config.addinivalue_line("markers", "slow: runs where --nb-flags has the word slow")
+    workers = config.getoption("numprocesses", None)  # known to the process that starts them: they inherit what it sets
+    if workers:
+        share = max(1, (os.cpu_count() or 1) // workers)
+        os.environ["OMP_NUM_THREADS"] = str(min(share, int(os.environ["OMP_NUM_THREADS"])))
     if not config.getoption("--no-shapes"):
         shapes.install()
         nbdev.test.CaptureShell = shapes.verifying_shell(nbdev.test.CaptureShell)
@@ -51,6 +61,23 @@ def pytest_collect_file(parent: pytest.Collector, file_path: Path) -> pytest.Fil
     return NotebookFile.from_parent(parent, path=file_path)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip slow tests that are not asked for: by a flag, or a page by its name. The notebook of a module leaves out its
+    slow cells, and runs."""
+    if "slow" in config.getoption("--nb-flags").split():
+        return
+    named = {Path(config.invocation_params.dir, argument.partition("::")[0]).resolve() for argument in config.args}
+    for item in items:
+        runs = isinstance(item, NotebookItem) and (is_module(item.path) or item.path in named)
+        if item.get_closest_marker("slow") and not runs:
+            item.add_marker(pytest.mark.skip(reason="slow: make slow, or pytest --nb-flags slow"))
+
+
+def is_module(path: Path) -> bool:
+    "Tell the notebook of a module, or the one that the README is made from, from a page to read."
+    return path.is_relative_to(NOTEBOOKS / "api") or path == NOTEBOOKS / "index.ipynb"
+
+
 def pytest_runtest_teardown() -> None:
     """Put the locale back: SimpleITK leaves that of C behind when it writes DICOM files, in which other libraries
     cannot read their own files, if they are imported for the first time."""
@@ -63,7 +90,10 @@ class NotebookError(Exception):
 
 class NotebookFile(pytest.File):
     def collect(self) -> Iterable[pytest.Item]:
-        yield NotebookItem.from_parent(self, name=self.path.stem)
+        item = NotebookItem.from_parent(self, name=self.path.stem)
+        if not is_module(self.path) or '"#| slow' in self.path.read_text(encoding="utf-8"):
+            item.add_marker("slow")
+        yield item
 
 
 class NotebookItem(pytest.Item):
@@ -76,7 +106,7 @@ class NotebookItem(pytest.Item):
         torch.manual_seed(0)
         with contextlib.redirect_stderr(errors):
             passed, _ = run_notebook(self.path, skip_flags=config.tst_flags.split(), force_flags=wanted, basepath=ROOT)
-        close_figures()
+        clean_up()
         if not passed:
             raise NotebookError(errors.getvalue())
 
@@ -90,8 +120,14 @@ class NotebookItem(pytest.Item):
         return self.path, None, f"notebook {self.path.relative_to(ROOT)}"
 
 
-def close_figures() -> None:
-    "Free the figures that a notebook left open."
+def clean_up() -> None:
+    """Free what a notebook left: its figures, and its shell with all names, which IPython keeps until Python ends, and
+    which the next shell would keep as the main module before it."""
     pyplot = sys.modules.get("matplotlib.pyplot")
     if pyplot:
         pyplot.close("all")
+    shell, InteractiveShell._instance = InteractiveShell._instance, None
+    atexit.unregister(shell.atexit_operations)
+    shell.restore_sys_module_state()
+    del shell
+    gc.collect()

@@ -220,6 +220,7 @@ def test_workers_of_a_data_loader_render():
     assert torch.allclose(torch.cat(list(loader)), here, atol=1e-6 * here.max().item())
 
 
+@pytest.mark.slow
 def test_compiled_code_on_disk_is_out_of_date_when_what_it_calls_has_changed(tmp_path):
     """An update of one file of the kernels must not leave the compiled code of another at work: Numba looks at the file
     of a function only."""
@@ -282,6 +283,7 @@ print("numba.np.linalg" in sys.modules)
     assert again == sums and compiler == "False"
 
 
+@pytest.mark.slow
 def test_without_a_folder_for_compiled_code():
     "A read-only installation in a container without a home renders, too."
     code = """

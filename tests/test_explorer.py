@@ -276,6 +276,7 @@ def seen(page) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition("base64,")[2]))))
 
 
+@pytest.mark.slow
 def test_page(page):
     from playwright.sync_api import expect
 

@@ -154,6 +154,7 @@ def test_metadata(wheel: Path, settings: configparser.SectionProxy):
         "mesh",
         "data",
         "cluster",
+        "train",
         "dev",
         "all",
     }

@@ -162,6 +162,7 @@ def address(chromium: str, request: pytest.FixtureRequest) -> Iterator[str]:
         server.communicate(timeout=20)
 
 
+@pytest.mark.slow
 def test_page(address: str, browser):
     from playwright.sync_api import expect
 

@@ -57,6 +57,7 @@ def test_quality(head):
     assert benchmark.quality(head, exact + 1e-9)[1] == pytest.approx(1, abs=1e-6) and ssim < 1
 
 
+@pytest.mark.slow
 def test_the_whole_benchmark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(benchmark, "CONTESTANTS", {"ours": "ours"})
     small = (

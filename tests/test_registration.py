@@ -259,7 +259,7 @@ def test_the_right_side_is_named(small: dict[str, DRR], read: str, view: str, fi
     assert result.failed and f"the X-ray fits {fits}" in result.reason and remedy in result.reason
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 20))])
 def test_the_right_side_is_never_blamed(small: dict[str, DRR], seed: int):
     "Pictures are so unlike the CT that all sides are tried; every third begins upside down."
     view, orientation = ("AP", "LAO 30", "PA", "RAO 20")[seed % 4], ("AP", "PA")[seed % 2]

@@ -233,6 +233,7 @@ def test_a_recipe_that_ends_says_why(subject, tmp_path):
         list(climb("ours", broken, subject, [Start(FRONTAL, FRONTAL)], Recipe(), 1020.0, 400.0, 1))
 
 
+@pytest.mark.slow
 def test_the_whole_benchmark(subject, tmp_path, monkeypatch):
     "With a small CT and a method that finds the pose of every other X-ray."
     monkeypatch.setattr(benchmark, "load_subject", lambda path: subject)

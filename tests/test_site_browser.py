@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from search_queries import QUERIES
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 SOURCES = ("nbs", "diffdrr", "tools", "settings.ini", "_quarto.yml", "CHANGELOG.md")
 DESKTOP, PHONE = {"width": 1400, "height": 900}, {"width": 390, "height": 844}
@@ -88,7 +89,9 @@ AUDIT = r"""async () => {
 
 @pytest.fixture(scope="session")
 def site(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    "Build the website from a copy of the project; return its folder."
+    "Build the website from a copy of the project, unless SITE is where it has been built; return its folder."
+    if "SITE" in os.environ:
+        return ROOT / os.environ["SITE"]
     project = tmp_path_factory.mktemp("project")
     for name in SOURCES:
         if (ROOT / name).is_dir():

@@ -82,6 +82,7 @@ def test_bone_of_voxels_in_two_views():
 
 
 @pytest.mark.filterwarnings("ignore::diffdrr.geometry.BlackPicture")
+@pytest.mark.slow
 def test_a_body_leaves_and_returns():
     bodies = {"block": MeshBody(box(30.0, 20.0, 25.0), 0.05)}
     x = [0.0, 10, 20, 30, 45, 60, 200, 200, 60, 45, 30, 20, 10, 0]

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from glob import glob, has_magic
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ from .draws import read_poses
 from .reading import mistake
 from .recipe import EXAMPLE, CTs, PoseList, Recipe
 from ..volumes import TOTALSEGMENTATOR, Grid, labels_of, load_example_ct, read, structure_table, table_of
+from ..workers import Recent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -208,8 +209,7 @@ class Patient:
 
             subject = label_materials(subject, energy=ENERGY)
         self.body, self.inserts = VoxelBody.of(subject, renderer=renderer), inserts_of(recipe)
-        self.scenes: dict[tuple, Scene | None] = {}
-        self.lock = Lock()  # threads of a worker share a patient
+        self.scenes = Recent(SCENES)
 
     def scene(
         self,
@@ -219,16 +219,19 @@ class Patient:
     ) -> Scene | None:  # None where there is no body
         "Return a scene, made once for each camera."
         key = tuple(vars(camera).values()), inserts, solid
-        with self.lock:
-            if key not in self.scenes:
-                while len(self.scenes) >= SCENES:
-                    self.scenes.pop(next(iter(self.scenes)))
-                body = self.structures if solid else self.body
-                bodies = {} if body is None else {"": body}  # a name that no implant has
-                bodies |= {name: self.inserts[name][solid] for name in inserts}
-                scene = Scene(bodies, camera, self.orientation, displacement=not solid) if bodies else None
-                self.scenes[key] = scene
-            return self.scenes[key]
+        return self.scenes.get(key, partial(self.make_scene, camera, inserts, solid))
+
+    def make_scene(
+        self,
+        camera: Camera,
+        inserts: tuple[str, ...],
+        solid: bool,
+    ) -> Scene | None:
+        "Put bodies before a camera."
+        body = self.structures if solid else self.body
+        bodies = {} if body is None else {"": body}  # a name that no implant has
+        bodies |= {name: self.inserts[name][solid] for name in inserts}
+        return Scene(bodies, camera, self.orientation, displacement=not solid) if bodies else None
 
 
 def inserts_of(

@@ -11,7 +11,7 @@ import lazy_loader
 # %% ../../nbs/api/volumes/200_volumes.ipynb #f0473361
 NAMES = {
     "grid": ["Grid", "as_labels", "block_mean", "select_labels", "voxel_from_block", "voxel_from_world"],
-    "labels": ["TOTALSEGMENTATOR", "labels_of", "structure_table", "table_of"],
+    "labels": ["TOTALSEGMENTATOR", "labels_of", "read_structures", "structure_table", "table_of"],
     "attenuation": [
         "CORTICAL_BONE",
         "CORTICAL_BONE_DENSITY",

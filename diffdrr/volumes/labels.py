@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['STRUCTURES', 'LABELS', 'TOTALSEGMENTATOR', 'structure_table', 'check_table', 'table_of', 'labels_of']
+__all__ = ['STRUCTURES', 'LABELS', 'TOTALSEGMENTATOR', 'structure_table', 'check_table', 'table_of', 'labels_of',
+           'read_structures']
 
 # %% ../../nbs/api/volumes/202_labels.ipynb #8a15ba30
 def left_and_right(
@@ -151,3 +152,15 @@ def labels_of(
         else:
             found += [int(label) for label in table["id"][table["structure"] == one]]
     return found
+
+# %% ../../nbs/api/volumes/202_labels.ipynb #0ff5367f
+def read_structures(
+    text: str | None,  # names and numbers separated by commas; None for everything
+    table: pd.DataFrame | None,  # of the label map, if it is known beforehand
+) -> list[int | str] | None:
+    "Read which structures are meant. Raises a `ValueError` with the nearest guess for a misspelt name."
+    if text is None:
+        return None
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    kept = [int(word) if word.isdecimal() else word for word in words]
+    return kept if table is None else labels_of(kept, table)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numba
 import numpy as np
 from numba import njit, types
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.runtime import rtsys
 from numba.extending import overload
 
@@ -33,6 +33,23 @@ def compiled_folder() -> Path | None:
 FAST_MATH = {"reassoc", "contract", "nsz", "arcp"}
 OPTIONS = dict(cache=compiled_folder() is not None, error_model="numpy", nogil=True, fastmath=FAST_MATH, _nrt=False)
 
+# %% ../../../nbs/api/kernels/cpu/411_compile.ipynb #5a657dbd
+class CodeFiles(IndexDataCacheFile):
+    "The compiled code of a function on disk, a file for each key, so that processes can save at once."
+
+    def _name(self, key) -> str:
+        identity = repr((numba.__version__, self._source_stamp, key))
+        return self._index_name.removesuffix("nbi") + sha256(identity.encode()).hexdigest()[:16] + ".nbc"
+
+    def save(self, key, data):
+        self._save_data(self._name(key), data)
+
+    def load(self, key):
+        try:
+            return self._load_data(self._name(key))
+        except OSError:  # it was never saved
+            return None
+
 # %% ../../../nbs/api/kernels/cpu/411_compile.ipynb #8e130f78
 def digest_sources() -> str:
     "Digest the source of all kernels, and of the tuples that they take."
@@ -47,6 +64,10 @@ NEWEST_NUMBA = (0, 68)  # that was seen to need no more than its run-time system
 
 class KernelCache(FunctionCache):
     "Compiled code on disk, out of date as soon as any kernel has changed, and loaded without the compiler."
+
+    def __init__(self, function):
+        super().__init__(function)
+        self._cache_file = CodeFiles(self._cache_path, self._impl.filename_base, self._impl.locator.get_source_stamp())
 
     def _index_key(self, *args):
         return *super()._index_key(*args), SOURCES
