@@ -46,7 +46,7 @@ class Level(NamedTuple):
 
 COARSE = Level(pixels=16, rays=3, soft=0.0, window=0.15, reach=0.2, robustness=torch.inf, iterations=6)
 MIDDLE = Level(pixels=32, rays=2, soft=0.0, window=0.1, reach=0.1, robustness=4.0, iterations=4)
-FINE = Level(pixels=80, rays=1, soft=0.8, window=0.05, reach=0.07, robustness=4.0, iterations=2)
+FINE = Level(pixels=80, rays=1, soft=0.8, window=0.05, reach=0.07, robustness=4.0, iterations=3)
 STEEPEST = 0.5  # see `BodyObjective`
 
 # %% ../../nbs/api/tracking/756_finder.ipynb #030b644e

@@ -154,7 +154,7 @@ def frames_lost(
 def search_is_due(
     lost: int,  # frames before this one in which the body was lost
 ) -> bool:
-    "Say whether a search is worth its time."
+    "Say whether it is worth the time to try more than the prediction."
     return (lost + 1) % OFTEN == 0 or (lost + 1) & lost == 0
 
 # %% ../../nbs/api/tracking/755_follow.ipynb #6bca8ffe
@@ -243,13 +243,14 @@ class Follower:
         """
         known = [name for name in guesses if track.trusted(name).any()]
         due = [name for name in guesses if search_is_due(frames_lost(track, name))]
+        again = [name for name in known if name in due]
         last = self.last_seen(track, guesses)
         start = {name: guess if name in inside else last[name] for name, guess in guesses.items()}
         careful = {
             name: guess._replace(covariance=guess.covariance + self.careful()) for name, guess in guesses.items()
         }
         refine, search = self.finder.refine, self.finder.search
-        return [(refine, guesses, known), (refine, careful, known), (refine, last, known), (search, start, due)]
+        return [(refine, guesses, known), (refine, careful, again), (refine, last, again), (search, start, due)]
 
     @staticmethod
     def careful() -> Float[Tensor, "6 6"]:
