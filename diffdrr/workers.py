@@ -67,7 +67,13 @@ def client_of(
         distributed.LocalCluster(**how) as cluster,
         distributed.Client(cluster) as client,
     ):
-        yield client
+        # Dask does not start a worker again that died while it started; asked for as many workers, it does
+        again = need("tornado.ioloop", "cluster").PeriodicCallback(partial(cluster.scale, workers), 5000)
+        cluster.loop.add_callback(again.start)
+        try:
+            yield client
+        finally:
+            cluster.loop.add_callback(again.stop)
 
 # %% ../nbs/api/013_workers.ipynb #72db6bfd
 def results(
