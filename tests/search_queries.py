@@ -58,7 +58,7 @@ QUERIES = {
     "multi-gpu": ["gallery/two_gpus"],
     "lightning": ["gallery/lightning"],
     "napari": ["gallery/napari"],
-    "train a neural network": ["tutorials/pose_regression"],
+    "train a neural network": ["tutorials/training", "tutorials/pose_regression"],
     "dataloader": ["explanations/faq#can-i-use-it-in-the-workers"],
     "batch size": ["explanations/faq#how-do-i-render-many-poses"],
     "fp16": ["explanations/faq#does-it-work-with-autocast"],
