@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-EXTRAS = ("viz", "pose", "physics", "datasets", "xray", "view", "mesh", "data", "cluster")
+EXTRAS = ("viz", "pose", "physics", "datasets", "xray", "view", "mesh", "data", "cluster", "train")
 
 config = ConfigParser(delimiters=["="])
 with open(ROOT / "settings.ini", encoding="utf-8") as file:

@@ -15,8 +15,8 @@ from types import ModuleType
 import torch
 
 # %% auto #0
-__all__ = ['INSTALL', 'one_of', 'some_of', 'known', 'number', 'positive', 'proportion', 'whole', 'shaped', 'agree', 'finite',
-           'can_look', 'all_zero', 'need']
+__all__ = ['SOURCE', 'one_of', 'some_of', 'known', 'number', 'positive', 'proportion', 'whole', 'shaped', 'agree', 'finite',
+           'can_look', 'all_zero', 'install_line', 'need']
 
 # %% ../nbs/api/010_checks.ipynb #3d2d23f8
 def guess(
@@ -265,7 +265,15 @@ def all_zero(
     return can_look(tensor) and tensor.numel() > 0 and not tensor.detach().numpy().any()
 
 # %% ../nbs/api/010_checks.ipynb #c0631910
-INSTALL = "pip install '.[{extra}]' in a clone of the repository"
+SOURCE = "."  # what pip installs: a clone of the repository, in its folder; "diffdrr" from the first release on
+
+
+def install_line(
+    extra: str,  # of the package
+) -> str:
+    "Write the line that installs the package with an extra, and where it holds."
+    line = f"pip install '{SOURCE}[{extra}]'"
+    return f"{line} in a clone of the repository" if SOURCE == "." else line
 
 # %% ../nbs/api/010_checks.ipynb #0e1f2f1e
 def need(
@@ -277,5 +285,5 @@ def need(
     try:
         return import_module(library)
     except ImportError as error:
-        how = INSTALL.format(extra=extra) if extra else f"pip install {library.split('.')[0]}"
+        how = install_line(extra) if extra else f"pip install {library.split('.')[0]}"
         raise ModuleNotFoundError(f"{purpose} needs {library}: {how} ({error})", name=library) from error

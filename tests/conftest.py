@@ -50,3 +50,11 @@ def browser(chromium: str) -> Iterator:
         )
         yield started
         started.close()
+
+
+@pytest.fixture(scope="session")
+def workers_take_time(request: pytest.FixtureRequest) -> None:
+    "Skip a test that starts workers and takes minutes, unless it is asked for."
+    if "slow" not in request.config.getoption("--nb-flags").split():
+        pytest.skip("takes a minute: pytest --nb-flags slow")
+    pytest.importorskip("distributed", reason="distributed comes with the extra [cluster]")

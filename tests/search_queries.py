@@ -18,6 +18,10 @@ QUERIES = {
     "license": ["index#how-to-cite"],
     "upgrade from 0.6": ["explanations/migrating"],
     "bug report": ["commands/doctor"],
+    "alternatives": ["explanations/peers"],
+    "DeepDRR": ["explanations/peers"],
+    "docker": ["explanations/faq#is-there-a-docker-image"],
+    "module has no attribute": ["explanations/faq#why-does-diffdrr-have-no-attribute-read"],
     "command line": ["commands/"],
     # Data
     "load dicom": ["tutorials/own_data#dicom"],

@@ -7,15 +7,19 @@ import ast
 import configparser
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tarfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from diffdrr.checks import SOURCE
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "diffdrr"
@@ -150,6 +154,7 @@ def test_metadata(wheel: Path, settings: configparser.SectionProxy):
         "mesh",
         "data",
         "cluster",
+        "train",
         "dev",
         "all",
     }
@@ -226,3 +231,41 @@ def test_imports_are_required(settings: configparser.SectionProxy):
                 imported.add(node.args[0].value.split(".")[0])
     third_party = imported - set(sys.stdlib_module_names) - {"diffdrr", "triton"}  # torch for CUDA brings triton
     assert third_party <= required_names(settings), "settings.ini does not name all that the package imports"
+
+
+BY_HAND = re.compile(r"pip install\b[^\n]*?[\s'\"]diffdrr\b(?!==)|['\"]diffdrr\[|pip install ['\"]?\.\[")
+
+
+def written_lines() -> Iterator[tuple[str, str]]:
+    "List the lines of pages, messages, tools and workflows, with the names of their files."
+    for path in (ROOT / "nbs").rglob("*.ipynb"):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            yield from ((path.name, line) for line in "".join(cell["source"]).splitlines())
+    places = ("diffdrr/**/*.py", "tools/*.py", "benchmarks/**/*.py", ".github/**/*.yml", "*.md", "Makefile")
+    for path in (path for place in places for path in ROOT.glob(place)):
+        yield from ((path.name, line) for line in path.read_text(encoding="utf-8").splitlines())
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["pip install diffdrr", "pip install -U 'diffdrr[viz]'", "see 'diffdrr[viz]'", "pip install '.[viz]'"],
+)
+def test_an_install_line_by_hand_is_found(line: str):
+    assert BY_HAND.search(line)
+
+
+def test_install_lines_come_from_one_place():
+    made = {"README.md"}  # from the index page, which prints them
+    allowed = {"010_checks.ipynb", "checks.py", *made}  # say what it is, and test it
+    by_hand = [f"{name}: {line}" for name, line in written_lines() if name not in allowed and BY_HAND.search(line)]
+    assert not by_hand, by_hand
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert {line for line in readme.splitlines() if BY_HAND.search(line)} == {f"pip install '{SOURCE}[physics,xray]'"}
+    assert f"\npip install {SOURCE}\n" in readme
+
+
+def test_the_page_lists_the_extras(settings: configparser.SectionProxy):
+    there = {name.removesuffix("_requirements") for name in settings if name.endswith("_requirements")}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (listed,) = (line for line in readme.splitlines() if line.startswith("Extras bring"))
+    assert set(re.findall(r"`\[(\w+)\]`", listed)) == there - {"dev"} | {"all"}

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import base64
 import inspect
+import io
 import json
 import re
 from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
-from tools import check_site, docs_renderer, nbrun, readme
+from tools import check_site, docs_renderer, gallery, nbrun, readme
 
 ROOT = Path(__file__).parents[1]
 WEBSITE = "https://example.org/docs"
@@ -111,6 +113,11 @@ def test_readme_links(link: str, expected: str):
 def test_readme_callouts():
     source = "before\n\n::: {.callout-note}\n\n## Title\n\nOne\n\ntwo\n:::\n\nafter"
     assert readme.convert_prose(source, WEBSITE) == "before\n\n> [!NOTE]\n> **Title**\n>\n> One\n>\n> two\n\nafter"
+
+
+def test_readme_cards_are_a_list():
+    source = "before\n\n::: {.cards}\n\n- **A** b\n- **C** d\n\n:::\n\nafter"
+    assert readme.convert_prose(source, WEBSITE) == "before\n\n- **A** b\n- **C** d\n\nafter"
 
 
 def test_readme_refuses_what_github_cannot_show():
@@ -355,3 +362,49 @@ def test_tables_made_from_the_code_are_up_to_date(page: str, table: str):
         output for cell in cells for output in cell.get("outputs", []) if "text/markdown" in output.get("data", {})
     )
     assert "".join(shown["data"]["text/markdown"]) == names[table](), f"run python -m tools.nbrun nbs/{page}.ipynb"
+
+
+RECIPES = sorted((ROOT / "nbs/gallery").glob("*.ipynb"))
+
+
+def test_gallery_lists_every_recipe_once():
+    pages = gallery.listed_pages(ROOT / "nbs")
+    assert len(pages) == len(set(pages)) and set(RECIPES) <= set(pages)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_is_short_and_has_a_picture(path: Path):
+    recipe = json.loads(path.read_text(encoding="utf-8"))
+    sources = ["".join(cell["source"]) for cell in recipe["cells"] if cell["cell_type"] == "code"]
+    lines = [line for source in sources if "#| hide" not in source for line in source.splitlines()]
+    code = [line for line in lines if line.strip() and not line.startswith(("#|", "import ", "from "))]
+    assert 5 <= len(code) <= 20
+    assert gallery.first_picture(recipe).alt
+
+
+def test_gallery_tiles(tmp_path: Path):
+    film, small = io.BytesIO(), io.BytesIO()
+    frames = [Image.new("L", (900, 300), grey) for grey in (10, 250)]
+    frames[0].save(film, "gif", save_all=True, append_images=frames[1:])
+    Image.new("RGBA", (30, 30), (0, 0, 0, 0)).save(small, "png")
+    (tmp_path / "gallery").mkdir()
+    (tmp_path / gallery.INDEX).write_text(
+        "---\nlisting:\n  - id: a\n    contents: [film.ipynb, ../b.ipynb, c.ipynb]\n---\n"
+    )
+    shown = {"gallery/film": {"image/gif": film}, "b": {"image/png": small}, "gallery/c": {}}
+    for name, data in shown.items():
+        data = {kind: base64.b64encode(file.getvalue()).decode() for kind, file in data.items()}
+        cell = code_cell(f'#| fig-alt: "This: {name}"\nx', {"output_type": "display_data", "data": data})
+        header = {"cell_type": "raw", "source": ["---\n", "description: 'a: b'\n", "title: A\n", "\n", "---\n"]}
+        (tmp_path / f"{name}.ipynb").write_text(json.dumps(notebook(header, cell)))
+    assert gallery.add_tiles(tmp_path) == ["c.ipynb: the gallery lists it, but it shows no picture"]
+    for name, size, grey in (("film", (480, 160), 10), ("b", (30, 30), 255)):
+        with Image.open(tmp_path / gallery.TILES / f"{name}.jpg") as tile:
+            assert tile.size == size and abs(tile.convert("L").getpixel((5, 5)) - grey) < 4
+    front = json.loads((tmp_path / "b.ipynb").read_text())["cells"][0]["source"].strip("-\n")
+    assert yaml.safe_load(front) == {
+        "description": "a: b",
+        "title": "A",
+        "image": "gallery/tiles/b.jpg",
+        "image-alt": "This: b",
+    }

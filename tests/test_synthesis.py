@@ -10,14 +10,13 @@ import os
 import pickle
 import signal
 import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes import children, end, start, wait_for
 
 pytest.importorskip("pyarrow", reason="pyarrow comes with the extra [data]")
 
@@ -271,7 +270,7 @@ if __name__ == "__main__":
 
 
 @pytest.fixture(scope="module")
-def many(cts: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def many(workers_take_time: None, cts: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     "A longer recipe as a program takes it, and the digest of what one process makes of it."
     pytest.importorskip("distributed", reason="distributed comes with the extra [cluster]")
     folder, recipe = tmp_path_factory.mktemp("many"), recipe_of(cts, **LONG)
@@ -280,40 +279,20 @@ def many(cts: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str
     return folder, digest(synthesize(recipe, folder / "set", verbose=False))
 
 
-def start(folder: Path, out: Path, workers: int) -> subprocess.Popen:
+def start_run(folder: Path, out: Path, workers: int) -> subprocess.Popen:
     "Start a run in a session of its own."
-    command = [sys.executable, folder / "program.py", folder / "recipe.pickle", out, workers]
-    return subprocess.Popen(list(map(str, command)), start_new_session=True, stderr=subprocess.PIPE)
+    return start(folder / "program.py", folder / "recipe.pickle", out, workers)
 
 
-def wait_for(out: Path, shards: int, run: subprocess.Popen) -> None:
-    "Wait until some shards are there, but not all."
-    deadline = time.monotonic() + 240
-    while len(list((out / "shards").glob("*.tar"))) < shards:
-        assert time.monotonic() < deadline and run.poll() is None
-        time.sleep(0.02)
-
-
-def children(pid: int) -> list[int]:
-    "List the workers that a process started, by their command lines."
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (path / "stat").read_text().rpartition(")")[2].split()
-            line = (path / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if os.getsid(int(path.name)) == pid and b"spawn_main" in line:
-            found.append((int(fields[11]) + int(fields[12]), int(path.name)))
-    return [child for _, child in sorted(found, reverse=True)]
+def shards_in(out: Path) -> list[Path]:
+    return list((out / "shards").glob("*.tar"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_bytes_do_not_depend_on_the_workers(many: tuple[Path, str], tmp_path: Path, workers: int):
     folder, expected = many
-    run = start(folder, tmp_path / "set", workers)
-    assert run.wait(timeout=400) == 0, run.stderr.read().decode()
+    end(start_run(folder, tmp_path / "set", workers))
     assert digest(tmp_path / "set") == expected
 
 
@@ -333,10 +312,10 @@ def test_a_scheduler_that_is_there(many: tuple[Path, str], tmp_path: Path):
 @pytest.mark.slow
 def test_a_worker_is_killed(many: tuple[Path, str], tmp_path: Path):
     folder, expected = many
-    run = start(folder, tmp_path / "set", 2)
-    wait_for(tmp_path / "set", 5, run)
+    run = start_run(folder, tmp_path / "set", 2)
+    wait_for(lambda: len(shards_in(tmp_path / "set")), 5, run)
     os.kill(children(run.pid)[0], signal.SIGKILL)
-    assert run.wait(timeout=400) == 0, run.stderr.read().decode()
+    end(run)
     assert digest(tmp_path / "set") == expected
 
 
@@ -344,14 +323,13 @@ def test_a_worker_is_killed(many: tuple[Path, str], tmp_path: Path):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_run_is_killed(many: tuple[Path, str], tmp_path: Path, workers: int):
     folder, expected = many
-    run = start(folder, tmp_path / "set", workers)
-    wait_for(tmp_path / "set", 5, run)
+    run = start_run(folder, tmp_path / "set", workers)
+    wait_for(lambda: len(shards_in(tmp_path / "set")), 5, run)
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
-    there = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "set" / "shards").glob("*.tar")}
+    there = {path.name: path.stat().st_mtime_ns for path in shards_in(tmp_path / "set")}
     assert 5 <= len(there) < 60
-    run = start(folder, tmp_path / "set", 0)
-    assert run.wait(timeout=400) == 0, run.stderr.read().decode()
+    end(start_run(folder, tmp_path / "set", 0))
     assert digest(tmp_path / "set") == expected
-    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "set" / "shards").glob("*.tar")}
+    after = {path.name: path.stat().st_mtime_ns for path in shards_in(tmp_path / "set")}
     assert there.items() <= after.items()

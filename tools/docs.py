@@ -30,6 +30,7 @@ from nbdev.serve import proc_nbs
 from smalldocs.config import load
 from smalldocs.site import Page, Site
 
+from tools.gallery import add_tiles
 from tools.rooms import ROOMS, door_names
 
 KATEX_VERSION = "0.16.22"
@@ -195,6 +196,7 @@ def build() -> list[str]:
     shutil.rmtree(output, ignore_errors=True)
     smalldocs.layout.KATEX = KATEX_PLACEHOLDER
     source, problems = process(config.nbs_path)
+    problems += add_tiles(source)
     site = NbdevSite(source, output, config.doc_host + config.doc_baseurl)
     site.build()
     drop_fonts_elsewhere(output)

@@ -2,7 +2,7 @@
 
 Code, what it prints and its pictures come along; pictures go to nbs/images/index-N.png. Links between notebooks
 become links to the website, links to other files become links within the repository, callouts become those of
-GitHub.
+GitHub, cards a list.
 
 Usage: python -m tools.readme [--check]
 """
@@ -26,6 +26,7 @@ NOTE = "<!-- Made from nbs/index.ipynb by `python -m tools.readme`: edit the not
 IMAGES = "images"
 LINK = re.compile(r"(\]\(|(?:src|href)=\")([^)\"\s]+)")
 CALLOUT = re.compile(r"^:::+ *\{\.callout-(\w+)[^}]*\} *\n(.*?)^:::+ *$", re.DOTALL | re.MULTILINE)
+CARDS = re.compile(r"^:::+ *\{\.cards\} *\n\s*(.*?)\s*^:::+ *$", re.DOTALL | re.MULTILINE)  # on GitHub, a list
 CALLOUT_TITLE = re.compile(r"^\s*#+ +(.*)\n")
 GITHUB_CALLOUTS = {"note", "tip", "important", "warning", "caution"}
 DIRECTIVE = re.compile(r"^#\| *([\w-]+) *:? *(.*)$", re.MULTILINE)
@@ -71,7 +72,7 @@ def callouts(text: str) -> str:
 
 def convert_prose(source: str, website: str) -> str:
     "Turn a text cell into Markdown that GitHub shows."
-    converted = callouts(source)
+    converted = CARDS.sub(r"\1", callouts(source))
     if re.search(r"^:::", converted, re.MULTILINE):
         raise ValueError(
             f"GitHub can not show this cell of the index notebook, which has a block other than a callout:\n{source}"

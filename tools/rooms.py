@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "diffdrr"
 NOTEBOOKS = ROOT / "nbs" / "api"
 
-# Every room may import from these.
-BASE = ("checks", "files", "dicom")
+# Every room may import from these, and each of them from those before it.
+BASE = ("checks", "files", "dicom", "workers")
 # The other rooms in the order of their notebooks, and which of those before it each may import from.
 ROOMS: dict[str, set[str]] = {
     "geometry": set(),
@@ -32,13 +32,19 @@ ROOMS: dict[str, set[str]] = {
     "anatomy": {"geometry", "rendering"},
     "show": {"geometry", "volumes", "xrays", "rendering", "bodies", "anatomy"},
     "synthesis": set("geometry volumes xrays kernels rendering bodies physics anatomy show".split()),
-    "cli": set("geometry volumes xrays kernels rendering bodies physics registration tracking show synthesis".split()),
+    "studies": {"geometry", "volumes", "xrays", "rendering", "registration"},
+    "training": set("geometry volumes xrays kernels rendering physics compare registration synthesis".split()),
+    "cli": set(
+        "geometry volumes xrays kernels rendering bodies physics registration tracking show synthesis studies "
+        "training".split()
+    ),
 }
 # What a reader finds in each.
 CONTENTS = {
     "checks": "what an argument must be",
     "files": "files that are whole",
     "dicom": "tags and pixels of DICOM files",
+    "workers": "tasks of one process or many",
     "geometry": "rotations, poses, cameras, views",
     "volumes": "CTs on their grids",
     "xrays": "real X-rays and data sets",
@@ -53,6 +59,8 @@ CONTENTS = {
     "anatomy": "masks of structures",
     "show": "pictures, films, scenes",
     "synthesis": "data sets of synthetic X-rays",
+    "studies": "X-rays registered by the thousand",
+    "training": "networks that tell poses",
     "cli": "the command line",
 }
 # The modules of 0.6.1: they re-export names, and nothing imports them.
@@ -70,8 +78,10 @@ OWNERS = {
     "panel": {"show"},
     "imageio_ffmpeg": {"show"},
     "numba": {"kernels"},
-    "pyarrow": {"synthesis"},
-    "distributed": {"synthesis"},
+    "pyarrow": {"synthesis", "studies"},
+    "distributed": {"workers"},
+    "lightning_fabric": {"training"},
+    "tensorboard": {"training"},
     "trimesh": {"bodies"},
     "triton": {"kernels", "show"},
 }
@@ -79,7 +89,7 @@ OWNERS = {
 
 def allowed(room: str) -> set[str]:
     "Return the rooms that a room may import from, itself included."
-    return {room} if room in BASE else {room, *BASE, *ROOMS[room]}
+    return set(BASE[: BASE.index(room) + 1]) if room in BASE else {room, *BASE, *ROOMS[room]}
 
 
 def path_of(module: str) -> Path:

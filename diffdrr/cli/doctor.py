@@ -19,7 +19,7 @@ from time import perf_counter
 import torch
 
 from .. import __version__
-from ..checks import INSTALL
+from ..checks import install_line
 
 # %% auto #0
 __all__ = []
@@ -52,7 +52,7 @@ def packages(
     versions = {name: version_of(name) for name in names}
     shown = ", ".join(f"{name} {found or '(missing)'}" for name, found in versions.items())
     missing = extra and None in versions.values()
-    return f"{shown}; {INSTALL.format(extra=extra)}" if missing else shown
+    return f"{shown}; {install_line(extra)}" if missing else shown
 
 
 def installed() -> Iterator[tuple[str, str]]:
@@ -66,6 +66,7 @@ def installed() -> Iterator[tuple[str, str]]:
 # %% ../../nbs/api/cli/980_doctor.ipynb #07407420
 VARIABLES = (
     "DIFFDRR_CACHE",
+    "DIFFDRR_CT",
     "NUMBA_CACHE_DIR",
     "NUMBA_NUM_THREADS",
     "OMP_NUM_THREADS",

@@ -5,11 +5,10 @@
 # %% ../../nbs/api/cli/975_register.ipynb #ddef65bd
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -20,105 +19,14 @@ from ..files import whole_folder
 if TYPE_CHECKING:
     from diffdrr.geometry import RigidTransform
     from diffdrr.rendering import DRR
+    from diffdrr.studies import Case
+    from diffdrr.training import PoseModel
     from diffdrr.xrays import XRay
 
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/api/cli/975_register.ipynb #e40df674
-class Shot(NamedTuple):
-    "An X-ray, and what is said of it; what is None is left to the file."
-
-    path: str  # DICOM file, picture or array
-    frame: int | None = None  # of several, counted from 0
-    sdd: float | None = None  # mm
-    sod: float | None = None  # mm
-    delx: float | None = None  # mm
-    dely: float | None = None  # mm
-    bright_bones: bool | None = None
-    logarithmic: bool | None = None
-
-
-class Case(NamedTuple):
-    "A CT and X-rays, and what is said of them: what `case.json` holds."
-
-    ct: str  # file, or folder with a DICOM series
-    shots: Sequence[Shot]
-    orientation: str  # "AP" or "PA"
-    pixels: int  # along the longer side
-    inverted: bool = False  # whether the files say the wrong thing about their values
-    chosen: dict[str, str | float] = {}  # series, phase and slice_spacing of the CT, as far as they are given
-
-    def save(self, path: Path) -> None:
-        "Write down what was registered."
-        shots = [shot._asdict() for shot in self.shots]
-        path.write_text(json.dumps(self._replace(shots=shots)._asdict(), indent=1))
-
-    @classmethod
-    def load(cls, path: Path) -> Case:
-        "Read what was registered. Raises a `ValueError` for a file that does not say."
-        try:
-            content = json.loads(path.read_text())
-            return cls(**content | {"shots": [Shot(**shot) for shot in content["shots"]]})
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{str(path)!r} does not say what was registered: {error}") from error
-
-# %% ../../nbs/api/cli/975_register.ipynb #cbc585a6
-def read_picture(
-    shot: Shot,
-    pixels: int,  # along the longer side
-    inverted: bool,  # whether the file says the wrong thing about its values
-) -> XRay:
-    "Read an X-ray, and prepare it for registration."
-    from diffdrr.xrays import invert, prepare, read_xray
-
-    given = {name: value for name, value in shot._asdict().items() if value is not None}
-    taken = read_xray(given.pop("path"), **given)
-    return prepare(invert(taken) if inverted else taken, pixels)
-
-
-def read_pictures(
-    case: Case,
-) -> list[XRay]:
-    "Read all X-rays."
-    return [read_picture(shot, case.pixels, case.inverted) for shot in case.shots]
-
-
-def make_drrs(
-    case: Case,
-    pictures: Sequence[XRay],
-) -> list[DRR]:
-    "Read the CT, and make a renderer with the geometry of each X-ray."
-    from diffdrr.rendering import DRR
-    from diffdrr.volumes import read
-
-    subject = read(case.ct, orientation=case.orientation, **case.chosen)
-    return [DRR(subject, renderer="trilinear", **vars(picture.camera)) for picture in pictures]
-
 # %% ../../nbs/api/cli/975_register.ipynb #7bb6b7d5
-def initial_pose(
-    init: str | None,  # name of a view, or two angles with a comma between; None for the angles in the file
-    picture: XRay,
-    orientation: str,  # "AP" or "PA"
-    path: str,  # of the X-ray, for messages
-) -> RigidTransform:  # (1)
-    "Find the pose to start from. Raises a `ValueError` that says what to give where the file does not tell."
-    from diffdrr.geometry import pose_from_positioner_angles
-
-    if picture.sod is None:
-        raise ValueError(
-            f"the X-ray {path!r} does not say how far the source is from the patient (tag DistanceSourceToPatient); "
-            "give it as --sod, in mm"
-        )
-    if init is not None:
-        return pose_from_positioner_angles(*read_view("--init", init), picture.sod, orientation)
-    if None in (picture.primary_angle, picture.secondary_angle):
-        tags = "tags PositionerPrimaryAngle and PositionerSecondaryAngle"
-        remedy = "give a view, such as --init AP or --init 'LAO 30', or two angles, such as --init=30,-10"
-        raise ValueError(f"the X-ray {path!r} does not say where the C-arm stood ({tags}); {remedy}")
-    return picture.initial_pose(orientation)
-
-
 def initial_poses(
     init: list[str] | None,  # a result, or one value for each X-ray; None for the angles in the files
     pictures: Sequence[XRay],
@@ -127,6 +35,7 @@ def initial_poses(
     "Find the poses to start from."
     from diffdrr.geometry import RigidTransform
     from diffdrr.registration import RegistrationResult
+    from diffdrr.studies import initial_pose
 
     n = len(pictures)
     if init is not None and init[0].endswith(".json"):
@@ -137,9 +46,37 @@ def initial_poses(
         return pose
     if init is not None and len(init) != n:
         raise ValueError(f"--init must be given once for each of the {n} X-rays, not {len(init)} times")
-    each = zip(init or [None] * n, pictures, case.shots)
+    angles = [None if one is None else read_view("--init", one) for one in init or [None] * n]
+    each = zip(angles, pictures, case.shots)
     poses = [initial_pose(one, picture, case.orientation, shot.path) for one, picture, shot in each]
     return RigidTransform(torch.cat([pose.matrix for pose in poses]))
+
+# %% ../../nbs/api/cli/975_register.ipynb #1c28512b
+def read_model(
+    options: RegisterOptions,
+) -> PoseModel | None:
+    "Read a trained network, if there is one. Raises a `ValueError` where it cannot say where to begin."
+    from diffdrr.training import PoseModel
+
+    if options.model is None:
+        return None
+    if options.init is not None:
+        raise ValueError("--model guesses where to begin; give it or --init, not both")
+    if len(options.xrays) > 1:
+        raise ValueError(f"--model guesses the pose of one X-ray, and there are {len(options.xrays)}; give --init")
+    check_file("--model", options.model)
+    return PoseModel(options.model)
+
+# %% ../../nbs/api/cli/975_register.ipynb #752de1e4
+def search_of(
+    options: object,  # with spread, refine and seed
+) -> dict[str, object]:  # arguments of `registration.register`
+    "Say how the pose is searched for. Raises a `ValueError` for what makes no sense."
+    from diffdrr.geometry import INTRINSICS
+
+    spread = [number("--spread", x, least=0) for x in read_numbers("--spread", options.spread, 2)]
+    refine = [name.strip() for name in options.refine.split(",") if name.strip()]
+    return dict(spread=spread, refine=some_of("--refine", refine, INTRINSICS), seed=options.seed)
 
 # %% ../../nbs/api/cli/975_register.ipynb #21180d8f
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +87,7 @@ class RegisterOptions:
     xrays: list[str]  # X-ray of the patient: a DICOM file, a picture or an array; or several, if the patient lay still
     output: str = "registration"  # folder to write: result.json, overlay.png and case.json
     init: list[str] | None = None  # a view ("LAO 30") or angles (--init=30,-10) for each X-ray; or a result.json
+    model: str | None = None  # folder that diffdrr train wrote: the network guesses where to begin, for one X-ray
     orientation: Literal["AP", "PA"] = "PA"  # of the X-ray: seen from the detector (PA) or the source (AP)
     frame: list[int] | None = None  # of several, counted from 0; this and the next six: once, or for each X-ray
     sdd: list[float] | None = None  # source-to-detector distance, mm; from the X-ray's file if left out
@@ -170,20 +108,13 @@ class RegisterOptions:
     @property
     def case(self) -> Case:
         "What is registered, with paths that hold in any folder."
+        from diffdrr.studies import Case, Shot
+
         n = len(self.xrays)
         said = {name: for_each(f"--{name.replace('_', '-')}", getattr(self, name), n) for name in Shot._fields[1:]}
         shots = [Shot(str(Path(path).absolute()), *values) for path, values in zip(self.xrays, zip(*said.values()))]
         ct, chosen = str(Path(self.ct).absolute()), choices_of_slices(self)
         return Case(ct, shots, self.orientation, self.pixels, self.invert, chosen)
-
-    @property
-    def search(self) -> dict[str, object]:
-        "How the pose is searched for. Raises a `ValueError` for what makes no sense."
-        from diffdrr.geometry import INTRINSICS
-
-        spread = [number("--spread", x, least=0) for x in read_numbers("--spread", self.spread, 2)]
-        refine = [name.strip() for name in self.refine.split(",") if name.strip()]
-        return dict(spread=spread, refine=some_of("--refine", refine, INTRINSICS), seed=self.seed)
 
 # %% ../../nbs/api/cli/975_register.ipynb #e184c215
 def register(
@@ -191,18 +122,23 @@ def register(
 ) -> None:
     "Find the pose of X-rays of a patient of whom there is a CT."
     from diffdrr.registration import register as find_pose
+    from diffdrr.studies import make_drrs, read_ct, read_pictures
 
-    folder, case, search = Path(options.output), options.case, options.search
+    folder, case, search = Path(options.output), options.case, search_of(options)
     if folder.exists():
         raise ValueError(f"--output {options.output!r} exists; choose another name, or remove it")
     check_output(folder)
     check_file("CT", options.ct)
     whole("--pixels", options.pixels, 32)
     pictures = read_pictures(case)
-    start = initial_poses(options.init, pictures, case)
-    drrs = make_drrs(case, pictures)
+    model = read_model(options)
+    start = initial_poses(options.init, pictures, case) if model is None else None
+    drrs = make_drrs(read_ct(case), pictures)
+    start = model(drrs[0], pictures[0]) if start is None else start
     masks = [picture.mask for picture in pictures]
-    result = find_pose(drrs, [picture.image for picture in pictures], start, masks, **search)
+    result = find_pose(
+        drrs, [picture.image for picture in pictures], start if model is None else model, masks, **search
+    )
     with whole_folder(folder) as temporary:
         result.save(temporary / "result.json")
         save_overlay(temporary / "overlay.png", drrs, pictures, start, result.pose)

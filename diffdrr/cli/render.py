@@ -26,8 +26,6 @@ from diffdrr.cli.values import (
     for_each,
     read_numbers,
     read_place,
-    read_structures,
-    read_table,
     read_view,
 )
 
@@ -163,7 +161,7 @@ def read_subject(
     options: RenderOptions,
 ) -> Subject:
     "Read the CT, or make the example. What can be wrong without it is refused before."
-    from diffdrr.volumes import load_example_ct, read, structure_table
+    from diffdrr.volumes import load_example_ct, read, read_structures, structure_table, table_of
 
     check_belongs(options, ("labels", "names", *OF_SLICES))
     if options.ct is None:
@@ -172,7 +170,7 @@ def read_subject(
     check_file("CT", options.ct)
     check_file("--labels", options.labels)
 
-    table = read_table(options.names)
+    table = table_of(options.names, "--names")
     kept = read_structures(options.structures, table)
     how = dict(structures=table, energy=energy_of(options), **choices_of_slices(options))
     return read(options.ct, options.labels, kept, options.orientation, **how)

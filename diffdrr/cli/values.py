@@ -15,8 +15,6 @@ import torch
 from ..files import check_folder
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from diffdrr.geometry import RigidTransform
 
 # %% auto #0
@@ -83,47 +81,6 @@ def for_each(
     return values * (n // len(values))
 
 # %% ../../nbs/api/cli/972_values.ipynb #a171d5e6
-TOTALSEGMENTATOR = "totalsegmentator"
-
-
-def read_table(
-    names: str | None,  # file, or `TOTALSEGMENTATOR`; None for what the label map says itself
-) -> pd.DataFrame | None:
-    "Read which number stands for which structure. Raises a `ValueError` for another table."
-    import pandas as pd
-
-    from diffdrr.volumes import structure_table
-
-    if names is None:
-        return None
-    if names.lower() == TOTALSEGMENTATOR:
-        return structure_table()
-    check_file("--names", names)
-    try:
-        table = pd.read_csv(names)
-        table["id"], table["structure"] = table["id"].astype(int), table["structure"].astype(str)
-    except (ValueError, KeyError) as error:
-        raise ValueError(
-            f"--names {names!r} must be a table separated by commas, with the columns structure (a name) and id (its "
-            f"number in the label map), or {TOTALSEGMENTATOR!r} ({error})"
-        ) from error
-    return table
-
-
-def read_structures(
-    text: str | None,  # numbers and names separated by commas; None for everything
-    table: pd.DataFrame | None,  # of the label map, if it is known beforehand
-) -> list[int | str] | None:
-    "Read which structures to show. Raises a `ValueError` with the nearest guess for a misspelt name."
-    from diffdrr.volumes import labels_of
-
-    if text is None:
-        return None
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    kept = [int(word) if word.isdecimal() else word for word in words]
-    return kept if table is None else labels_of(kept, table)
-
-
 def check_file(
     flag: str,  # of the option
     path: str | None,  # None if it is not given

@@ -10,15 +10,12 @@ from pathlib import Path
 from typing import Literal
 
 from ..checks import whole
-from .register import Case, make_drrs, read_pictures
 from diffdrr.cli.values import (
     OF_SLICES,
     check_belongs,
     check_file,
     check_output,
     choices_of_slices,
-    read_structures,
-    read_table,
 )
 
 # %% auto #0
@@ -39,6 +36,7 @@ def animate(
     "Make a film of a registration."
     from diffdrr.registration import RegistrationResult
     from diffdrr.show import animate as make_film
+    from diffdrr.studies import Case, make_drrs, read_ct, read_pictures
 
     folder = Path(options.result)
     if not (folder / "case.json").exists():
@@ -47,7 +45,7 @@ def animate(
     found, case = RegistrationResult.load(folder / "result.json"), Case.load(folder / "case.json")
     case = case._replace(shots=case.shots[:1])
     (picture,) = read_pictures(case)
-    (drr,) = make_drrs(case, [picture])
+    (drr,) = make_drrs(read_ct(case), [picture])
     make_film(options.output, found.trace, drr, "euler_angles", "ZXY", ground_truth=picture.image)
     print(Path(options.output).absolute())
 
@@ -73,12 +71,13 @@ def view(
 ) -> None:
     "Move a C-arm around a CT with sliders, in the browser."
     from diffdrr.show import serve
-    from diffdrr.volumes import structure_table
+    from diffdrr.volumes import TOTALSEGMENTATOR, read_structures, table_of
 
     whole("--port", options.port, 0, 65535)
     check_belongs(options, ("labels", "names", *OF_SLICES))
     check_file("CT", options.ct)
     check_file("--labels", options.labels)
-    table = structure_table() if options.ct is None else read_table(options.names)
+    known = options.ct is None or options.names is not None
+    table = table_of(options.names or TOTALSEGMENTATOR, "--names") if known else None
     kept, slices = read_structures(options.structures, table), choices_of_slices(options)
     serve(options.ct, options.labels, kept, options.orientation, options.port, not options.no_browser, slices)

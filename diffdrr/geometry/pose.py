@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -39,8 +39,9 @@ from diffdrr.geometry.so3 import (
 )
 
 # %% auto #0
-__all__ = ['TOLERANCE', 'PARAMETERIZATIONS', 'make_matrix', 'AffineTransform', 'RigidTransform', 'check_pose', 'Parameterization',
-           'parameterization_of', 'check_parameters', 'convert', 'random_rigid_transform', 'rotation_9d_to_matrix',
+__all__ = ['TOLERANCE', 'PARAMETERIZATIONS', 'POSE_COLUMNS', 'DEVIATION_COLUMNS', 'make_matrix', 'AffineTransform',
+           'RigidTransform', 'check_pose', 'Parameterization', 'parameterization_of', 'check_parameters', 'convert',
+           'pose_columns', 'pose_from_columns', 'deviation_columns', 'random_rigid_transform', 'rotation_9d_to_matrix',
            'matrix_to_rotation_9d', 'rotation_10d_to_quaternion', 'quaternion_to_rotation_10d',
            'quaternion_adjugate_to_quaternion', 'quaternion_to_quaternion_adjugate']
 
@@ -335,6 +336,41 @@ def convert(
             return RigidTransform(twist_to_matrix(torch.cat([translation, rotation], dim=-1)))
         R = parameters.to_matrix(rotation)
         return RigidTransform(make_matrix(R, matmul(R, translation[..., None])[..., 0]))
+
+# %% ../../nbs/api/geometry/104_pose.ipynb #7684d750
+POSE_COLUMNS = ("x", "y", "z", "qw", "qx", "qy", "qz")
+
+
+def pose_columns(
+    pose: RigidTransform,  # (B)
+    prefix: str = "",  # of the columns' names
+) -> dict[str, list[float]]:
+    "Write poses in columns: the translation in mm, and a quaternion (w, x, y, z)."
+    numbers = torch.cat([pose.translation, matrix_to_quaternion(pose.rotation)], dim=1)
+    return {prefix + name: column for name, column in zip(POSE_COLUMNS, numbers.T.tolist(), strict=True)}
+
+
+def pose_from_columns(
+    columns: Mapping[str, Sequence[float]],  # of a table
+    prefix: str = "",  # of the columns' names
+) -> RigidTransform:  # (B)
+    "Read poses from the columns that `pose_columns` writes. Raises a `ValueError` for quaternions of length 0."
+    numbers = torch.tensor([columns[prefix + name] for name in POSE_COLUMNS]).T
+    length = torch.linalg.vector_norm(numbers[:, 3:], dim=1)
+    if not (length > 0).all():
+        raise ValueError(f"{prefix}qw, {prefix}qx, {prefix}qy and {prefix}qz must be a quaternion, not four zeros")
+    return RigidTransform(make_matrix(quaternion_to_matrix(numbers[:, 3:]), numbers[:, :3]))
+
+# %% ../../nbs/api/geometry/104_pose.ipynb #974784de
+DEVIATION_COLUMNS = ("sd_x", "sd_y", "sd_z", "sd_rx", "sd_ry", "sd_rz")
+
+
+def deviation_columns(
+    deviation: Float[Tensor, "B 6"],  # standard deviations of a twist: mm, then rad
+) -> dict[str, list[float]]:
+    "Write standard deviations of poses in columns: in mm, and in degrees."
+    numbers = torch.cat([deviation[:, :3], deviation[:, 3:].rad2deg()], dim=1)
+    return dict(zip(DEVIATION_COLUMNS, numbers.T.tolist(), strict=True))
 
 # %% ../../nbs/api/geometry/104_pose.ipynb #8de3dc2c
 def random_rigid_transform(batch_size: int = 1) -> RigidTransform:

@@ -147,8 +147,8 @@ class Objective(Comparison):
         self.n_pixels = mask.sum()
         self.weights = mask / self.n_pixels
         self.masks = [view.xray.mask[0, 0] for view in views]
-        self.pivot = views[0].drr.grid.centre.to(mask)
-        self.radius = views[0].drr.grid.radius
+        self.pivot = views[0].grid.centre.to(mask)
+        self.radius = views[0].grid.radius
         self.pixel = min(view.pixel_at_isocentre() for view in views)
 
     def start(

@@ -22,17 +22,18 @@ from ..kernels import serial_torch
 from .objective import Objective, Prior
 from .optimiser import Iterate, levenberg_marquardt
 from .placement import Placement
-from .pyramid import make_pyramid
+from .pyramid import go_on, make_pyramid
 from diffdrr.registration.result import (
     PEAK_PIXELS,
     RegistrationResult,
     reason_to_doubt,
+    reason_to_doubt_geometry,
     reason_to_doubt_intrinsics,
     trace_table,
 )
 from .search import SCHEDULE, Stage, Step, Strategy, best_starts, refine_candidates
-from .uncertainty import covariance
-from .views import View, check_sight, make_views
+from .uncertainty import GEOMETRY, Geometry, covariance, score_geometry
+from .views import Guess, View, check_sight, is_guess, make_views
 from ..rendering import DRR
 from ..xrays import XRay
 
@@ -113,6 +114,26 @@ def attempt(
         return found
     return found._replace(reason=DARK_BONES.format(other=other.similarity, found=found.similarity))
 
+# %% ../../nbs/api/registration/723_pipeline.ipynb #271bb1cf
+def with_extent(
+    pyramid: dict[int, list[View]],  # the views of each number of pixels
+    stage: Stage,  # the first one
+    n_starts: int,
+    spread: Sequence[float],  # degrees, mm
+    seed: int,
+) -> dict[int, list[View]]:
+    "Let the CT go on beyond its ends, if the X-rays fit better so."
+
+    def best(views: Sequence[View]) -> float:
+        generator = torch.Generator().manual_seed(seed)
+        return best_starts(Objective(views, stage.window), 1, n_starts, spread, generator).score
+
+    coarse = pyramid[stage.pixels]
+    longer = [go_on(view) for view in coarse]
+    if all(after.drr.grid.shape == before.drr.grid.shape for after, before in zip(longer, coarse)):
+        return pyramid
+    return changed(pyramid, go_on) if best(longer) > best(coarse) else pyramid
+
 # %% ../../nbs/api/registration/723_pipeline.ipynb #2fc7ea38
 def mirror(
     view: View,
@@ -129,7 +150,7 @@ def turn_around(
     "Begin from the other side of the patient: half a turn about the long axis, through the centre of the CT."
     matrix = view.xray.pose.matrix
     turn = torch.diag(matrix.new_tensor([-1.0, -1, 1, 1]))
-    turn[:2, 3] = 2 * view.drr.grid.centre.to(matrix)[:2]
+    turn[:2, 3] = 2 * view.grid.centre.to(matrix)[:2]
     return view._replace(xray=replace(view.xray, pose=RigidTransform(matmul(turn, matrix))))
 
 
@@ -217,6 +238,13 @@ def refined_intrinsics(
     ]
 
 
+def sensitivity_of(
+    geometry: Geometry,  # of one guess
+) -> dict[str, float]:  # mm for each mm
+    "Say how far each intrinsic moves the CT's centre."
+    return dict(zip(GEOMETRY, torch.linalg.vector_norm(geometry.sensitivity[0, :3], dim=0).tolist()))
+
+
 def make_result(
     best: Attempt,
     views: Sequence[View],  # as they were given
@@ -226,6 +254,8 @@ def make_result(
     "Express the last guess in every way a user may want it."
     objective, last = best.objective, best.trace[-1].guess
     uncertainty = covariance(objective, last.placement, robustness)[0]
+    geometry = None if objective.refine else score_geometry(objective, last.placement, robustness)
+    doubt = reason_to_doubt_geometry(geometry) if geometry else reason_to_doubt_intrinsics(objective, uncertainty)
     cameras = [objective.cameras(last.placement, i) for i in range(len(objective.views))]
     pose = RigidTransform(torch.cat([pose.matrix for pose, _ in cameras]))
     world_from_scanner = getattr(objective.views[0].drr.subject, "world_from_scanner", torch.eye(4))
@@ -235,9 +265,10 @@ def make_result(
         similarity=last.similarity.item(),
         covariance=uncertainty,
         intrinsics=refined_intrinsics(best, views),
-        reason=best.reason or reason_to_doubt_intrinsics(objective, uncertainty),
+        reason=best.reason or doubt,
         trace=trace_table(best.trace, objective.views[0].xray.pose),
         seconds=seconds,
+        sensitivity=sensitivity_of(geometry) if geometry else {},
     )
 
 # %% ../../nbs/api/registration/723_pipeline.ipynb #9f7bc1cb
@@ -250,18 +281,28 @@ def prior_of(
     return Prior(math.radians(spread[0]), spread[1], known)
 
 
-def check_search(
-    strategy: Strategy,
-    spread: Sequence[float],
+def attempts_of(
     n_starts: int,
     attempts: int,
+    guessed: bool,  # the initial pose is a guess, which is tried alone first
+) -> list[tuple[int, float]]:  # starts, and a factor on the spread
+    "Plan attempts: after a failure with twice the starts, and 1.5 times the spread."
+    alone = [(1, 1.0)] if guessed or n_starts == 1 else []
+    return alone + [(n_starts * 2**i, 1.5**i) for i in range(attempts if n_starts > 1 else 0)]
+
+
+def check_search(
+    spread: Sequence[float] = (15.0, 45.0),
+    n_starts: int = 200,
+    refine: Sequence[str] | Mapping[str, float] = (),
+    schedule: Sequence[Stage] = SCHEDULE,
+    attempts: int = 3,
 ) -> None:
     "Raise a `ValueError` for a search that makes no sense. See `register` for the arguments."
     if not isinstance(spread, Sequence) or len(spread) != 2 or not all(0 <= x < math.inf for x in spread):
         raise ValueError(f"spread must be two standard deviations, in degrees and mm, such as (15, 45), not {spread!r}")
     whole("n_starts", n_starts)
     whole("attempts", attempts)
-    refine = strategy.refine
     if isinstance(refine, Mapping):
         for name, deviation in refine.items():
             number(f"refine[{name!r}]", deviation, 0, remedy="it is how far off the intrinsic may be, in mm")
@@ -270,7 +311,7 @@ def check_search(
     some_of("refine", refine, INTRINSICS)
     if {"sdd", "delx", "dely"} <= set(refine):
         raise ValueError("refine must leave one of sdd, delx and dely as it is: a picture tells their ratios only")
-    if not len(strategy.schedule):
+    if not len(schedule):
         raise ValueError("schedule must have at least one Stage")
     if torch.is_inference_mode_enabled():
         raise ValueError("register needs derivatives, which torch.inference_mode() forbids; torch.no_grad() does not")
@@ -280,7 +321,7 @@ def check_search(
 def register(
     drr: DRR | Subject | Sequence[DRR],
     xray: Shaped[Tensor, "..."] | XRay | Sequence[Tensor | XRay],
-    init: RigidTransform | None = None,
+    init: RigidTransform | Guess | None = None,
     mask: Shaped[Tensor, "..."] | Sequence[Tensor] | None = None,
     spread: Sequence[float] = (15.0, 45.0),
     n_starts: int = 200,
@@ -303,7 +344,8 @@ def register(
     Args:
         drr: one for all views, or one for each; a subject will do for an `XRay`
         xray: (V, 1, H, W) line integrals, see `xrays.prepare`
-        init: (V) initial poses, rigid to each other; an `XRay` may hold its own
+        init: (V) initial poses, rigid to each other; an `XRay` may hold its own; for one X-ray also what guesses it
+            from DRR and `XRay`, such as a `training.PoseModel`: that is tried alone before there are random starts
         mask: like `xray`: 0 where the patient is hidden
         spread: how wrong `init` may be: standard deviations, degrees and mm; it holds the pose where the pictures do
             not, and a pose that is more than 4.5 of them off is doubted; 0 holds nothing
@@ -317,19 +359,21 @@ def register(
         verbose: show a progress bar
     """
     begin, strategy = time.perf_counter(), Strategy(schedule, refine, solver)
-    check_search(strategy, spread, n_starts, attempts)
+    check_search(spread, n_starts, refine, schedule, attempts)
     strategy = strategy._replace(prior=prior_of(spread, refine))
     views = make_views(drr, xray, init, mask)
     pyramid = make_pyramid(views, [stage.pixels for stage in schedule])
-    first = Objective(pyramid[schedule[0].pixels], schedule[0].window)
-    for view in first.views:
+    for view in pyramid[schedule[0].pixels]:
         check_sight(view)
+    pyramid = with_extent(pyramid, schedule[0], n_starts, spread, seed)
+    first = Objective(pyramid[schedule[0].pixels], schedule[0].window)
     generator, found = torch.Generator().manual_seed(seed), []
-    with tqdm(total=attempts * (len(schedule) + 1), desc="register", disable=not verbose) as bar:
-        for i in range(attempts):
-            starts, wider = 1 if n_starts == 1 else n_starts * 2**i, [x * 1.5**i for x in spread]
+    plan = attempts_of(n_starts, attempts, is_guess(init))
+    with tqdm(total=len(plan) * (len(schedule) + 1), desc="register", disable=not verbose) as bar:
+        for starts, factor in plan:
+            wider = [x * factor for x in spread]
             found.append(attempt(pyramid, first, strategy, starts, wider, generator, bar.update))
-            if found[-1].reason is None or n_starts == 1:
+            if found[-1].reason is None:
                 bar.total = bar.n
                 break
     best = max(found, key=lambda attempt: attempt.rank)

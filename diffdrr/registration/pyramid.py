@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
 
 from ..geometry import bin_pixels
 from .views import View
@@ -34,7 +36,7 @@ def crop_to_field(
         return view
     xray, drr = view.xray.crop(*cuts), view.drr.shallow_copy()
     drr.set_camera_(xray.camera)
-    return View(drr, xray)
+    return view._replace(drr=drr, xray=xray)
 
 # %% ../../nbs/api/registration/717_pyramid.ipynb #0f58c191
 def coarsen(
@@ -42,7 +44,7 @@ def coarsen(
     pixels: int,  # along the longer side of the picture, at most
 ) -> View:
     "Return a view with larger pixels and voxels, whose DRR interpolates. The backend stays that of the DRR."
-    drr, xray = view
+    drr, xray = view.drr, view.xray
     height, width = xray.camera.height, xray.camera.width
     n = -(-max(height, width) // pixels)
     if n % 2 == 0 and (height % 2 or width % 2):
@@ -52,7 +54,30 @@ def coarsen(
     drr.renderer = Trilinear(drr.renderer.voxel_shift, backend=drr.renderer.backend)
     mask = (bin_pixels(xray.mask, n) > 0.99).to(xray.mask)
     mask = -F.max_pool2d(-mask, 3, stride=1, padding=1)  # away from edges that are none of the patient's
-    return View(drr, replace(xray, image=bin_pixels(xray.image, n), mask=mask, camera=xray.camera.bin(n)))
+    xray = replace(xray, image=bin_pixels(xray.image, n), mask=mask, camera=xray.camera.bin(n))
+    return view._replace(drr=drr, xray=xray)
+
+# %% ../../nbs/api/registration/717_pyramid.ipynb #9fc2db5d
+CUT = 0.01  # part of a face of the CT which the body fills where it is cut
+
+
+def is_cut(
+    density: Float[Tensor, "X Y Z"],
+    axis: int,
+) -> bool:
+    "Say whether the body goes on beyond an end of an axis."
+    body = 0.25 * density[density > 0].mean()
+    return any((density.select(axis, end) > body).float().mean() > CUT for end in (0, -1))
+
+
+def go_on(
+    view: View,
+) -> View:
+    "Let the CT go on beyond the ends that cut the body."
+    drr, camera = view.drr, view.xray.camera
+    more = view.pixel_at_isocentre() * max(camera.height, camera.width) / 2
+    cut = [is_cut(drr.density, axis) for axis in range(3)]
+    return view._replace(drr=drr.extend([c * math.ceil(more / s) for c, s in zip(cut, drr.grid.spacing.tolist())]))
 
 # %% ../../nbs/api/registration/717_pyramid.ipynb #f6eba118
 LEAST_PIXELS = 20  # about three for each degree of freedom

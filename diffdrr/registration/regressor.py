@@ -24,21 +24,21 @@ N_ANGULAR_COMPONENTS = {
 class PoseRegressor(nn.Module):
     """Predict the pose of an X-ray.
 
-    Raises a `ValueError` for a parameterisation that a network cannot predict, and an `ImportError` without timm,
-    which comes with the extra `diffdrr[pose]`.
+    Raises a `ValueError` for a parameterisation that a network cannot predict, and an `ImportError` for a name without
+    timm, which comes with the extra `[pose]`.
 
     Args:
-        model_name: of timm, such as "resnet18"
+        model_name: of timm, such as "resnet18"; or a module that turns pictures (B, 1, H, W) into features (B, F)
         parameterization: a key of `N_ANGULAR_COMPONENTS`
         convention: for Euler angles
         pretrained: download weights
         height: of the pictures, pixels
-        **kwargs: arguments of `timm.create_model`
+        **kwargs: arguments of `timm.create_model`; none for a module
     """
 
     def __init__(
         self,
-        model_name: str,
+        model_name: str | nn.Module,
         parameterization: str,
         convention: str | None = None,
         pretrained: bool = False,
@@ -48,9 +48,14 @@ class PoseRegressor(nn.Module):
         super().__init__()
         one_of("parameterization", parameterization, N_ANGULAR_COMPONENTS)
         parameterization_of(parameterization, convention)
-        timm = need("timm", "pose")
         self.parameterization, self.convention = parameterization, convention
-        self.backbone = timm.create_model(model_name, pretrained, num_classes=0, in_chans=1, **kwargs)
+        if isinstance(model_name, nn.Module):
+            if pretrained or kwargs:
+                raise TypeError("PoseRegressor takes pretrained and arguments of timm for a name, not for a module")
+            self.backbone = model_name
+        else:
+            create = need("timm", "pose").create_model
+            self.backbone = create(model_name, pretrained, num_classes=0, in_chans=1, **kwargs)
         with torch.no_grad():
             training = self.backbone.training
             width = self.backbone.eval()(torch.zeros(1, 1, height, height)).shape[-1]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from ..geometry import RigidTransform, matmul, matrix_to_twist
 from .objective import Objective, Prior
 from .placement import Placement
 from .search import Step, draw_motions
+from .uncertainty import Geometry
 from .views import View
 
 # %% auto #0
@@ -107,6 +108,23 @@ def reason_to_doubt_intrinsics(
         "take a second view from another side, or say how well the intrinsics are known, as refine={'sdd': 2.0}"
     )
 
+# %% ../../nbs/api/registration/722_result.ipynb #58e150d5
+LEAST_SCORE = 7.0  # standard deviations by which other intrinsics fit better
+
+
+def reason_to_doubt_geometry(
+    geometry: Geometry,  # of one guess
+) -> str | None:  # None if there is none
+    "Say that pictures speak against the geometry."
+    score = geometry.score.item()
+    if score <= LEAST_SCORE:
+        return None
+    return (
+        f"another geometry fits better (by {score:.1f} standard deviations; {LEAST_SCORE:g} may be chance or "
+        "breathing); check sdd, the size of the pixels and the principal point, "
+        "or refine=['sdd', 'x0', 'y0'] with two views or more"
+    )
+
 # %% ../../nbs/api/registration/722_result.ipynb #c582da44
 def trace_table(
     trace: Sequence[Step],
@@ -138,6 +156,8 @@ class RegistrationResult:
         reason: why the pose should not be trusted; None if nothing speaks against it
         trace: one row for each iteration: how the first view's pose went
         seconds: how long it took
+        sensitivity: how far the pose moves at the isocentre for each mm that an intrinsic is wrong in all views, mm; none
+            where intrinsics are refined. Pixels that are 1 % too large are like a detector that is 1 % too near.
     """
 
     pose: RigidTransform
@@ -148,6 +168,7 @@ class RegistrationResult:
     reason: str | None
     trace: DataFrame
     seconds: float
+    sensitivity: dict[str, float] = field(default_factory=dict)
 
     @property
     def failed(self) -> bool:
@@ -164,8 +185,8 @@ class RegistrationResult:
         """Return the square roots of the variances.
 
         They hold noise, also where pixels share it, and by how much the pose depends on the way of comparing, which a
-        wrong model shows in. What every comparison shares is not in them: a wrong geometry, or a patient who moved in
-        one piece with all that the pictures show.
+        wrong model shows in. What every comparison shares is not in them: a patient who moved in one piece with all
+        that the pictures show, or a wrong geometry, for which see `sensitivity`.
 
         Returns:
             mm, rad, mm
@@ -186,6 +207,9 @@ class RegistrationResult:
             f"uncertainty     {listed(millimetres, '.3g')} mm, {listed(degrees, '.3g')} degrees about the isocentre "
             "(one standard deviation)",
         ]
+        if self.sensitivity:
+            moves = ", ".join(f"{mm:.2f} mm by each mm of {name}" for name, mm in self.sensitivity.items())
+            lines.append(f"if wrong        it is off by {moves}")
         return "\n".join(lines + [f"intrinsics      {x}" for x in self.intrinsics if x])
 
     def save(self, path: str | Path) -> None:
@@ -196,7 +220,7 @@ class RegistrationResult:
         """
         path = check_json(path)
         poses = {name: getattr(self, name).matrix.tolist() for name in ("pose", "pose_in_scanner")}
-        plain = {name: getattr(self, name) for name in ("similarity", "intrinsics", "reason", "seconds")}
+        plain = {name: getattr(self, name) for name in ("similarity", "intrinsics", "reason", "seconds", "sensitivity")}
         tables = {"covariance": self.covariance.tolist(), "trace": self.trace.to_dict("list")}
         content = {"dtype": str(self.pose.matrix.dtype).removeprefix("torch."), **poses, **plain, **tables}
         with whole_file(path) as temporary:

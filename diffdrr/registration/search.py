@@ -77,6 +77,7 @@ class Starts(NamedTuple):
     "The best of many starts."
 
     motions: Float[Tensor, "_ 4 4"]  # to be improved
+    score: float  # of the best
     negative: float  # how well the negative of the X-rays fits one of all
     negatives: Float[Tensor, "_ 4 4"]  # those that it fits best
 
@@ -92,7 +93,7 @@ def best_starts(
     motions = draw_motions(n_starts, spread, objective, generator)
     scores = torch.cat([objective.score(objective.start(some)) for some in motions.split(100)])  # bounds the memory
     best, worst = (scores.topk(min(n_candidates, n_starts), largest=largest).indices for largest in (True, False))
-    return Starts(motions[best], -scores.min().item(), motions[worst])
+    return Starts(motions[best], scores.max().item(), -scores.min().item(), motions[worst])
 
 # %% ../../nbs/api/registration/721_search.ipynb #6b7083d8
 def joined(

@@ -136,3 +136,40 @@ def covariance(
     noise = covariance_of_blocks(weigh(objective, placement, robustness, seen))
     steps = torch.stack([weigh(other, placement, robustness, seen).total.step() for other in others(objective)])
     return noise * disagreement(steps, noise).clamp(min=1)[:, None, None]
+
+# %% ../../nbs/api/registration/720_uncertainty.ipynb #3e45a0f7
+GEOMETRY = ("sdd", "x0", "y0")
+ROUNDING = 0.01  # residuals up to this, in local standard deviations, say nothing
+
+
+class Geometry(NamedTuple):
+    "What pictures say about intrinsics that were taken for right."
+
+    sensitivity: Float[Tensor, "B 6 3"]  # how far the pose moves if each is wrong in all views, for each mm
+    score: Float[Tensor, "B"]  # by how many standard deviations the pictures would fit better with others
+
+
+def drop_of_loss(
+    equations: Equations,
+) -> Float[Tensor, "B"]:
+    "Compute how far a step lowers half the loss."
+    return -(equations.gradient * equations.step()).sum(dim=-1)
+
+
+def score_geometry(
+    objective: Objective,  # that refines no intrinsics
+    placement: Placement,  # of B guesses, at their optimum
+    robustness: float,  # standard deviations where the loss levels off
+) -> Geometry:
+    "Test whether other intrinsics would fit better, and how far the pose depends on them."
+    free = Objective(objective.views, objective.window, GEOMETRY, objective.prior, objective.bends)
+    start = free.start(placement.motion)
+    seen = free.differentiate(start)
+    total = weigh(free, start, robustness, seen).total
+    pose = Equations(total.normal[:, :6, :6], total.gradient[:, :6])
+    coupled = total.normal[:, :6, 6:].unflatten(2, (-1, len(GEOMETRY))).sum(dim=2)
+    residual, _ = free.linearize(start, seen)
+    deviation = median_deviation(residual, free.weights).clamp(min=ROUNDING)
+    noise = weight_of_penalty(free, residual, deviation)
+    gain = (drop_of_loss(total) - drop_of_loss(pose)).clamp(min=0)
+    return Geometry(-inverse(pose.normal) @ coupled, (gain / noise).sqrt())

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -17,7 +18,8 @@ from torch import Tensor
 from ..checks import shaped
 from ..geometry import BlackPicture, Camera, RigidTransform
 from ..rendering import DRR
-from ..xrays import XRay
+from ..volumes import Grid
+from ..xrays import XRay, find_field
 
 # %% auto #0
 __all__ = ['make_views']
@@ -30,8 +32,9 @@ if TYPE_CHECKING:
 class View(NamedTuple):
     "An X-ray, and the DRR that should look like it."
 
-    drr: DRR  # with the camera of the X-ray
+    drr: DRR  # with the camera of the X-ray; its CT may be coarser, and go on beyond its ends
     xray: XRay  # line integrals: bones are bright; with the pose to begin from
+    grid: Grid  # of the CT as it was given
 
     def pixel_at_isocentre(self) -> float:
         "Compute the width of what a pixel sees at the centre of the volume, in mm."
@@ -39,7 +42,7 @@ class View(NamedTuple):
         if camera.beam == "parallel":
             return float(camera.delx)
         source = self.drr.detector(self.xray.pose)[0][0, 0]
-        return float(camera.delx * torch.linalg.vector_norm(self.drr.grid.centre.to(source) - source) / camera.sdd)
+        return float(camera.delx * torch.linalg.vector_norm(self.grid.centre.to(source) - source) / camera.sdd)
 
 # %% ../../nbs/api/registration/716_views.ipynb #a2bec061
 def as_list(
@@ -132,12 +135,49 @@ def check_pictures(
     if seen.max() == seen.min():
         raise ValueError(f"xray has the same value {seen.max().item():.4g} everywhere; was it clipped?")
 
+# %% ../../nbs/api/registration/716_views.ipynb #c56b0cce
+HIDDEN = 0.05  # part of the picture which must be dark all around to be taken for collimated
+
+
+def exposed(
+    image: Shaped[Tensor, "1 1 H W"],  # line integrals
+    camera: Camera,
+) -> Shaped[Tensor, "1 1 H W"]:
+    "Make a mask of what a collimator left free, with a warning, or of everything, also without scikit-image."
+    mask = torch.ones_like(image)
+    if image.shape[-2:] != (camera.height, camera.width) or not image.isfinite().all() or image.min() == image.max():
+        return mask  # refused later
+    xray = XRay(image.detach().cpu(), mask.cpu(), camera, bright_bones=True, logarithmic=True)
+    try:
+        field = find_field(xray).mask.to(mask)
+    except ModuleNotFoundError:
+        return mask
+    dark = 1 - field.mean().item()
+    if dark < HIDDEN:
+        return mask
+    warnings.warn(
+        f"{dark:.0%} of the X-ray is dark, as behind a collimator, and does not count; "
+        "give a mask to say what counts, or mask=torch.ones_like(xray) to count everything",
+        stacklevel=4,
+    )
+    return field
+
+# %% ../../nbs/api/registration/716_views.ipynb #5bde9426
+Guess = Callable[[DRR, XRay], RigidTransform]  # of the pose (1) of a picture of line integrals
+
+
+def is_guess(
+    init: object,  # what the caller gave
+) -> bool:
+    "Say whether something guesses poses. Transforms can be called, too, but with points."
+    return callable(init) and not isinstance(init, RigidTransform)
+
 # %% ../../nbs/api/registration/716_views.ipynb #9600e189
 def make_view(
     drr: DRR | Subject,
     xray: Shaped[Tensor, "..."] | XRay,  # (1, 1, H, W) line integrals
     mask: Shaped[Tensor, "..."] | None,  # (1, 1, H, W); None for that of the X-ray, or for all pixels
-    init: RigidTransform | None,  # (1) pose; None for that of the X-ray
+    init: RigidTransform | Guess | None,  # (1) pose, or what guesses it; None for that of the X-ray
 ) -> View:
     "Put together what belongs to an X-ray. Raises a `ValueError` that says what does not fit."
     drr, image = drr_of(drr, xray), xray
@@ -145,36 +185,43 @@ def make_view(
         if not (xray.bright_bones and xray.logarithmic):
             raise ValueError("xray must hold line integrals; diffdrr.xrays.prepare makes them of the values in a file")
         image = xray.image
-        mask = xray.mask if mask is None else mask
+        mask = xray.mask if mask is None and (xray.mask < 1).any() else mask
         init = xray.initial_pose(drr.subject) if init is None else init
     if init is None:
         raise ValueError(
             "init must be a pose, since a tensor does not say how it was taken; "
             "diffdrr.geometry.pose_from_view makes one from the name of a view, and others from angles or landmarks"
         )
-    mask, camera = torch.ones_like(image) if mask is None else mask, drr.detector.camera
-    image, mask, matrix = (x.to(drr.device, drr.dtype) for x in (image, mask, init.matrix))
+    camera = drr.detector.camera
+    mask = exposed(image, camera) if mask is None else mask
+    image, mask = (x.to(drr.device, drr.dtype) for x in (image, mask))
     check_drr(drr)
     check_pictures(image, mask, camera)
-    shown = image.where(mask > 0, 0)  # what is hidden may be NaN
-    return View(drr, XRay(shown, mask, camera, bright_bones=True, logarithmic=True, pose=RigidTransform(matrix)))
+    image = image.where(mask > 0, 0)  # what is hidden may be NaN
+    shown = XRay(image, mask, camera, bright_bones=True, logarithmic=True)
+    pose = init(drr, shown) if is_guess(init) else init
+    pose = RigidTransform(pose.matrix.to(drr.device, drr.dtype))
+    return View(drr, replace(shown, pose=pose), drr.grid)
 
 # %% ../../nbs/api/registration/716_views.ipynb #c0c87bfb
 def make_views(
     drr: DRR | Subject | Sequence[DRR],  # one for all X-rays, or one for each
     xray: Shaped[Tensor, "..."] | XRay | Sequence[Tensor | XRay],  # (V, 1, H, W), or a list
-    init: RigidTransform | None = None,  # (V) poses to begin from
+    init: RigidTransform | Guess | None = None,  # (V) poses to begin from, or what guesses that of one X-ray
     mask: Shaped[Tensor, "..."] | Sequence[Tensor] | None = None,  # like `xray`
 ) -> list[View]:
     "Put together what belongs to each X-ray. Raises a `ValueError` or a `TypeError` that says what does not fit."
-    if init is not None and not isinstance(init, RigidTransform):
+    if init is not None and not isinstance(init, RigidTransform) and not is_guess(init):
         raise TypeError(
             f"init must be a RigidTransform, not {type(init).__name__}; diffdrr.geometry.pose_from_view makes one "
             "from a name such as 'AP', and RigidTransform(matrix) from a matrix"
         )
     xrays = as_list("xray", xray)
+    if is_guess(init) and len(xrays) > 1:
+        raise ValueError(f"init must be poses for {len(xrays)} X-rays: a guess does not say how they lie to each other")
     masks = [None] * len(xrays) if mask is None else as_list("mask", mask)
-    inits = [None] * len(xrays) if init is None else [RigidTransform(m) for m in init.matrix.detach().split(1)]
+    given = isinstance(init, RigidTransform)
+    inits = [RigidTransform(m) for m in init.matrix.detach().split(1)] if given else [init] * len(xrays)
     drrs = list(drr) if isinstance(drr, (list, tuple)) else [drr] * len(xrays)
     counts = dict(drr=len(drrs), xray=len(xrays), init=len(inits), mask=len(masks))
     if len(set(counts.values())) > 1 or not xrays:

@@ -6,9 +6,15 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..volumes import block_mean
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from ..volumes import Grid, block_mean
 
 if TYPE_CHECKING:
     from diffdrr.rendering.drr import DRR
@@ -30,16 +36,39 @@ def shallow_copy(
     return twin
 
 # %% ../../nbs/api/rendering/505_coarse.ipynb #51d2f6d3
+def with_volume(
+    drr: DRR,
+    density: Float[Tensor, "X Y Z"],
+    grid: Grid,
+) -> DRR:
+    "Return a DRR of another volume, without label map."
+    twin = shallow_copy(drr)
+    twin.mask, twin.density, twin.grid_shape = None, density, grid.shape
+    twin._affine = grid.affine.to(drr._affine)[None]
+    twin._affine_inverse = grid.voxel_from_world.to(drr._affine)[None]
+    return twin
+
+# %% ../../nbs/api/rendering/505_coarse.ipynb #88d4ef9f
 def coarsen(
     drr: DRR,  # with a volume
     pixels: int,  # rows and columns of pixels that become one, see `Camera.bin`
     voxels: tuple[int, int, int],  # voxels along each axis that become one
 ) -> DRR:
     "Return a DRR with larger pixels and larger voxels in the same places, without label map."
-    level, grid = shallow_copy(drr), drr.grid.coarsen(voxels)
-    level.mask = None
+    level = with_volume(drr, block_mean(drr.density, voxels), drr.grid.coarsen(voxels))
     level.set_camera_(drr.camera.bin(pixels), drr.detector.n_subsample)
-    level.density, level.grid_shape = block_mean(drr.density, voxels), grid.shape
-    level._affine = grid.affine.to(drr._affine)[None]
-    level._affine_inverse = grid.voxel_from_world.to(drr._affine)[None]
     return level
+
+# %% ../../nbs/api/rendering/505_coarse.ipynb #32cd036d
+def extend(
+    drr: DRR,  # with a volume
+    voxels: tuple[int, int, int],  # how many to add at either end of each axis
+) -> DRR:
+    "Return a DRR whose outer voxels are repeated beyond the volume, without label map."
+    grid, more = drr.grid, torch.tensor(voxels)
+    affine = grid.affine.clone()
+    affine[:3, 3] -= affine[:3, :3] @ more.to(affine)
+    shape = [n + 2 * extra for n, extra in zip(grid.shape, voxels)]
+    either_end = more.flip(0).repeat_interleave(2).tolist()  # torch counts axes from the last one
+    density = F.pad(drr.density[None, None], either_end, mode="replicate")[0, 0]
+    return with_volume(drr, density, replace(grid, shape=shape, affine=affine))

@@ -26,7 +26,7 @@ from diffdrr.geometry import (
     orientation_matrix,
 )
 from ..kernels import serial_for_few
-from .coarse import coarsen, shallow_copy
+from .coarse import coarsen, extend, shallow_copy
 from .jacobian import jacobian_images
 from .rays import RayRenderer, check_density
 from ..volumes import Grid
@@ -254,6 +254,17 @@ class DRR(RayRenderer):
         """
         check_density(self.density)
         return coarsen(self, pixels, voxels)
+
+    def extend(self, voxels: tuple[int, int, int]) -> DRR:
+        """Return a DRR whose outer voxels are repeated beyond the volume, without label map.
+
+        It shows a patient who goes on where the CT ends. Raises a `ValueError` without a volume.
+
+        Args:
+            voxels: how many to add at either end of each axis
+        """
+        check_density(self.density)
+        return extend(self, voxels)
 
     def shallow_copy(self) -> DRR:
         "Return a DRR with the same tensors, where others can take their place."

@@ -22,8 +22,8 @@ NAMES = {
         "Recipe",
         "Views",
     ],
-    "reading": ["RecipeError", "read_recipe"],
+    "reading": ["RecipeError", "make_part", "mistake", "read_parts", "read_recipe"],
     "shards": ["XRayShards", "collate_samples", "decode_sample", "export_coco", "export_nnunet"],
-    "run": ["preview", "synthesize"],
+    "run": ["RenderedXRays", "claim", "preview", "synthesize"],
 }
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=NAMES)

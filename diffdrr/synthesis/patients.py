@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from glob import glob, has_magic
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -21,7 +21,8 @@ from ..geometry import Camera, RigidTransform, read_landmarks
 from .draws import read_poses
 from .reading import mistake
 from .recipe import EXAMPLE, CTs, PoseList, Recipe
-from ..volumes import Grid, labels_of, load_example_ct, read, structure_table
+from ..volumes import TOTALSEGMENTATOR, Grid, labels_of, load_example_ct, read, structure_table, table_of
+from ..workers import Recent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,38 +102,22 @@ def find_cases(
                 if case.name in found:
                     raise ValueError(f"volume {entry.volume!r} finds {case.name!r}, which is there already")
                 found[case.name] = case
-            table_of(recipe, index)
+            table_of_entry(recipe, index)
         except (OSError, ValueError) as error:
             raise mistake(recipe.source, error, "ct", index) from error
     return [found[name] for name in sorted(found)]
 
 
-TABLE = "totalsegmentator"  # the table that the package has
-
-
-def read_names(
-    path: str,
-) -> pd.DataFrame:
-    "Read a table of structures. Raises a `ValueError` for another one."
-    import pandas as pd
-
-    if not Path(path).is_file():
-        raise ValueError(f"names {path!r} does not exist")
-    table = pd.read_csv(path)
-    if not {"structure", "id"} <= set(table.columns):
-        raise ValueError(f"names {path!r} must have the columns structure and id, not {', '.join(table.columns)}")
-    return table
-
-
-def table_of(
+def table_of_entry(
     recipe: Recipe,
     entry: int,  # of the recipe
 ) -> pd.DataFrame | None:
     "Return the table of structures that an entry names."
     names = recipe.ct[entry].names
-    if recipe.ct[entry].volume == EXAMPLE or names == TABLE:
+    if recipe.ct[entry].volume == EXAMPLE:
         return structure_table()
-    return None if names is None else read_names(str(Path(recipe.folder) / names))
+    is_file = names not in (None, TOTALSEGMENTATOR)
+    return table_of(Path(recipe.folder) / names if is_file else names, "names")
 
 # %% ../../nbs/api/synthesis/926_patients.ipynb #f329fdff
 def digest(
@@ -156,7 +141,7 @@ def digests(
     "Digest all files of a recipe."
     found = {case.name: [digest(path) for path in case[2:]] for case in cases}
     others = [insert.mesh for insert in recipe.insert]
-    others += [entry.names for entry in recipe.ct if entry.names not in (None, TABLE)]
+    others += [entry.names for entry in recipe.ct if entry.names not in (None, TOTALSEGMENTATOR)]
     others += [recipe.poses.file] if isinstance(recipe.poses, PoseList) else []
     return found | {name: [digest(str(Path(recipe.folder) / name))] for name in others}
 
@@ -199,7 +184,7 @@ def read_subject(
     marks = None if case.landmarks is None else read_landmarks(case.landmarks)
     extra = {} if marks is None else {"landmarks": marks.names}
     how |= {"fiducials": None if marks is None else marks.points, "extra": extra, "resample_target": entry.spacing}
-    return read(case.volume, case.labels, structures=table_of(recipe, case.entry), **how)
+    return read(case.volume, case.labels, structures=table_of_entry(recipe, case.entry), **how)
 
 # %% ../../nbs/api/synthesis/926_patients.ipynb #ebce3510
 SCENES = 16  # that are kept: a recipe may draw a camera for each picture
@@ -224,8 +209,7 @@ class Patient:
 
             subject = label_materials(subject, energy=ENERGY)
         self.body, self.inserts = VoxelBody.of(subject, renderer=renderer), inserts_of(recipe)
-        self.scenes: dict[tuple, Scene | None] = {}
-        self.lock = Lock()  # threads of a worker share a patient
+        self.scenes = Recent(SCENES)
 
     def scene(
         self,
@@ -235,16 +219,19 @@ class Patient:
     ) -> Scene | None:  # None where there is no body
         "Return a scene, made once for each camera."
         key = tuple(vars(camera).values()), inserts, solid
-        with self.lock:
-            if key not in self.scenes:
-                while len(self.scenes) >= SCENES:
-                    self.scenes.pop(next(iter(self.scenes)))
-                body = self.structures if solid else self.body
-                bodies = {} if body is None else {"": body}  # a name that no implant has
-                bodies |= {name: self.inserts[name][solid] for name in inserts}
-                scene = Scene(bodies, camera, self.orientation, displacement=not solid) if bodies else None
-                self.scenes[key] = scene
-            return self.scenes[key]
+        return self.scenes.get(key, partial(self.make_scene, camera, inserts, solid))
+
+    def make_scene(
+        self,
+        camera: Camera,
+        inserts: tuple[str, ...],
+        solid: bool,
+    ) -> Scene | None:
+        "Put bodies before a camera."
+        body = self.structures if solid else self.body
+        bodies = {} if body is None else {"": body}  # a name that no implant has
+        bodies |= {name: self.inserts[name][solid] for name in inserts}
+        return Scene(bodies, camera, self.orientation, displacement=not solid) if bodies else None
 
 
 def inserts_of(

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 from ..checks import one_of
 from .recipe import POSES, Augmentation, Cameras, CTs, Insert, Output, Physics, Recipe
 
 # %% auto #0
-__all__ = ['RecipeError', 'read_recipe']
+__all__ = ['MAKERS', 'RecipeError', 'mistake', 'make_part', 'read_parts', 'read_recipe']
 
 # %% ../../nbs/api/synthesis/924_reading.ipynb #f87bf0e4
 HEADER = re.compile(r"\s*(\[\[?)\s*([\w.\"'-]+)\s*\]")
@@ -78,7 +79,7 @@ def as_tuples(
     "Turn lists into tuples, which do not change."
     return tuple(map(as_tuples, value)) if isinstance(value, list) else value
 
-
+# %% ../../nbs/api/synthesis/924_reading.ipynb #7ea84b0b
 def make_part(
     source: Source,
     kind: type,  # a part of a recipe
@@ -99,7 +100,7 @@ def make_part(
     except (TypeError, ValueError) as error:
         raise mistake(source, error, name, index) from error
 
-
+# %% ../../nbs/api/synthesis/924_reading.ipynb #f628fb1f
 def poses_kind(
     source: Source,
     table: object,  # [poses] of TOML
@@ -111,7 +112,78 @@ def poses_kind(
     except ValueError as error:
         raise mistake(source, error, "poses") from error
 
-# %% ../../nbs/api/synthesis/924_reading.ipynb #dd1d7f1d
+
+def make_list(
+    source: Source,
+    kind: type,  # a part of a recipe
+    table: object,  # of TOML: one table, or several
+    name: str,  # of the tables
+) -> tuple[object, ...]:
+    "Make parts from tables of one name."
+    rows = table if isinstance(table, list) else [table]
+    return tuple(make_part(source, kind, row, name, index) for index, row in enumerate(rows))
+
+
+def make_poses(
+    source: Source,
+    table: object,  # of TOML
+    name: str,  # of the table
+) -> object:
+    "Make the part that a table of poses stands for."
+    kind = poses_kind(source, table)
+    rest = {key: value for key, value in table.items() if key != "kind"} if isinstance(table, dict) else table
+    return make_part(source, kind, rest, name)
+
+
+def tables_of(
+    path: Path,  # of a file in TOML
+) -> tuple[Source, dict[str, object]]:
+    "Read a file. Raises a `FileNotFoundError`, or a `RecipeError` for what is not TOML."
+    if not path.is_file():
+        wrong = "is a folder; give a file in it" if path.is_dir() else "does not exist"
+        raise FileNotFoundError(f"recipe {str(path)!r} {wrong}")
+    try:
+        source = Source(path, path.read_text(encoding="utf-8-sig"))
+        return source, tomllib.loads(source.text)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{str(path)!r} is not written in TOML: {error}") from error
+
+# %% ../../nbs/api/synthesis/924_reading.ipynb #c04b5d41
+def read_parts(path: str | Path, whole: type, makers: Mapping[str, Callable[[Source, object, str], object]]) -> object:
+    """Read from a file in TOML what a dataclass describes, whose fields `folder` and `source` tell of the file.
+
+    Raises a `FileNotFoundError` for a missing file, and a `RecipeError` that names file, line, table and key for
+    everything that is wrong with what it says.
+
+    Args:
+        path: of the file
+        whole: the dataclass
+        makers: what makes a field of a table, by the name of both
+    """
+    path = Path(path)
+    source, tables = tables_of(path)
+    found = {"folder": str(path.parent), "source": source}
+    own = [field.name for field in fields(whole) if field.name not in found]
+    for name, table in tables.items():
+        if name not in own:
+            try:
+                one_of(f"{name} is no part of a recipe; a part", name, own)
+            except ValueError as error:
+                raise mistake(source, error, name if isinstance(table, (dict, list)) else None) from error
+        found[name] = makers[name](source, table=table, name=name) if name in makers else table
+    try:
+        return whole(**found)
+    except (TypeError, ValueError) as error:
+        table = re.match(r"\w*", str(error))[0]
+        raise mistake(
+            source, error, table if table in tables and isinstance(tables[table], (dict, list)) else None
+        ) from error
+
+# %% ../../nbs/api/synthesis/924_reading.ipynb #598e98c4
+MAKERS = {name: partial(make_part, kind=kind) for name, kind in PARTS.items()}
+MAKERS |= {name: partial(make_list, kind=kind) for name, kind in LISTS.items()} | {"poses": make_poses}
+
+
 def read_recipe(path: str | Path) -> Recipe:
     """Read a recipe from a file in TOML.
 
@@ -121,36 +193,4 @@ def read_recipe(path: str | Path) -> Recipe:
     Args:
         path: of the file; names in it count from its folder
     """
-    path = Path(path)
-    if not path.is_file():
-        wrong = "is a folder; give a file in it" if path.is_dir() else "does not exist"
-        raise FileNotFoundError(f"recipe {str(path)!r} {wrong}")
-    try:
-        source = Source(path, path.read_text(encoding="utf-8-sig"))
-        tables = tomllib.loads(source.text)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{str(path)!r} is not written in TOML: {error}") from error
-    found = {"folder": str(path.parent), "source": source}
-    own = [field.name for field in fields(Recipe) if field.name not in found]
-    for name, table in tables.items():
-        if name not in own:
-            try:
-                one_of(f"{name} is no part of a recipe; a part", name, own)
-            except ValueError as error:
-                raise mistake(source, error, name if isinstance(table, (dict, list)) else None) from error
-        elif name in LISTS:
-            rows = table if isinstance(table, list) else [table]
-            found[name] = tuple(make_part(source, LISTS[name], row, name, i) for i, row in enumerate(rows))
-        elif name == "poses":
-            kind = poses_kind(source, table)
-            rest = {key: value for key, value in table.items() if key != "kind"} if isinstance(table, dict) else table
-            found[name] = make_part(source, kind, rest, name)
-        else:
-            found[name] = make_part(source, PARTS[name], table, name) if name in PARTS else table
-    try:
-        return Recipe(**found)
-    except (TypeError, ValueError) as error:
-        table = re.match(r"\w*", str(error))[0]
-        raise mistake(
-            source, error, table if table in tables and isinstance(tables[table], (dict, list)) else None
-        ) from error
+    return read_parts(path, Recipe, MAKERS)

@@ -8,24 +8,22 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from .. import __version__
 from ..checks import need, whole
 from ..files import whole_file
-from ..geometry import BlackPicture, RigidTransform, why_unseen
+from ..geometry import BlackPicture, Camera, RigidTransform, why_unseen
 from ..kernels import serial_torch
 from .draws import draw_all
 from diffdrr.synthesis.patients import (
@@ -41,13 +39,16 @@ from diffdrr.synthesis.patients import (
 from .reading import mistake, read_recipe
 from .recipe import Recipe
 from .samples import encode, make_sample, scaled
-from .shards import Shard, is_whole, plan_shards, write_shard
+from .shards import Shard, is_whole, item_of, plan_shards, write_shard
+from ..workers import Recent, check_workers, results
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from diffdrr.bodies import Scene
+
 # %% auto #0
-__all__ = ['synthesize', 'portable', 'preview']
+__all__ = ['claim', 'changes', 'tidy', 'synthesize', 'portable', 'RenderedXRays', 'preview']
 
 # %% ../../nbs/api/synthesis/929_run.ipynb #8fcae11c
 TRIES, FEW = 32, 24  # pictures, and their rows and columns
@@ -110,9 +111,7 @@ def check_recipe(
         check_poses(recipe, patient_of(recipe, cases[0], run), listed)
 
 # %% ../../nbs/api/synthesis/929_run.ipynb #8487ead8
-READING = Lock()  # one CT at a time, also where a worker has several threads
-READ: dict[tuple[str, str], Patient] = {}
-KEPT = 2
+READ = Recent(2)  # CTs
 
 
 def patient_of(
@@ -121,12 +120,7 @@ def patient_of(
     run: str,  # its stamp, so that a CT that changes between two runs is read again
 ) -> Patient:
     "Read a CT, or recall it."
-    with READING:
-        if (run, case.name) not in READ:
-            while len(READ) >= KEPT:
-                READ.pop(next(iter(READ)))
-            READ[run, case.name] = Patient(recipe, case)
-        return READ[run, case.name]
+    return READ.get((run, case.name), partial(Patient, recipe, case))
 
 
 def make_shard(
@@ -140,64 +134,16 @@ def make_shard(
     samples = (make_sample(recipe, patient, index, listed) for index in range(shard.first, shard.first + shard.count))
     return write_shard(folder, shard, ((sample, encode(sample, recipe.output)) for sample in samples))
 
-# %% ../../nbs/api/synthesis/929_run.ipynb #73c6b5e2
-def on_one_core(
-    task: Callable[[Shard], int],
-    version: str,  # of this package where the run was started
-    shard: Shard,
-) -> int:
-    "Do a task in a worker. Raises a `RuntimeError` where another version of this package would do it."
-    if version != __version__:
-        raise RuntimeError(
-            f"a worker has diffdrr {__version__}, but the run has {version}; install the same everywhere"
-        )
-    torch.set_num_threads(1)
-    return task(shard)
-
-
-@contextmanager
-def client_of(
-    workers: int,
-    scheduler: str | None,  # address
-) -> Iterator[object]:  # `distributed.Client`
-    "Connect to a cluster, or start one on this machine."
-    distributed = need("distributed", "cluster", "a run with workers")
-    if scheduler is not None:
-        with distributed.Client(scheduler) as client:
-            yield client
-        return
-    how = dict(n_workers=workers, threads_per_worker=1, dashboard_address=":0", silence_logs=50)
-    with distributed.LocalCluster(**how) as cluster, distributed.Client(cluster) as client:
-        yield client
-
-
-def results(
-    task: Callable[[Shard], int],
-    shards: Sequence[Shard],
-    workers: int,
-    scheduler: str | None,
-    verbose: bool,  # say where the dashboard is
-) -> Iterator[tuple[Shard, int]]:
-    "Do a task for all shards, and yield what comes of it as it is done."
-    if not workers and scheduler is None:
-        yield from ((shard, task(shard)) for shard in shards)
-        return
-    with client_of(workers, scheduler) as client:
-        if verbose:
-            tqdm.write(f"dashboard of the workers: {client.dashboard_link}", file=sys.stderr)
-        futures = client.map(partial(on_one_core, task, __version__), shards, pure=False, batch_size=1000)
-        which = {future.key: shard for future, shard in zip(futures, shards)}
-        for future in need("distributed", "cluster").as_completed(futures):
-            yield which[future.key], future.result()
-            future.release()
-
 # %% ../../nbs/api/synthesis/929_run.ipynb #45e0ab6e
 def claim(
     content: dict[str, object],  # what the bytes of the data set depend on
     folder: Path,
+    name: str = "recipe.json",  # of the file that says so
 ) -> None:
-    "Make the folder of a data set, or make sure that it belongs to this recipe. Raises a `FileExistsError` otherwise."
-    path = folder / "recipe.json"
+    """Make the folder of a data set, or of a network that is trained, or make sure that it belongs to this recipe.
+
+    Raises a `FileExistsError` otherwise."""
+    path = folder / name
     if path.exists():
         try:
             there = json.loads(path.read_text(encoding="utf-8"))
@@ -208,13 +154,12 @@ def claim(
         changed = changes(there, content)
         if changed:
             raise FileExistsError(
-                f"{str(folder)!r} holds the shards of another recipe: {'; '.join(changed[:3])}; choose another folder, "
+                f"{str(folder)!r} belongs to another recipe: {'; '.join(changed[:3])}; choose another folder, "
                 "or remove this one"
             )
     elif folder.exists() and {other.name for other in folder.iterdir()} - {"preview.png"}:
         raise FileExistsError(f"{str(folder)!r} holds other files; choose another folder")
-    for part in ("shards", "manifest"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         with whole_file(path) as temporary:
             temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
@@ -268,12 +213,8 @@ def synthesize(
     Returns:
         the folder
     """
-    whole("workers", workers, 0)
-    if workers and scheduler is not None:
-        raise ValueError("workers are those of the scheduler, so give either workers or scheduler")
+    check_workers(workers, scheduler)
     need("pyarrow", "data", "a manifest")
-    if workers or scheduler is not None:
-        need("distributed", "cluster", "a run with workers")
     recipe, folder = recipe if isinstance(recipe, Recipe) else read_recipe(recipe), Path(folder).absolute()
     cases = find_cases(recipe)
     content = identity(recipe, cases)
@@ -281,10 +222,12 @@ def synthesize(
     if todo:
         check_recipe(recipe, cases, stamp(content))
     claim(content, folder)
+    for part in ("shards", "manifest"):
+        (folder / part).mkdir(exist_ok=True)
     task, total, black = partial(make_shard, portable(recipe), folder, stamp(content)), content["pictures"], 0
     done = total - sum(shard.count for shard in todo)
     with tqdm(total=total, initial=done, desc="Rendering X-rays", unit="picture", disable=not verbose) as bar:
-        for shard, some in results(task, todo, workers, scheduler, verbose) if todo else ():
+        for shard, some in results(task, todo, workers, scheduler, verbose=verbose):
             bar.update(shard.count)
             black += some
     tidy(folder)
@@ -298,6 +241,41 @@ def portable(
 ) -> Recipe:
     "Return a recipe that means the same in another process, whatever its folder."
     return replace(recipe, folder=str(Path(recipe.folder).absolute()))
+
+# %% ../../nbs/api/synthesis/929_run.ipynb #f14ca5be
+class RenderedXRays(Dataset):
+    """The samples of a recipe, each rendered when it is asked for, as `XRayShards` returns it.
+
+    All CTs are read at once, and stay in memory. Raises a `RecipeError` for whatever is wrong with the recipe.
+
+    Args:
+        recipe: or the file that it is read from
+        grey: pictures from 0 to 1 instead of the values that were measured
+    """
+
+    def __init__(self, recipe: Recipe | str | Path, grey: bool = False):
+        self.recipe, self.grey = recipe if isinstance(recipe, Recipe) else read_recipe(recipe), grey
+        self.cases, self.listed = find_cases(self.recipe), listed_poses(self.recipe)
+        self.identity = identity(self.recipe, self.cases)  # all that the pictures depend on
+        run = stamp(self.identity)
+        check_recipe(self.recipe, self.cases, run)
+        self._patients = [patient_of(self.recipe, case, run) for case in self.cases]
+
+    def __len__(self) -> int:
+        return self.identity["pictures"]
+
+    def __getitem__(self, i: int) -> dict[str, object]:
+        sample = make_sample(self.recipe, self._patients[i // self.recipe.pictures], i, self.listed)
+        return item_of(sample, self.grey)
+
+    def scene(self, ct: int, camera: Camera) -> Scene:
+        """Return what renders the line integrals of a CT, with gradients in the pose.
+
+        Args:
+            ct: counted in the order of names, as in `cases`
+            camera: of any size
+        """
+        return self._patients[ct].scene(camera)
 
 # %% ../../nbs/api/synthesis/929_run.ipynb #0c5de9e5
 def preview(recipe: Recipe | str | Path, n: int = 12) -> Figure:

@@ -5,6 +5,7 @@
 # %% ../../nbs/api/synthesis/928_shards.ipynb #a5da1fd5
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import tarfile
@@ -81,6 +82,7 @@ COLUMNS = {
     "shard": "string",
     "offset": "int64",
     "size": "int64",
+    "sha256": "string",
     "primary": "float64",
     "secondary": "float64",
     "black": "bool_",
@@ -94,8 +96,19 @@ def schema() -> object:  # of pyarrow
     return pyarrow.schema(columns | {"structures": pyarrow.list_(pyarrow.string())})
 
 
+def digest_of(
+    files: Mapping[str, bytes],  # of a sample, by their endings
+) -> str:
+    "Digest the files of a sample (SHA-256)."
+    total = hashlib.sha256()
+    for ending, data in files.items():
+        total.update(ending.encode() + data)
+    return total.hexdigest()
+
+
 def row_of(
     sample: Sample,
+    files: Mapping[str, bytes],  # by their endings
     shard: Shard,
     offset: int,  # of the sample in its file, bytes
     size: int,  # of all its files, bytes
@@ -110,6 +123,7 @@ def row_of(
         "shard": f"{shard.number:06d}.tar",
         "offset": offset,
         "size": size,
+        "sha256": digest_of(files),
         "primary": primary,
         "secondary": secondary,
         "black": known["black"],
@@ -131,7 +145,7 @@ def write_shard(
                 start = archive.offset
                 for ending, data in files.items():
                     add_file(archive, f"{sample.geometry['index']:09d}.{ending}", data)
-                rows.append(row_of(sample, shard, start, archive.offset - start))
+                rows.append(row_of(sample, files, shard, start, archive.offset - start))
         with whole_file(folder / "manifest" / f"{shard.number:06d}.parquet") as table:
             parquet.write_table(pyarrow.Table.from_pylist(rows, schema()), table)
     return sum(row["black"] for row in rows)
@@ -186,6 +200,35 @@ def files_at(
     with tarfile.open(fileobj=io.BytesIO(data + bytes(2 * BLOCK))) as archive:
         return {entry.name.partition(".")[2]: archive.extractfile(entry).read() for entry in archive}
 
+
+def checked_files_at(
+    path: Path,  # of a tar file
+    row: pd.Series,  # of the manifest
+) -> dict[str, bytes]:  # by their endings
+    "Read the files of one sample. Raises a `ValueError` if they are not those that were written."
+    try:
+        files = files_at(path, int(row["offset"]), int(row["size"]))
+    except tarfile.TarError:
+        files = {}
+    if digest_of(files) != row["sha256"]:
+        raise ValueError(
+            f"{str(path)!r} is damaged: sample {row['key']} is not what was written; remove the file, and call "
+            "synthesize again"
+        )
+    return files
+
+# %% ../../nbs/api/synthesis/928_shards.ipynb #4cc7e3c4
+def item_of(
+    sample: Sample,
+    grey: bool = False,  # pictures from 0 to 1 instead of the values that were measured
+) -> dict[str, object]:  # as `decode_sample` describes it
+    "Return a sample as a data set does."
+    low, high = sample.geometry["low"], sample.geometry["high"]
+    picture = (sample.picture - low) / ((high - low) or 1.0) if grey else sample.picture
+    found = {"picture": picture[None], "masks": sample.masks, "thickness": sample.thickness}
+    found |= {"depth": None if sample.depth is None else sample.depth[None], "geometry": sample.geometry}
+    return {name: value for name, value in found.items() if value is not None}
+
 # %% ../../nbs/api/synthesis/928_shards.ipynb #120070bd
 def decode_sample(files: Mapping[str, object], grey: bool = False) -> dict[str, object]:
     """Decode the files of one sample, as `webdataset.WebDataset(...).map(decode_sample)`.
@@ -198,19 +241,14 @@ def decode_sample(files: Mapping[str, object], grey: bool = False) -> dict[str, 
         `picture` (1, H, W); `masks` (C, H, W), `thickness` (C, H, W), mm, and `depth` (1, H, W), mm, where the recipe
         asks for them; `geometry`, what is known of the picture, as JSON holds it
     """
-    sample = decode({end: data for end, data in files.items() if not end.startswith("_")})
-    low, high = sample.geometry["low"], sample.geometry["high"]
-    picture = (sample.picture - low) / ((high - low) or 1.0) if grey else sample.picture
-    found = {"picture": picture[None], "masks": sample.masks, "thickness": sample.thickness}
-    found |= {"depth": None if sample.depth is None else sample.depth[None], "geometry": sample.geometry}
-    return {name: value for name, value in found.items() if value is not None}
+    return item_of(decode({end: data for end, data in files.items() if not end.startswith("_")}), grey)
 
 
 class XRayShards(Dataset):
     """The samples that `synthesize` wrote, for `torch.utils.data.DataLoader`, each as `decode_sample` returns it.
 
-    `collate_samples` makes batches. Raises a `FileNotFoundError` for a folder without shards, and warns of a run that is
-    not finished. Needs the extra `[data]`.
+    `collate_samples` makes batches. Raises a `FileNotFoundError` for a folder without shards, and a `ValueError`
+    for a sample whose bytes have changed; warns of a run that is not finished. Needs the extra `[data]`.
 
     Args:
         folder: that `synthesize` wrote
@@ -226,8 +264,7 @@ class XRayShards(Dataset):
 
     def __getitem__(self, i: int) -> dict[str, object]:
         row = self.manifest.iloc[i]
-        files = files_at(self.folder / "shards" / row["shard"], int(row["offset"]), int(row["size"]))
-        return decode_sample(files, self.grey)
+        return decode_sample(checked_files_at(self.folder / "shards" / row["shard"], row), self.grey)
 
 
 def collate_samples(samples: Sequence[dict[str, object]]) -> dict[str, object]:

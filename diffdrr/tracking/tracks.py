@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..checks import finite, one_of, shaped, some_of
 from ..files import whole_file
-from ..geometry import AffineTransform, RigidTransform, check_pose, hat, matrix_to_quaternion
+from ..geometry import AffineTransform, RigidTransform, check_pose, deviation_columns, hat, pose_columns
 from ..registration import check_json
 
 if TYPE_CHECKING:
@@ -75,19 +75,6 @@ def check_rows(
             raise ValueError(f"covariance[{name!r}] must have variances of at least 0 on its diagonal")
         if isinstance(track.reasons[name], str) or len(track.reasons[name]) != F:
             raise ValueError(f"reasons[{name!r}] must be one for each of {F} frames, not {len(track.reasons[name])}")
-
-# %% ../../nbs/api/tracking/751_tracks.ipynb #8b90ba4d
-COLUMNS = ("x", "y", "z", "qw", "qx", "qy", "qz")
-DEVIATIONS = ("sd_x", "sd_y", "sd_z", "sd_rx", "sd_ry", "sd_rz")
-
-
-def pose_columns(
-    pose: RigidTransform,  # (F)
-    prefix: str = "",  # of the columns' names
-) -> dict[str, list[float]]:
-    "Write poses in columns: the translation in mm, and a quaternion (w, x, y, z)."
-    numbers = torch.cat([pose.translation, matrix_to_quaternion(pose.rotation)], dim=1)
-    return {prefix + name: column for name, column in zip(COLUMNS, numbers.T.tolist(), strict=True)}
 
 # %% ../../nbs/api/tracking/751_tracks.ipynb #6d0f9a3f
 def rows_of(
@@ -215,9 +202,7 @@ class Track:
             if name in scanners:
                 matrix = getattr(scanners[name], "matrix", scanners[name]).to(pose.matrix).reshape(4, 4)
                 columns |= pose_columns(RigidTransform(pose.matrix @ matrix), "ct_")
-            deviation = self.standard_deviation(name)
-            deviation = torch.cat([deviation[:, :3], deviation[:, 3:].rad2deg()], dim=1)
-            columns |= dict(zip(DEVIATIONS, deviation.T.tolist(), strict=True))
+            columns |= deviation_columns(self.standard_deviation(name))
             reasons = Series(self.reasons[name], dtype=object)  # None stays None
             columns |= {"similarity": self.similarity[name].tolist(), "reason": reasons}
             parts.append(DataFrame(columns))

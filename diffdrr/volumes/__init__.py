@@ -11,7 +11,7 @@ import lazy_loader
 # %% ../../nbs/api/volumes/200_volumes.ipynb #f0473361
 NAMES = {
     "grid": ["Grid", "as_labels", "block_mean", "select_labels", "voxel_from_block", "voxel_from_world"],
-    "labels": ["labels_of", "structure_table"],
+    "labels": ["TOTALSEGMENTATOR", "labels_of", "read_structures", "structure_table", "table_of"],
     "attenuation": [
         "CORTICAL_BONE",
         "CORTICAL_BONE_DENSITY",
@@ -31,6 +31,6 @@ NAMES = {
         "water_equivalent",
     ],
     "reader": ["canonicalize", "pose_in_scanner", "read"],
-    "example": ["cache_folder", "load_example_ct", "save_arrays"],
+    "example": ["cache_folder", "load_example_ct", "own_or_example_ct", "save_arrays"],
 }
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=NAMES)

@@ -18,11 +18,11 @@ from torchio import ScalarImage, Subject
 from .. import __version__
 from ..checks import known, one_of
 from ..files import whole_file
-from .labels import structure_table
+from .labels import TOTALSEGMENTATOR, structure_table
 from .reader import read
 
 # %% auto #0
-__all__ = ['cache_folder', 'save_arrays', 'load_example_ct']
+__all__ = ['cache_folder', 'save_arrays', 'load_example_ct', 'own_or_example_ct']
 
 # %% ../../nbs/api/volumes/221_example.ipynb #f9b69163
 def cache_folder() -> Path:
@@ -116,3 +116,28 @@ def load_example_ct(
         return read(download_ct(labels), **options)
     hu, mask, affine = (torch.from_numpy(array) for array in example_arrays(tuple(shape), tuple(spacing)))
     return read(hu, mask, labels, affine=affine, structures=structure_table(), **options)
+
+# %% ../../nbs/api/volumes/221_example.ipynb #99bac83f
+def own_or_example_ct(
+    shape: tuple[int, int, int] = (512, 512, 133),
+    spacing: tuple[float, float, float] = (0.7, 0.7, 2.5),
+    energy: float | None = None,
+) -> Subject:
+    """Load the CT and the label map that the environment variable `DIFFDRR_CT` names, or the example. Prints which.
+
+    Raises a `ValueError` unless the variable names two files, and the errors of `read`.
+
+    Args:
+        shape: of the example, voxels
+        spacing: of the example, to which the CT is resampled, mm
+        energy: keV; the density is then the linear attenuation in 1/mm (extra `[physics]`)
+    """
+    own = os.environ.get("DIFFDRR_CT")
+    if not own:
+        print("CT: the built-in example")
+        return load_example_ct(shape=shape, spacing=spacing, energy=energy)
+    files = own.split(os.pathsep)
+    if len(files) != 2:
+        raise ValueError(f"DIFFDRR_CT must be two files, as in 'ct.nii.gz{os.pathsep}labels.nii.gz', not {own!r}")
+    print(f"CT: {Path(files[0]).name}")
+    return read(*files, structures=TOTALSEGMENTATOR, resample_target=spacing, energy=energy)

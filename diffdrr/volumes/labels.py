@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from numbers import Integral
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..checks import end, guess
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['STRUCTURES', 'LABELS', 'structure_table', 'check_table', 'labels_of']
+__all__ = ['STRUCTURES', 'LABELS', 'TOTALSEGMENTATOR', 'structure_table', 'check_table', 'table_of', 'labels_of',
+           'read_structures']
 
 # %% ../../nbs/api/volumes/202_labels.ipynb #8a15ba30
 def left_and_right(
@@ -88,7 +90,37 @@ def check_table(
             f"pandas.DataFrame({{'structure': ['heart'], 'id': [51]}})"
         )
 
+# %% ../../nbs/api/volumes/202_labels.ipynb #34ab5ae7
+TOTALSEGMENTATOR = "totalsegmentator"  # the name of the table that the package has
 
+
+def table_of(
+    structures: pd.DataFrame | str | Path | None,  # a table, a .csv file, or `TOTALSEGMENTATOR`
+    name: str = "structures",  # what messages call it
+) -> pd.DataFrame | None:
+    "Return a table of structures. Raises a `FileNotFoundError`, and a `ValueError` for another table."
+    if not isinstance(structures, str | Path):
+        check_table(structures)
+        return structures
+    if str(structures).lower() == TOTALSEGMENTATOR:
+        return structure_table()
+    import pandas as pd
+
+    path = Path(structures)
+    if not path.is_file():
+        wrong = "is a folder; give a file in it" if path.is_dir() else "does not exist; check the path"
+        raise FileNotFoundError(f"{name} {str(path)!r} {wrong}")
+    try:
+        table = pd.read_csv(path)
+        table["id"], table["structure"] = table["id"].astype(int), table["structure"].astype(str)
+    except (ValueError, KeyError) as error:
+        raise ValueError(
+            f"{name} {str(path)!r} must be a table separated by commas, with the columns structure (a name) and id "
+            f"(its number in the label map), or {TOTALSEGMENTATOR!r} ({error})"
+        ) from error
+    return table
+
+# %% ../../nbs/api/volumes/202_labels.ipynb #6cdfa2dc
 def labels_of(
     structures: int | str | Iterable[int | str],  # names, labels, or both
     table: pd.DataFrame | None,  # of names in the column `structure`, with their labels in `id`; None if there is none
@@ -120,3 +152,15 @@ def labels_of(
         else:
             found += [int(label) for label in table["id"][table["structure"] == one]]
     return found
+
+# %% ../../nbs/api/volumes/202_labels.ipynb #0ff5367f
+def read_structures(
+    text: str | None,  # names and numbers separated by commas; None for everything
+    table: pd.DataFrame | None,  # of the label map, if it is known beforehand
+) -> list[int | str] | None:
+    "Read which structures are meant. Raises a `ValueError` with the nearest guess for a misspelt name."
+    if text is None:
+        return None
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    kept = [int(word) if word.isdecimal() else word for word in words]
+    return kept if table is None else labels_of(kept, table)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from inspect import signature
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from ..geometry import AffineTransform, RigidTransform, orientation_matrix
 from .attenuation import convert_hu, unwrap_padding
 from .grid import select_labels
 from .images import Image, has_place, load_image, load_labelmap
-from .labels import check_table, labels_of
+from .labels import labels_of, table_of
 from .series import from_dicom
 from .subject import CTSubject
 
@@ -169,7 +170,7 @@ def read(
     resample_target=None,
     affine: Shaped[np.ndarray, "4 4"] | Shaped[Tensor, "4 4"] | None = None,
     energy: float | None = None,
-    structures: pd.DataFrame | None = None,
+    structures: pd.DataFrame | str | Path | None = None,
     extra: Mapping[str, Any] | None = None,
     series: str | None = None,
     phase: str | float | None = None,
@@ -207,7 +208,8 @@ def read(
         resample_target: spacing in mm, or whatever `torchio.Resample` takes
         affine: world (RAS+, mm) from voxel, when volume or label map are tensors
         energy: keV; the density is then the linear attenuation in 1/mm (extra `[physics]`)
-        structures: names of structures in the column `structure`, their labels in `id`; see `structure_table`
+        structures: names of structures in the column `structure`, their labels in `id`: a table, a .csv file, or
+            "totalsegmentator"
         extra: other entries of the subject, by name
         series: UID of one of several DICOM series in a folder
         phase: of several in a DICOM series, the value of the tag that tells them apart; the error names it
@@ -217,7 +219,7 @@ def read(
     known("read", unknown, list(signature(read).parameters)[:-1], "what a subject is to keep goes into extra={...}")
     reorient = orientation_matrix(orientation)
     fiducials = check_placement(fiducials, transform)
-    check_table(structures)
+    structures = table_of(structures)
     affine = None if affine is None else np.asarray(affine, dtype=np.float64)
     check_affine_use(affine, volume, labelmap)
     volume = from_dicom(volume, ScalarImage, "volume", series, phase, slice_spacing)
