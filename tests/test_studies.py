@@ -1,6 +1,6 @@
 """Tables of X-rays: one row is one result, whoever registered it, and whatever died meanwhile.
 
-`pytest tests/test_studies.py --nb-flags slow` also starts workers, and kills them."""
+Those marked slow start workers, and kill them."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ if __name__ == "__main__":
 
 
 @pytest.fixture(scope="module")
-def many(workers_take_time: None, files: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame]:
+def many(dask: None, files: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame]:
     "A longer table as a program takes it, and what one process makes of it."
     folder = tmp_path_factory.mktemp("many")
     table = pd.concat([table_of(files)] * 4, ignore_index=True)
@@ -216,6 +216,7 @@ def rows_in(out: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_results_do_not_depend_on_the_workers(many: tuple[Path, pd.DataFrame], tmp_path: Path, workers: int):
     folder, expected = many
@@ -223,6 +224,7 @@ def test_results_do_not_depend_on_the_workers(many: tuple[Path, pd.DataFrame], t
     pd.testing.assert_frame_equal(result_in(tmp_path), expected, check_exact=True)
 
 
+@pytest.mark.slow
 def test_a_worker_is_killed(many: tuple[Path, pd.DataFrame], tmp_path: Path):
     folder, expected = many
     program = start_run(folder, tmp_path, 2)
@@ -232,6 +234,7 @@ def test_a_worker_is_killed(many: tuple[Path, pd.DataFrame], tmp_path: Path):
     pd.testing.assert_frame_equal(result_in(tmp_path), expected, check_exact=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_run_is_killed(many: tuple[Path, pd.DataFrame], tmp_path: Path, workers: int):
     folder, expected = many
@@ -262,8 +265,9 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_only_the_task_that_kills_is_lost(workers_take_time: None, tmp_path: Path, workers: int):
+def test_only_the_task_that_kills_is_lost(dask: None, tmp_path: Path, workers: int):
     (tmp_path / "program.py").write_text(KILLER)
     said = subprocess.run(
         [sys.executable, tmp_path / "program.py", str(workers)], capture_output=True, text=True, timeout=400
