@@ -70,7 +70,7 @@ QUERIES = {
     # Registration and reconstruction
     "2d/3d registration": ["tutorials/registration"],
     "initial pose": ["tutorials/real_xrays#where-to-start"],
-    "uncertainty": ["api/registration/uncertainty"],
+    "uncertainty": ["tutorials/uncertainty", "api/registration/uncertainty"],
     "biplane": ["tutorials/real_xrays#two-views"],
     "landmarks": ["explanations/faq#i-have-landmarks"],
     "cone beam ct reconstruction": ["tutorials/reconstruction"],

@@ -173,7 +173,7 @@ def test_a_body_lies_where_the_file_of_the_ct_says(in_air: Path, tmp_path: Path)
     moved = rendered(in_air, tmp_path / "b.npy", *ball, "--at=137.5,-152.5,347.5", "--attenuation", "0.1")
     row, column = np.unravel_index(moved.argmax(), moved.shape)
     assert row == 25 and 25 - column == pytest.approx(
-        -10 * 1020 / 850 / 2, abs=0.51
+        -10 * 1020 / 800 / 2, abs=0.51
     )  # the patient's left is on the right
     place = RigidTransform(torch.eye(4))
     place.matrix[0, :3, 3] = torch.tensor([137.5, -152.5, 347.5])

@@ -169,15 +169,16 @@ def test_what_is_wrong_stays_in_its_row(files: Path, tmp_path: Path):
     assert written["error"].isna().tolist() == found["error"].isna().tolist()
 
 
-def test_warnings_of_a_row_are_in_it(files: Path, tmp_path: Path, at_once: list[str]):
-    table = table_of(files)[:2].assign(invert=["true", ""])
+def test_what_is_said_of_a_ct_is_in_all_its_rows(files: Path, tmp_path: Path, at_once: list[str]):
+    quiet = register_table(table_of(files)[:2], tmp_path / "quiet.csv", verbose=False)
+    assert quiet["warnings"].isna().all()
+    empty = load_example_ct(shape=(32, 32, 32), spacing=(11.2, 11.2, 11.2)).volume
+    empty.data[:] = 0
+    empty.save(tmp_path / "empty.nii.gz")
+    table = table_of(files)[:2].assign(ct=str(tmp_path / "empty.nii.gz"))
     found = register_table(table, tmp_path / "results.csv", verbose=False)
-    assert found["warnings"].isna().tolist() == [True, True]
-    outside = load_example_ct(shape=(32, 32, 32), spacing=(11.2, 11.2, 11.2)).volume
-    outside.data[:] = 0
-    outside.save(tmp_path / "empty.nii.gz")
-    found = register_table(table.assign(ct=str(tmp_path / "empty.nii.gz")), tmp_path / "results.csv", verbose=False)
-    assert found["warnings"].notna().any()
+    assert at_once[2:] == ["empty.nii.gz"]
+    assert found["warnings"].notna().all() and found["warnings"].nunique() == 1
 
 
 PROGRAM = """
@@ -193,12 +194,12 @@ if __name__ == "__main__":
 def many(dask: None, files: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame]:
     "A longer table as a program takes it, and what one process makes of it."
     folder = tmp_path_factory.mktemp("many")
-    table = pd.concat([table_of(files)] * 4, ignore_index=True)
+    table = pd.concat([table_of(files)] * 2, ignore_index=True)
     table["init"] = [view if i % 5 else "nowhere" for i, view in enumerate(table["init"])]
     table["sod"] = [750 + i for i in range(len(table))]
     table.to_csv(folder / "studies.csv", index=False)
     (folder / "program.py").write_text(PROGRAM)
-    with pytest.warns(UserWarning, match="5 of 24 rows have an error"):
+    with pytest.warns(UserWarning, match="3 of 12 rows have an error"):
         register_table(folder / "studies.csv", folder / "results.csv", **QUICK)
     return folder, result_in(folder)
 
@@ -208,7 +209,7 @@ def start_run(folder: Path, out: Path, workers: int) -> subprocess.Popen:
 
 
 def result_in(folder: Path) -> pd.DataFrame:
-    return without_seconds(pd.read_csv(folder / "results.csv", float_precision="round_trip"))
+    return without_seconds(pd.read_csv(folder / "results.csv"))
 
 
 def rows_in(out: Path) -> int:
@@ -228,7 +229,7 @@ def test_results_do_not_depend_on_the_workers(many: tuple[Path, pd.DataFrame], t
 def test_a_worker_is_killed(many: tuple[Path, pd.DataFrame], tmp_path: Path):
     folder, expected = many
     program = start_run(folder, tmp_path, 2)
-    wait_for(lambda: rows_in(tmp_path), 4, program)
+    wait_for(lambda: rows_in(tmp_path), 3, program)
     os.kill(children(program.pid)[0], signal.SIGKILL)
     end(program)
     pd.testing.assert_frame_equal(result_in(tmp_path), expected, check_exact=True)
@@ -239,11 +240,11 @@ def test_a_worker_is_killed(many: tuple[Path, pd.DataFrame], tmp_path: Path):
 def test_the_run_is_killed(many: tuple[Path, pd.DataFrame], tmp_path: Path, workers: int):
     folder, expected = many
     program = start_run(folder, tmp_path, workers)
-    wait_for(lambda: rows_in(tmp_path), 4, program)
+    wait_for(lambda: rows_in(tmp_path), 3, program)
     os.killpg(program.pid, signal.SIGKILL)
     program.wait()
     kept = (tmp_path / "results.csv.jsonl").read_text()
-    assert 4 <= rows_in(tmp_path) < 19 and not (tmp_path / "results.csv").exists()
+    assert 3 <= rows_in(tmp_path) < 9 and not (tmp_path / "results.csv").exists()
     end(start_run(folder, tmp_path, 0))
     assert (tmp_path / "results.csv.jsonl").read_text().startswith(kept.rpartition("\n")[0])
     pd.testing.assert_frame_equal(result_in(tmp_path), expected, check_exact=True)
@@ -269,7 +270,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("workers", [1, 2])
 def test_only_the_task_that_kills_is_lost(dask: None, tmp_path: Path, workers: int):
     (tmp_path / "program.py").write_text(KILLER)
-    said = subprocess.run(
-        [sys.executable, tmp_path / "program.py", str(workers)], capture_output=True, text=True, timeout=400
-    )
+    impatient = os.environ | {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1"}  # instead of 3, which take longer
+    command = [sys.executable, tmp_path / "program.py", str(workers)]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=400, env=impatient)
     assert said.stdout.strip() == "[0, 1, 4, 'lost', 16, 25, 36, 49]", said.stderr

@@ -48,14 +48,14 @@ class RenderOptions:
     ct: str | None = field(default=None, metadata={"positional": True})  # file or DICOM folder; else the example
     output: str = "drr.png"  # file to write: .png to look at; .tif, .nii.gz, .npy for line integrals; .dcm for DICOM
     view: str | None = None  # where the C-arm stands: a name ("LAO 30 CRA 10", AP) or two angles (--view=30,-10)
-    sod: float = 850.0  # distance from the source to the isocentre, mm
+    sod: float = 800.0  # distance from the source to the isocentre, mm; the detector is then behind most patients
     sdd: float = 1020.0  # source-to-detector distance, mm
     height: int = 200  # rows of the picture, pixels
     width: int | None = None  # columns of the picture, pixels; as many as rows if left out
     delx: float = 2.0  # width of a pixel, mm
     dely: float | None = None  # height of a pixel, mm; as wide if left out
     rot: str | None = None  # three Euler angles, degrees, instead of --view; --rot=-30,0,0 if the first is negative
-    xyz: str | None = None  # source before the rotation, mm, instead of --view; 0,850,0 (AP) or 0,-850,0 if left out
+    xyz: str | None = None  # source before the rotation, mm, instead of --view; 0,800,0 (AP) or 0,-800,0 if left out
     convention: str = "ZXY"  # axes of the Euler angles, of --rot and --at
     orientation: Literal["AP", "PA"] = "AP"  # as seen from the source (AP) or from the detector (PA)
     renderer: Literal["siddon", "trilinear"] = "siddon"  # constant voxels, or interpolated ones, exactly

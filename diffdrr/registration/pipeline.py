@@ -115,24 +115,49 @@ def attempt(
     return found._replace(reason=DARK_BONES.format(other=other.similarity, found=found.similarity))
 
 # %% ../../nbs/api/registration/723_pipeline.ipynb #271bb1cf
-def with_extent(
+def extents(
     pyramid: dict[int, list[View]],  # the views of each number of pixels
+) -> list[dict[int, list[View]]]:
+    "Return the CT as it is, and as it would go on where it cuts the body."
+    longer = changed(pyramid, go_on)
+    same = all(
+        a.drr.grid.shape == b.drr.grid.shape for pixels in pyramid for a, b in zip(pyramid[pixels], longer[pixels])
+    )
+    return [pyramid] if same else [pyramid, longer]
+
+
+def best_extent(
+    pyramids: Sequence[dict[int, list[View]]],
     stage: Stage,  # the first one
     n_starts: int,
     spread: Sequence[float],  # degrees, mm
     seed: int,
 ) -> dict[int, list[View]]:
-    "Let the CT go on beyond its ends, if the X-rays fit better so."
+    "Choose the extent with which the best start fits best."
+    if len(pyramids) == 1:
+        return pyramids[0]
 
-    def best(views: Sequence[View]) -> float:
+    def best(pyramid: dict[int, list[View]]) -> float:
         generator = torch.Generator().manual_seed(seed)
-        return best_starts(Objective(views, stage.window), 1, n_starts, spread, generator).score
+        return best_starts(Objective(pyramid[stage.pixels], stage.window), 1, n_starts, spread, generator).score
 
-    coarse = pyramid[stage.pixels]
-    longer = [go_on(view) for view in coarse]
-    if all(after.drr.grid.shape == before.drr.grid.shape for after, before in zip(longer, coarse)):
-        return pyramid
-    return changed(pyramid, go_on) if best(longer) > best(coarse) else pyramid
+    return max(pyramids, key=best)
+
+
+def settle_extent(
+    found: Attempt,
+    other: dict[int, list[View]],  # with another extent
+    strategy: Strategy,
+) -> Attempt:
+    "Refine a pose that can be trusted once more, if X-rays fit it better with another extent."
+    stage, placement = strategy.schedule[-1], found.trace[-1].guess.placement
+    there = Objective(other[stage.pixels], stage.window, bends=True)
+    if found.reason is not None or there.score(there.start(placement.motion)).item() <= found.similarity:
+        return found
+    last = strategy._replace(schedule=[stage])
+    objective, trace = refine_candidates(other, placement.motion, last, lambda: None)
+    trace = found.trace + trace
+    return Attempt(objective, trace, reason_to_doubt(objective, trace, views_for_verdict(other), strategy.prior))
 
 # %% ../../nbs/api/registration/723_pipeline.ipynb #2fc7ea38
 def mirror(
@@ -365,7 +390,8 @@ def register(
     pyramid = make_pyramid(views, [stage.pixels for stage in schedule])
     for view in pyramid[schedule[0].pixels]:
         check_sight(view)
-    pyramid = with_extent(pyramid, schedule[0], n_starts, spread, seed)
+    pyramids = extents(pyramid)
+    pyramid = best_extent(pyramids, schedule[0], n_starts, spread, seed)
     first = Objective(pyramid[schedule[0].pixels], schedule[0].window)
     generator, found = torch.Generator().manual_seed(seed), []
     plan = attempts_of(n_starts, attempts, is_guess(init))
@@ -377,6 +403,8 @@ def register(
                 bar.total = bar.n
                 break
     best = max(found, key=lambda attempt: attempt.rank)
+    for other in pyramids:
+        best = best if other is pyramid else settle_extent(best, other, strategy)
     if best.reason is not None or not is_alike(best):
         better = name_right_side(best, first, pyramid, strategy, n_starts, spread, seed)
         best = best._replace(reason=better or best.reason)

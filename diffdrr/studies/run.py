@@ -20,7 +20,7 @@ from ..checks import known, whole
 from ..files import check_folder, whole_file
 from ..geometry import deviation_columns, pose_columns
 from ..registration import RegistrationResult, check_search, register
-from .case import make_drrs, read_ct, read_pictures
+from .case import Case, make_drrs, read_ct, read_pictures
 from diffdrr.studies.table import (
     FOUND,
     OF_CT,
@@ -37,12 +37,29 @@ from ..workers import Recent, check_workers, results
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torchio import Subject
 
 # %% auto #0
 __all__ = ['register_table', 'warn_of_errors']
 
 # %% ../../nbs/api/studies/953_run.ipynb #1e7cb338
-READ = Recent(2)  # CTs
+READ = Recent(2)  # CTs, and what was said of them
+
+
+def remarks_of(
+    said: Sequence[warnings.WarningMessage],
+) -> list[str]:  # each on one line
+    "List what warnings say that are meant for users."
+    return [" ".join(str(one.message).split()) for one in said if issubclass(one.category, UserWarning)]
+
+
+def read_with_remarks(
+    case: Case,
+) -> tuple[Subject, list[str]]:
+    "Read a CT, and keep what is said of it, because it holds for every row with this CT."
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", UserWarning)
+        return read_ct(case), remarks_of(said)
 
 
 def result_columns(
@@ -72,7 +89,10 @@ def register_row(
         *names,
         json.dumps([state_of(folder / row[name]) for name in ("ct", "labels", "names") if name in row]),
     )
-    (drr,) = make_drrs(READ.get(key, partial(read_ct, case)), [picture])
+    subject, remarks = READ.get(key, partial(read_with_remarks, case))
+    for remark in remarks:
+        warnings.warn(remark)
+    (drr,) = make_drrs(subject, [picture])
     return result_columns(register(drr, picture.image, init, picture.mask, verbose=False, **search))
 
 
@@ -91,8 +111,8 @@ def attempt_row(
         except Exception as error:  # whatever a file holds, the next row is another file
             kind = "" if isinstance(error, (ValueError, OSError, ImportError)) else f"{type(error).__name__}: "
             found = {"error": " ".join(f"{kind}{error}".split())}
-    remarks = [" ".join(str(one.message).split()) for one in said if issubclass(one.category, UserWarning)]
-    return found | {"warnings": "; ".join(dict.fromkeys(remarks)) or None, "seconds": time.perf_counter() - begin}
+    remarks = "; ".join(dict.fromkeys(remarks_of(said)))
+    return found | {"warnings": remarks or None, "seconds": time.perf_counter() - begin}
 
 
 def lost_row(

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ from .joints import PosePrior, check_one_pose
 from .objective import BodyObjective
 from .placement import BodyPlacement, centre_of
 from diffdrr.tracking.refinement import (
+    FINEST,
     STAGES,
     BodyStage,
     Refinement,
@@ -40,9 +42,9 @@ from .search import find_candidates
 from ..xrays import XRay
 
 # %% auto #0
-__all__ = ['FARTHEST', 'UNLIKE', 'AS_WELL', 'DISAGREE', 'CHECK', 'Found', 'likeness', 'in_spreads', 'reason_to_doubt',
-           'last_move', 'disagreement', 'rival', 'BodySearch', 'find_once', 'find_body', 'trace_table',
-           'register_bodies', 'finish', 'check_options']
+__all__ = ['FARTHEST', 'UNLIKE', 'AS_WELL', 'DISAGREE', 'CHECK', 'ALIKE', 'Found', 'likeness', 'in_spreads', 'reason_to_doubt',
+           'in_one_place', 'last_move', 'disagreement', 'rival', 'BodySearch', 'find_once', 'find_body', 'trace_table',
+           'register_bodies', 'has_more_pixels', 'finish', 'check_options']
 
 # %% ../../nbs/api/tracking/748_bodies.ipynb #16d6145b
 def check_xrays(
@@ -190,6 +192,27 @@ def reason_to_doubt(found: Found) -> str | None:  # None if there is none
     return None
 
 
+ALIKE = 0.05  # of the sides of a box, by which equal bodies may differ
+
+
+def in_one_place(
+    bodies: Mapping[str, nn.Module],
+    poses: Mapping[str, RigidTransform],  # (1) room from body
+) -> dict[str, str]:  # reasons, by name
+    "Name bodies of one size that lie in one place, where only one of them can be."
+    reasons = {}
+    for first, second in combinations(bodies, 2):
+        boxes = [bodies[name].corners.amax(dim=0) - bodies[name].corners.amin(dim=0) for name in (first, second)]
+        sides = [box.sort().values for box in boxes]
+        a, b = (
+            poses[name](centre_of(bodies[name]).to(poses[name].matrix)[None, None])[0, 0] for name in (first, second)
+        )
+        if torch.allclose(*sides, rtol=ALIKE) and (a - b).norm() < sides[0][0] / 2:
+            for name, other in ((first, second), (second, first)):
+                reasons[name] = f"{name} lies where {other} lies, which is as large; begin farther apart"
+    return reasons
+
+
 def last_move(refinement: Refinement) -> float:
     "Measure the last step, mm."
     before, last = (step[2].placement.poses[0, 0] for step in refinement.steps[-2:])
@@ -236,12 +259,14 @@ class BodySearch:
         n_starts: rotations to try; 1 to begin from the initial pose only; None for as many as the spread asks for
         attempts: after a failure, search again with other rotations, and twice as many
         stages: from coarse to fine
+        finest: after them, where the X-rays have more pixels than they use; None for no such stage
         seed: of the random rotations
     """
 
     n_starts: int | None = None
     attempts: int = 3
     stages: Sequence[BodyStage] = STAGES
+    finest: BodyStage | None = FINEST
     seed: int = 0
 
 
@@ -348,6 +373,16 @@ def register_bodies(
     return finish(setup, BodyPlacement(poses), found, search, rows, begin)
 
 
+def has_more_pixels(
+    xrays: Sequence[XRay],
+    objective: BodyObjective,
+) -> bool:
+    "Say whether X-rays have smaller pixels than a stage compared."
+    return any(
+        float(own.xray.camera.delx) > 1.5 * float(xray.camera.delx) for own, xray in zip(objective.regions, xrays)
+    )
+
+
 def finish(
     setup: Setup,
     placement: BodyPlacement,  # of all bodies
@@ -363,6 +398,11 @@ def finish(
     if len(setup.bodies) > 1 or len(setup.known) > 1:
         together = refine(setup, placement, search.stages[-2:])
         rows += trace_table(together.steps, list(setup.bodies))
+    before = None
+    if search.finest is not None and has_more_pixels(setup.xrays, together.objective):
+        before = together.last.placement[:1]
+        last, together = search.finest, refine(setup, before, [search.finest])
+        rows += trace_table(together.steps, list(setup.bodies))
     best = together.last.placement[:1]
     reasons, similarity = {}, {}
     for k, (name, one) in enumerate(found.items()):
@@ -371,7 +411,8 @@ def finish(
         reasons[name] = reason_to_doubt(one._replace(refinement=alone))
         similarity[name] = one.refinement.objective.score(own).item()
     poses = {name: RigidTransform(pose) for name, pose in zip(setup.bodies, best.poses[0])}
-    spread = bodies_covariance(together.objective, best, last.robustness)
+    reasons |= {name: reasons[name] or reason for name, reason in in_one_place(setup.bodies, poses).items()}
+    spread = bodies_covariance(together.objective, best, last.robustness, before)
     return BodiesResult(poses, spread, similarity, reasons, DataFrame(rows), time.perf_counter() - begin)
 
 

@@ -24,7 +24,7 @@ from .joints import PosePrior
 from .motion import Prediction
 from .objective import BodyObjective
 from .placement import BodyPlacement
-from .refinement import STAGES, Setup, bodies_covariance, corners_of
+from .refinement import STAGES, Setup, corners_of, covariance_of_patches
 from .regions import coarsen_body, regions_around
 from ..xrays import XRay
 
@@ -46,7 +46,7 @@ class Level(NamedTuple):
 
 COARSE = Level(pixels=16, rays=3, soft=0.0, window=0.15, reach=0.2, robustness=torch.inf, iterations=6)
 MIDDLE = Level(pixels=32, rays=2, soft=0.0, window=0.1, reach=0.1, robustness=4.0, iterations=4)
-FINE = Level(pixels=96, rays=1, soft=1.0, window=0.05, reach=0.07, robustness=4.0, iterations=3)
+FINE = Level(pixels=80, rays=1, soft=0.8, window=0.05, reach=0.07, robustness=4.0, iterations=2)
 STEEPEST = 0.5  # see `BodyObjective`
 
 # %% ../../nbs/api/tracking/756_finder.ipynb #030b644e
@@ -71,16 +71,20 @@ def levels_for(
 class Remembering(BodyObjective):
     "A comparison that keeps what it computed last."
 
-    last: tuple = ()  # a placement, its residual and its derivative
+    steps: tuple = ()  # of poses, and residual and derivative there
 
     def linearize(
         self,
         placement: BodyPlacement,  # of B guesses
     ) -> tuple[Float[Tensor, "B M"], Float[Tensor, "B P M"]]:  # residual, and its derivative
         "Compute the residual and its derivative, unless they are known."
-        if not self.last or not torch.equal(self.last[0], placement.poses):
-            self.last = placement.poses.clone(), *super().linearize(placement)
-        return tuple(x.clone() for x in self.last[1:])  # an optimiser writes into them
+        for poses, found in self.steps:
+            if torch.equal(poses, placement.poses):
+                break
+        else:
+            found = super().linearize(placement)
+            self.steps = *self.steps, (placement.poses.clone(), found)
+        return tuple(x.clone() for x in found)  # an optimiser writes into them
 
 # %% ../../nbs/api/tracking/756_finder.ipynb #f68af1f2
 ALIKE = 0.25  # similarity from which on pictures are alike
@@ -127,19 +131,13 @@ class BodyFinder:
     "Finds bodies in X-rays, see `follow.Finder`."
 
     bodies: Mapping[str, nn.Module]  # by name
-    how: BodySearch = BodySearch(n_starts=150, stages=STAGES[:-1])  # to search
+    how: BodySearch = BodySearch(n_starts=150, stages=STAGES[:3])  # to search
     made: dict = field(default_factory=dict)  # bodies with larger voxels, for all frames
 
     def refine(
         self, xrays: Sequence[XRay], guesses: Mapping[str, Prediction], names: Sequence[str]
     ) -> dict[str, Finding]:
-        """Find some bodies in a few steps from their guesses, while the others stay at theirs.
-
-        Args:
-            xrays: of one moment
-            guesses: of all bodies
-            names: of the bodies to find
-        """
+        "Improve guesses level by level, in two rounds if there are several bodies."
         poses, found = {name: guess.pose for name, guess in guesses.items()}, {}
         for again in range(min(len(names), 2)):
             for name in names:
@@ -154,13 +152,7 @@ class BodyFinder:
     def search(
         self, xrays: Sequence[XRay], guesses: Mapping[str, Prediction], names: Sequence[str]
     ) -> dict[str, Finding]:
-        """Find some bodies that may be as far from their guesses as the covariances say, while the others stay.
-
-        Args:
-            xrays: of one moment
-            guesses: of all bodies
-            names: of the bodies to find
-        """
+        "Search as `register_bodies` does, and improve what it finds."
         poses, found = {name: guess.pose for name, guess in guesses.items()}, {}
         for name in names:
             guess = guesses[name]._replace(covariance=wider(guesses[name].covariance))
@@ -190,7 +182,7 @@ class BodyFinder:
             trace = levenberg_marquardt(objective, placement, level.robustness, level.iterations, tolerance=0.03)
             placement = trace[-1].placement
         objective.known = []  # what the pictures tell
-        spread = bodies_covariance(objective, placement, level.robustness).cpu()
+        spread = covariance_of_patches(objective, placement, level.robustness).cpu()
         similarity = trace[-1].similarity.item()
         alike = similarity >= ALIKE and bool(spread.isfinite().all())
         reason = None if alike else f"the pictures are not alike (similarity {similarity:.2f})"

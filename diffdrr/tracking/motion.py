@@ -81,11 +81,12 @@ def transition(
 ) -> Float[Tensor, "B 12 12"]:
     "Compute how errors of pose and velocity go over into later ones."
     turn = time * motion.velocity[:, 3:]
-    _, b, c = (x[:, None, None] for x in exp_coefficients(turn.square().sum(dim=1)))
+    a, b, c = (x[:, None, None] for x in exp_coefficients(turn.square().sum(dim=1)))
     matrix, cross = torch.eye(12).to(turn).repeat(len(turn), 1, 1), hat(turn)
-    matrix[:, 3:6, 3:6] = axis_angle_to_matrix(turn)
-    matrix[:, :3, 6:9] = time * matrix[:, :3, :3]
-    matrix[:, 3:6, 9:] = time * (matrix[:, :3, :3] + b * cross + c * cross @ cross)
+    one, twice = matrix[:, :3, :3], cross @ cross
+    matrix[:, 3:6, 3:6] = one + a * cross + b * twice  # the rotation by the turn
+    matrix[:, :3, 6:9] = time * one
+    matrix[:, 3:6, 9:] = time * (one + b * cross + c * twice)
     return matrix
 
 
@@ -106,7 +107,8 @@ def predicted(
     "Return where bodies will be after some time."
     matrix = transition(motion, time)
     covariance = matrix @ motion.covariance @ matrix.mT + diffusion(change, time)
-    return replace(motion.moved(time * motion.velocity), covariance=covariance)
+    centre, rotation = motion.centre + time * motion.velocity[:, :3], matrix[:, 3:6, 3:6] @ motion.rotation
+    return replace(motion, centre=centre, rotation=rotation, covariance=covariance)
 
 # %% ../../nbs/api/tracking/752_motion.ipynb #d2e5a1d9
 def corrected(

@@ -67,7 +67,7 @@ def cut_off(
         return slopes
     most = (steepest * (values.max() - values.min())).clamp(min=torch.finfo(values.dtype).tiny)
     bodies = slopes.unflatten(1, (-1, 6))
-    steep = torch.linalg.vector_norm(bodies[:, :, :3], dim=2, keepdim=True)
+    steep = bodies[:, :, :3].square().sum(dim=2, keepdim=True).sqrt()
     return (bodies * (most / steep.clamp(min=most))).flatten(1, 2)
 
 # %% ../../nbs/api/tracking/744_objective.ipynb #a87bc1e7
@@ -134,14 +134,6 @@ class BodyObjective(Comparison):
         bodies = [*self.bodies.values(), *(body for body, _ in self.still)]
         return self.thin[i] * sum(integrals(bodies, [*moving, *staying]))
 
-    def start(self, poses: Float[Tensor, "B K 4 4"]) -> BodyPlacement:
-        """Return guesses.
-
-        Args:
-            poses: room from body
-        """
-        return BodyPlacement(poses)
-
     def pictures(
         self,
         placement: BodyPlacement,  # of B guesses
@@ -162,13 +154,13 @@ class BodyObjective(Comparison):
         return torch.cat([x.flatten(1) - target for x, target in zip(pictures, self.targets)], dim=1)
 
     @torch.no_grad()
-    def linearize(
+    def differentiate(
         self,
         placement: BodyPlacement,  # of B guesses
-    ) -> tuple[Float[Tensor, "B M"], Float[Tensor, "B P M"]]:  # residual, and its derivative
-        "Compute the residual and its derivative with respect to a step, see `BodyPlacement.moved`."
-        residuals, jacobians = [], []
-        for i, (region, target) in enumerate(zip(self.regions, self.targets)):
+    ) -> list[tuple[Float[Tensor, "B 1 H W"], Float[Tensor, "B P H W"]]]:  # of each view
+        "Render, with derivatives with respect to a step, see `BodyPlacement.moved`."
+        seen = []
+        for i, region in enumerate(self.regions):
             moving, staying = self._rays(placement, i)
             integral, gradients = slopes_by_rays(lambda rays, i=i, staying=staying: self._sum(i, rays, staying), moving)
             slopes = [
@@ -177,7 +169,20 @@ class BodyObjective(Comparison):
             ]
             slopes, values = torch.cat(slopes, dim=1) * region.response.slope(integral), region.response(integral)
             pictures = values, cut_off(slopes, values, self.steepest * region.rays / self.pixels[i])
-            standardized, jacobian = region.standardized(*(self._averaged(x, i) for x in pictures))
+            seen.append(tuple(self._averaged(x, i) for x in pictures))
+        return seen
+
+    @torch.no_grad()
+    def linearize(
+        self,
+        placement: BodyPlacement,  # of B guesses
+        seen: Sequence[tuple[Tensor, Tensor]] | None = None,  # what `differentiate` gave
+    ) -> tuple[Float[Tensor, "B M"], Float[Tensor, "B P M"]]:  # residual, and its derivative
+        "Compute the residual and its derivative with respect to a step."
+        residuals, jacobians = [], []
+        seen = self.differentiate(placement) if seen is None else seen
+        for region, target, pictures in zip(self.regions, self.targets, seen, strict=True):
+            standardized, jacobian = region.standardized(*pictures)
             residuals.append(standardized.flatten(1) - target)
             jacobians.append(jacobian.flatten(2))
         return torch.cat(residuals, dim=1), torch.cat(jacobians, dim=2)
@@ -199,5 +204,4 @@ class BodyObjective(Comparison):
         poses = [*placement.poses.unbind(dim=1), *(pose.expand(len(placement), 4, 4) for _, pose in self.still)]
         places = dict(zip(self.names, map(Place, poses, self.centres)))
         terms = [term(places) for term in self.known]
-        moving = list(self.bodies)
-        return joined(terms, moving) if terms else None
+        return joined(terms, list(self.bodies)) if terms else None

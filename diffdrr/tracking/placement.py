@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..geometry import matmul, twist_to_matrix
+from ..geometry import matmul, matrix_to_axis_angle, twist_to_matrix
 
 # %% auto #0
 __all__ = ['centre_of', 'move_about', 'BodyPlacement']
@@ -59,6 +59,18 @@ class BodyPlacement:
     ) -> BodyPlacement:
         "Return where a step leads to."
         return BodyPlacement(move_about(self.poses, pivot, step.unflatten(1, (-1, 6))))
+
+    def step_to(
+        self,
+        other: BodyPlacement,  # of B guesses that are not far off
+        pivot: Float[Tensor, "K 3"],  # centres of the bodies, in their frames, mm
+    ) -> Float[Tensor, "B P"]:  # mm, rad
+        "Return the step that leads to other guesses: how far the centres move, and how the bodies turn."
+        here, there = (
+            matmul(x.poses[..., :3, :3], pivot[..., None])[..., 0] + x.poses[..., :3, 3] for x in (self, other)
+        )
+        turn = matrix_to_axis_angle(matmul(other.poses[..., :3, :3], self.poses[..., :3, :3].mT))
+        return torch.cat([there - here, turn], dim=-1).flatten(1)
 
     def replaced(
         self,

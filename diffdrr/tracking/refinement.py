@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,11 +18,17 @@ from torch import Tensor, nn
 
 from ..geometry import RigidTransform, matmul
 from diffdrr.registration import (
+    OTHER_WINDOWS,
+    Evidence,
     Iterate,
+    covariance_of_blocks,
+    disagreement,
     geman_mcclure,
+    inverse,
     levenberg_marquardt,
     median_deviation,
     normal_equations,
+    weigh,
     weight_of_penalty,
 )
 from .objective import BodyObjective
@@ -30,8 +37,9 @@ from .regions import coarsen_body, pixel_at, regions_around
 from ..xrays import XRay
 
 # %% auto #0
-__all__ = ['STAGES', 'REACH', 'PATCH', 'BodyStage', 'Setup', 'corners_of', 'diameter_of', 'make_objective', 'Refinement',
-           'distinct', 'refine', 'patches', 'bodies_covariance']
+__all__ = ['STAGES', 'FINEST', 'REACH', 'CLOSE', 'SAME', 'PATCH', 'BodyStage', 'Setup', 'corners_of', 'diameter_of',
+           'make_objective', 'Refinement', 'distinct', 'refine', 'patches', 'covariance_of_patches', 'within',
+           'bodies_covariance']
 
 # %% ../../nbs/api/tracking/746_refinement.ipynb #5ba642e2
 @dataclass(frozen=True)
@@ -54,6 +62,7 @@ STAGES = (
     BodyStage(pixels=96, window=0.05, candidates=3, robustness=3.0, iterations=20, opacity=2.0),
     BodyStage(pixels=200, window=0.025, candidates=1, robustness=2.0, iterations=20),
 )
+FINEST = BodyStage(pixels=400, window=0.015, candidates=1, robustness=2.0, soft=1.0, iterations=8, opacity=math.inf)
 REACH = 1.5  # windows: how far from a body pixels count
 
 # %% ../../nbs/api/tracking/746_refinement.ipynb #3102d9e0
@@ -107,21 +116,27 @@ class Refinement(NamedTuple):
     rivals: Iterate | None  # the last stage that had several candidates, at its end, the best first
 
 
+CLOSE, SAME = 0.5, 0.1  # distance of two guesses in radii, and their angle, rad, together
+
+
 def distinct(
     objective: BodyObjective,
     placement: BodyPlacement,  # the best first
-) -> Int[Tensor, "B"]:  # positions: first those that are not close to a better one, then the others
-    "Let guesses come first that differ from all better ones by half the radius of a body, or 28 degrees."
-    poses, first = placement.poses, []
+) -> Int[Tensor, "C"]:  # positions: first those that are not close to a better one, then the others
+    """Let guesses come first that differ from all better ones by half the radius of a body, or 28 degrees, and leave out
+    those that differ from a better one by less than a fifth of that."""
+    poses, first, others = placement.poses, [], []
     centres = matmul(poses[..., :3, :3], objective.pivot[:, :, None])[..., 0] + poses[..., :3, 3]
     turn = torch.einsum("ikab,jkab->ijk", poses[..., :3, :3], poses[..., :3, :3])
     shift = torch.linalg.vector_norm(centres[:, None] - centres, dim=-1)
     apart = shift / objective.radius + torch.arccos(((turn - 1) / 2).clamp(-1, 1))
-    close = apart.amax(dim=-1) < 0.5
+    apart = apart.amax(dim=-1)
     for i in range(len(poses)):
-        if not close[i, first].any():
+        if not (apart[i, first] < CLOSE).any():
             first.append(i)
-    return torch.tensor(first + sorted(set(range(len(poses))) - set(first)), device=poses.device)
+        elif not (apart[i, first + others] < SAME).any():
+            others.append(i)
+    return torch.tensor(first + others, device=poses.device)
 
 
 def refine(
@@ -156,7 +171,7 @@ def patches(
     return sums[0].flatten(1)
 
 
-def bodies_covariance(
+def covariance_of_patches(
     objective: BodyObjective,
     placement: BodyPlacement,  # one guess, at its optimum
     robustness: float,  # standard deviations where the loss levels off
@@ -180,6 +195,46 @@ def bodies_covariance(
         weight = weight_of_penalty(objective, residual, deviation).double()[0]
         slopes = known.slopes[0].double()
         normal, noise = normal + weight * slopes @ slopes.mT, noise + weight**2 * slopes @ slopes.mT
-    unit = normal.diagonal().clamp(min=1e-30).rsqrt()  # inverted without units: mm and rad are far apart
-    inverse = unit[:, None] * torch.linalg.pinv(unit[:, None] * normal * unit, hermitian=True) * unit
-    return inverse @ noise @ inverse
+    back = inverse(normal)
+    return back @ noise @ back
+
+
+def within(
+    objective: BodyObjective,
+    part: float,
+) -> BodyObjective:
+    "Compare the same pixels within windows that are larger or smaller by a factor."
+    other = copy(objective)
+    other.regions = [region._replace(sigma=part * region.sigma) for region in objective.regions]
+    other.targets = [region.standardized(region.xray.image).flatten(1) for region in other.regions]
+    return other
+
+
+def bodies_covariance(
+    objective: BodyObjective,
+    placement: BodyPlacement,  # one guess, at its optimum
+    robustness: float,  # standard deviations where the loss levels off
+    before: BodyPlacement | None = None,  # the optimum of a comparison with fewer pixels
+) -> Float[Tensor, "P P"]:  # of a step, float64
+    """Estimate the covariance of the optimum from blocks of pixels and from other comparisons, as `register` does: those
+    within other windows, and the one that led to `before`."""
+    seen = objective.differentiate(placement)
+
+    def evidence(part: float) -> Evidence:
+        "Hold the weights of the loss: edges of bodies fit badly, and its second derivative is negative there."
+        other = within(objective, part)
+        residual, _ = other.linearize(placement, seen)
+        scale = robustness * median_deviation(residual, other.weights)
+        other.weights = other.weights * geman_mcclure(residual, scale)[1][0]
+        return weigh(other, placement, math.inf, seen)
+
+    own = evidence(1.0)
+    if not own.blocks.gradient.any():  # no body is seen: what is known beforehand is all that is known
+        back = inverse(own.total.normal)
+        return (back @ own.known @ back)[0]
+    noise = covariance_of_blocks(own)
+    steps = [evidence(part).total.step() for part in OTHER_WINDOWS]
+    if before is not None:
+        steps.append(placement.step_to(before, objective.pivot).to(noise))
+    steps = torch.stack(steps)
+    return (noise * disagreement(steps, noise).clamp(min=1)[:, None, None])[0]

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..bodies import VoxelBody
-from ..geometry import Camera, Detector, RigidTransform, orientation_matrix
+from ..geometry import Camera, Detector, RigidTransform, matmul, orientation_matrix
 from ..registration import blur, standardize_locally
 from ..volumes import block_mean
 from ..xrays import XRay
@@ -71,10 +71,11 @@ def box_around(
     points: Float[Tensor, "N 3"],  # in the room, mm
 ) -> Box:
     "Find the box around some points, inside of the picture or not."
-    camera = xray.camera
-    whole = detector_of(camera.resize(1, 1), xray.pose)  # of one pixel: the places of all are not needed
-    seen = whole.project(xray.pose, points.to(xray.pose.matrix)[None])[0]
-    seen = seen * seen.new_tensor([camera.width, camera.height])
+    camera, points = xray.camera, xray.pose.inverse()(points.to(xray.pose.matrix)[None])
+    if camera.beam == "parallel":
+        points = torch.cat([points[..., :2], torch.full_like(points[..., 2:], float(camera.sdd))], dim=-1)
+    seen = matmul(points, camera.pixel_from_camera.to(points).mT)[0]
+    seen = seen[:, :2] / seen[:, 2:]
     return Box(*seen.amin(dim=0).tolist(), *seen.amax(dim=0).tolist())
 
 
@@ -165,11 +166,14 @@ def regions_around(
     "Cut out what a stage compares."
     found = []
     for xray, response in zip(xrays, responses, strict=True):
-        size = box_around(xray, points[0]).size
-        n = max(1, round(size / pixels))
-        beyond = margin / pixel_at(xray, points[0].mean(dim=0)) + 2 * window * size
-        part = crop_to(xray, box_around(xray, points.flatten(0, 1)).grown(beyond), n)
-        found.append(Region(part, response, window * size / n, rays, soft))
+        first = box_around(xray, points[0])
+        box, n = (
+            first if len(points) == 1 else box_around(xray, points.flatten(0, 1)),
+            max(1, round(first.size / pixels)),
+        )
+        beyond = margin / pixel_at(xray, points[0].mean(dim=0)) + 2 * window * first.size
+        part = crop_to(xray, box.grown(beyond), n)
+        found.append(Region(part, response, window * first.size / n, rays, soft))
     return found
 
 # %% ../../nbs/api/tracking/742_regions.ipynb #bd92aa6b

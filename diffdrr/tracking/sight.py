@@ -42,8 +42,10 @@ def shows_something(
     xray: XRay,
 ) -> bool:
     "Say whether an X-ray has finite values that differ."
-    seen = xray.image[xray.mask > 0]
-    return bool(len(seen) and seen.isfinite().all() and seen.max() > seen.min())
+    inside = xray.mask > 0
+    first = xray.image.flatten()[inside.flatten().to(torch.uint8).argmax()]  # of those that count, if any does
+    low, high = torch.where(inside, xray.image, first).aminmax()  # NaN if one is
+    return bool(inside.any() and low.isfinite() and high.isfinite() and high > low)
 
 
 def fingerprint(

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..checks import finite, one_of, shaped, some_of
-from ..files import whole_file
+from ..files import numbered_lines, whole_file
 from ..geometry import AffineTransform, RigidTransform, check_pose, deviation_columns, hat, pose_columns
 from ..registration import check_json
 
@@ -219,13 +219,14 @@ class Track:
 
     @classmethod
     def load(cls, path: str | Path) -> Track:
-        """Read a track. Raises a `ValueError` for a file that holds none.
+        """Read a track. Raises a `FileNotFoundError` for a missing file, and a `ValueError` for one that holds none.
 
         Args:
             path: a file that `save` wrote
         """
+        lines = [line for _, line in numbered_lines(check_json(path))]
         try:
-            return track_of(json.loads(check_json(path).read_text()))
+            return track_of(json.loads("\n".join(lines)))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{str(path)!r} does not hold a track: {error}") from error
 
