@@ -53,8 +53,6 @@ def browser(chromium: str) -> Iterator:
 
 
 @pytest.fixture(scope="session")
-def workers_take_time(request: pytest.FixtureRequest) -> None:
-    "Skip a test that starts workers and takes minutes, unless it is asked for."
-    if "slow" not in request.config.getoption("--nb-flags").split():
-        pytest.skip("takes a minute: pytest --nb-flags slow")
+def dask() -> None:
+    "Skip a test that starts workers where they are not installed."
     pytest.importorskip("distributed", reason="distributed comes with the extra [cluster]")

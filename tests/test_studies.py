@@ -1,6 +1,6 @@
 """Tables of X-rays: one row is one result, whoever registered it, and whatever died meanwhile.
 
-`pytest tests/test_studies.py --nb-flags slow` also starts workers, and kills them."""
+Those marked slow start workers, and kill them."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ if __name__ == "__main__":
 
 
 @pytest.fixture(scope="module")
-def many(workers_take_time: None, files: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame]:
+def many(dask: None, files: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame]:
     "A longer table as a program takes it, and what one process makes of it."
     folder = tmp_path_factory.mktemp("many")
     table = pd.concat([table_of(files)] * 2, ignore_index=True)
@@ -217,6 +217,7 @@ def rows_in(out: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_results_do_not_depend_on_the_workers(many: tuple[Path, pd.DataFrame], tmp_path: Path, workers: int):
     folder, expected = many
@@ -224,6 +225,7 @@ def test_results_do_not_depend_on_the_workers(many: tuple[Path, pd.DataFrame], t
     pd.testing.assert_frame_equal(result_in(tmp_path), expected, check_exact=True)
 
 
+@pytest.mark.slow
 def test_a_worker_is_killed(many: tuple[Path, pd.DataFrame], tmp_path: Path):
     folder, expected = many
     program = start_run(folder, tmp_path, 2)
@@ -233,6 +235,7 @@ def test_a_worker_is_killed(many: tuple[Path, pd.DataFrame], tmp_path: Path):
     pd.testing.assert_frame_equal(result_in(tmp_path), expected, check_exact=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_run_is_killed(many: tuple[Path, pd.DataFrame], tmp_path: Path, workers: int):
     folder, expected = many
@@ -263,8 +266,9 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_only_the_task_that_kills_is_lost(workers_take_time: None, tmp_path: Path, workers: int):
+def test_only_the_task_that_kills_is_lost(dask: None, tmp_path: Path, workers: int):
     (tmp_path / "program.py").write_text(KILLER)
     impatient = os.environ | {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1"}  # instead of 3, which take longer
     command = [sys.executable, tmp_path / "program.py", str(workers)]

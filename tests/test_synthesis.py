@@ -270,9 +270,8 @@ if __name__ == "__main__":
 
 
 @pytest.fixture(scope="module")
-def many(workers_take_time: None, cts: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def many(dask: None, cts: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     "A longer recipe as a program takes it, and the digest of what one process makes of it."
-    pytest.importorskip("distributed", reason="distributed comes with the extra [cluster]")
     folder, recipe = tmp_path_factory.mktemp("many"), recipe_of(cts, **LONG)
     (folder / "recipe.pickle").write_bytes(pickle.dumps(recipe))
     (folder / "program.py").write_text(PROGRAM)
