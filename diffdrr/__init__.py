@@ -14,10 +14,10 @@ import lazy_loader
 # %% ../nbs/api/001_front_door.ipynb #47b650ed
 ROOMS = (
     "geometry volumes xrays kernels rendering bodies physics compare registration tracking reconstruction anatomy show "
-    "synthesis"
+    "synthesis studies training"
 ).split()
 NAMES = {  # by task, and by the room that each name comes from
-    "Read a CT": {"volumes": ["read", "load_example_ct", "Grid"]},
+    "Read a CT": {"volumes": ["read", "load_example_ct", "structure_table", "Grid"]},
     "Render": {"rendering": ["DRR", "Siddon", "Trilinear"]},
     "Render bodies that move": {"bodies": ["read_mesh", "MeshBody", "VoxelBody", "Scene"]},
     "Place the camera": {
@@ -49,7 +49,10 @@ NAMES = {  # by task, and by the room that each name comes from
             "target_registration_error",
         ],
     },
-    "Register": {"registration": ["register", "RegistrationResult", "Registration", "PoseRegressor"]},
+    "Register": {
+        "registration": ["register", "RegistrationResult", "Registration", "PoseRegressor"],
+        "studies": ["register_table"],
+    },
     "Find bodies": {
         "geometry": ["read_mayacam"],
         "tracking": ["Moments", "read_case", "register_bodies", "track", "Track", "joint_angles"],
@@ -60,6 +63,7 @@ NAMES = {  # by task, and by the room that each name comes from
     },
     "Find structures": {"anatomy": ["structure_masks", "bounding_boxes", "contours", "save_coco"]},
     "Make data sets": {"synthesis": ["Recipe", "read_recipe", "synthesize", "XRayShards"]},
+    "Train": {"training": ["read_training", "train", "PoseModel"]},
     "Show": {
         "show": [
             "plot_drr",
