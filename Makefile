@@ -73,7 +73,7 @@ slow: .venv/dev.installed
 	@touch $@
 
 pose: .venv-pose/installed
-	.venv-pose/bin/python -m pytest --nb-flags pose nbs/api/registration/712_regressor.ipynb nbs/tutorials/pose_regression.ipynb
+	.venv-pose/bin/python -m pytest --nb-flags pose nbs/api/registration/712_regressor.ipynb nbs/api/training/943_network.ipynb nbs/tutorials/pose_regression.ipynb
 
 check: .venv/dev.installed
 	$(BIN)/python -m tools.check

@@ -15,9 +15,14 @@ import pandas as pd
 import pytest
 import torch
 
+from diffdrr.geometry import pose_from_view
+from diffdrr.registration import register
+from diffdrr.rendering import DRR
+from diffdrr.studies import register_table
 from diffdrr.synthesis import Cameras, CTs, Output, Recipe, RecipeError, Views, synthesize
-from diffdrr.training import Loss, Optimizer, Training, Validation, train
+from diffdrr.training import Loss, Optimizer, PoseModel, Training, Validation, train
 from diffdrr.volumes import load_example_ct
+from diffdrr.xrays import prepare, read_xray, write_xray, xray_of_rendering
 
 pytest.importorskip("lightning_fabric", reason="lightning-fabric comes with the extra [train]")
 
@@ -160,6 +165,25 @@ def test_cts_take_turns(tmp_path: Path):
     train(replace(TRAINING, recipe=recipe), tmp_path / "model", until=2, verbose=False)
     card = (tmp_path / "model" / "README.md").read_text()
     assert "- `one.nii.gz` (SHA-256 " in card and "- `two.nii.gz` (SHA-256 " in card and str(tmp_path) not in card
+
+
+@pytest.mark.filterwarnings("ignore:2 of 3 rows have an error")
+def test_a_table_begins_where_the_network_says(alone: Path, tmp_path: Path):
+    subject = load_example_ct(shape=(24, 24, 24), spacing=(16.0, 16.0, 16.0))
+    subject.volume.save(tmp_path / "ct.nii.gz")
+    drr, pose = DRR(subject, sdd=1020.0, height=32, delx=12.5), pose_from_view("AP", 850.0)
+    with torch.no_grad():
+        write_xray(tmp_path / "xray.dcm", xray_of_rendering(drr(pose), drr.detector, pose))
+    model, row = PoseModel(alone / "model"), {"ct": "ct.nii.gz", "xray": "xray.dcm", "orientation": "AP"}
+    rows = [{"model": alone / "model"}, {"model": alone / "model", "init": "AP"}, {"model": "none"}]
+    pd.DataFrame([row | each for each in rows]).to_csv(tmp_path / "table.csv", index=False)
+    quick = dict(pixels=32, n_starts=1, attempts=1, verbose=False)
+    found = register_table(tmp_path / "table.csv", tmp_path / "results.csv", **quick)
+    assert found["error"].isna().tolist() == [True, False, False]
+    assert "give it or init, not both" in found["error"][1] and "make a model with diffdrr train" in found["error"][2]
+    image = prepare(read_xray(tmp_path / "xray.dcm"), 32).image
+    begun = register(drr, image, model, n_starts=1, attempts=1, verbose=False)
+    assert found["similarity"][0] == pytest.approx(begun.similarity, abs=1e-3)
 
 
 MISTAKES = {

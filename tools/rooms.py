@@ -32,8 +32,8 @@ ROOMS: dict[str, set[str]] = {
     "anatomy": {"geometry", "rendering"},
     "show": {"geometry", "volumes", "xrays", "rendering", "bodies", "anatomy"},
     "synthesis": set("geometry volumes xrays kernels rendering bodies physics anatomy show".split()),
-    "studies": {"geometry", "volumes", "xrays", "rendering", "registration"},
     "training": set("geometry volumes xrays kernels rendering physics compare registration synthesis".split()),
+    "studies": {"geometry", "volumes", "xrays", "rendering", "registration", "training"},
     "cli": set(
         "geometry volumes xrays kernels rendering bodies physics registration tracking show synthesis studies "
         "training".split()
@@ -59,8 +59,8 @@ CONTENTS = {
     "anatomy": "masks of structures",
     "show": "pictures, films, scenes",
     "synthesis": "data sets of synthetic X-rays",
-    "studies": "X-rays registered by the thousand",
     "training": "networks that tell poses",
+    "studies": "X-rays registered by the thousand",
     "cli": "the command line",
 }
 # The modules of 0.6.1: they re-export names, and nothing imports them.

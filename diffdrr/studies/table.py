@@ -19,6 +19,7 @@ from ..files import numbers_of
 from ..geometry import DEVIATION_COLUMNS, POSE_COLUMNS, RigidTransform, angles_of_view, pose_from_columns
 from ..registration import RegistrationResult
 from .case import Case, Shot, initial_pose
+from ..training import PoseModel
 from ..volumes import TOTALSEGMENTATOR, read_structures, table_of
 from ..xrays import XRay
 
@@ -38,6 +39,7 @@ COLUMNS = {  # what each may hold, and what it means
         "where to begin: a view ('LAO 30'), two angles ('30,-10') or a result (.json); else what the file says",
     ),
     **{name: (float, "where to begin: the pose, as in a table of results") for name in INIT_COLUMNS},
+    "model": (str, "where to begin: a folder that diffdrr train wrote, whose network guesses the pose"),
     "orientation": (str, "of the X-ray: seen from the detector (PA, if left out) or the source (AP)"),
     "frame": (int, "of several in the X-ray's file, counted from 0"),
     "sdd": (float, "source-to-detector distance, mm; like the next three, from the X-ray's file if left out"),
@@ -55,7 +57,7 @@ COLUMNS = {  # what each may hold, and what it means
     "slice_spacing": (float, "mm; interpolate DICOM slices that lie at uneven distances"),
 }
 NEEDED = ("ct", "xray")
-OF_FILES = ("ct", "xray", "labels", "names", "init")
+OF_FILES = ("ct", "xray", "labels", "names", "init", "model")
 OF_CT = ("ct", "labels", "names", "subset", "orientation", "series", "phase", "slice_spacing")
 
 # %% ../../nbs/api/studies/952_table.ipynb #bc1dbc58
@@ -194,11 +196,15 @@ def start_of(
     folder: Path,  # from which paths count
     picture: XRay,
     orientation: str,  # "AP" or "PA"
-) -> RigidTransform:  # (1)
+) -> RigidTransform | PoseModel:  # (1), or what guesses it
     "Find the pose to start from. Raises a `ValueError` for none, for two, and for one that makes no sense."
     init, pose = row.get("init"), {name: [value_of(name, row[name])] for name in INIT_COLUMNS if name in row}
     if pose and (init is not None or len(pose) < len(INIT_COLUMNS)):
         raise ValueError("init must be given, or all of init_x to init_qz, or none of them; leave the others empty")
+    if "model" in row:
+        if init is not None or pose:
+            raise ValueError("model guesses where to begin; give it or init, not both")
+        return PoseModel(folder / row["model"])
     if pose:
         return pose_from_columns(pose, "init_")
     if init is not None and init.endswith(".json"):
