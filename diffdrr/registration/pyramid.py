@@ -50,7 +50,8 @@ def coarsen(
     if n % 2 == 0 and (height % 2 or width % 2):
         n += 1  # blocks of an even number of pixels cannot be put in the middle of an odd number
     voxel = 0.75 * n * view.pixel_at_isocentre()
-    drr = drr.coarsen(n, tuple(max(1, round(voxel / s)) for s in drr.grid.spacing.tolist()))
+    grid = drr.grid
+    drr = drr.coarsen(n, tuple(min(max(1, round(voxel / s)), m) for s, m in zip(grid.spacing.tolist(), grid.shape)))
     drr.renderer = Trilinear(drr.renderer.voxel_shift, backend=drr.renderer.backend)
     mask = (bin_pixels(xray.mask, n) > 0.99).to(xray.mask)
     mask = -F.max_pool2d(-mask, 3, stride=1, padding=1)  # away from edges that are none of the patient's
