@@ -116,8 +116,8 @@ class NotebookItem(pytest.Item):
             return str(excinfo.value)
         return super().repr_failure(excinfo, style)
 
-    def reportinfo(self) -> tuple[Path, None, str]:
-        return self.path, None, f"notebook {self.path.relative_to(ROOT)}"
+    def reportinfo(self) -> tuple[Path, int, str]:
+        return self.path, 0, f"notebook {self.path.relative_to(ROOT)}"
 
 
 def clean_up() -> None:

@@ -25,6 +25,7 @@ from .placement import Placement
 from .pyramid import go_on, make_pyramid
 from diffdrr.registration.result import (
     PEAK_PIXELS,
+    PEAK_WINDOW,
     RegistrationResult,
     reason_to_doubt,
     reason_to_doubt_geometry,
@@ -115,49 +116,51 @@ def attempt(
     return found._replace(reason=DARK_BONES.format(other=other.similarity, found=found.similarity))
 
 # %% ../../nbs/api/registration/723_pipeline.ipynb #271bb1cf
-def extents(
-    pyramid: dict[int, list[View]],  # the views of each number of pixels
-) -> list[dict[int, list[View]]]:
-    "Return the CT as it is, and as it would go on where it cuts the body."
-    longer = changed(pyramid, go_on)
-    same = all(
-        a.drr.grid.shape == b.drr.grid.shape for pixels in pyramid for a, b in zip(pyramid[pixels], longer[pixels])
-    )
-    return [pyramid] if same else [pyramid, longer]
+def with_extent(
+    views: Sequence[View],
+    goes_on: bool,  # whether the patient does beyond the ends of the CT
+) -> list[View]:
+    "Return the CT as it is, or as it would go on."
+    return [go_on(view) if goes_on else view for view in views]
 
 
-def best_extent(
-    pyramids: Sequence[dict[int, list[View]]],
-    stage: Stage,  # the first one
+def starts_go_on(
+    views: Sequence[View],  # of the first stage
+    window: float,
     n_starts: int,
     spread: Sequence[float],  # degrees, mm
     seed: int,
-) -> dict[int, list[View]]:
-    "Choose the extent with which the best start fits best."
-    if len(pyramids) == 1:
-        return pyramids[0]
+) -> bool:
+    "Say with which extent the best of some starts fits better."
 
-    def best(pyramid: dict[int, list[View]]) -> float:
-        generator = torch.Generator().manual_seed(seed)
-        return best_starts(Objective(pyramid[stage.pixels], stage.window), 1, n_starts, spread, generator).score
+    def best(goes_on: bool) -> float:
+        generator, objective = torch.Generator().manual_seed(seed), Objective(with_extent(views, goes_on), window)
+        return best_starts(objective, 1, -(-n_starts // 4), spread, generator).score
 
-    return max(pyramids, key=best)
+    return best(True) > best(False)
 
 
 def settle_extent(
     found: Attempt,
-    other: dict[int, list[View]],  # with another extent
+    given: dict[int, list[View]],  # with the CT as it is
+    goes_on: bool,  # as it was found
     strategy: Strategy,
 ) -> Attempt:
-    "Refine a pose that can be trusted once more, if X-rays fit it better with another extent."
-    stage, placement = strategy.schedule[-1], found.trace[-1].guess.placement
-    there = Objective(other[stage.pixels], stage.window, bends=True)
-    if found.reason is not None or there.score(there.start(placement.motion)).item() <= found.similarity:
+    "Refine a pose that can be trusted once more, if X-rays fit it better with the other extent."
+    motion = found.trace[-1].guess.placement.motion
+
+    def fit(goes_on: bool) -> float:
+        objective = Objective(with_extent(views_for_verdict(given), goes_on), PEAK_WINDOW)
+        return objective.score(objective.start(motion)).item()
+
+    if found.reason is not None or fit(not goes_on) <= fit(goes_on):
         return found
-    last = strategy._replace(schedule=[stage])
-    objective, trace = refine_candidates(other, placement.motion, last, lambda: None)
+    last = strategy.schedule[-1]
+    other = {last.pixels: with_extent(given[last.pixels], not goes_on)}
+    objective, trace = refine_candidates(other, motion, strategy._replace(schedule=[last]), lambda: None)
+    verdict = with_extent(views_for_verdict(given), not goes_on)
     trace = found.trace + trace
-    return Attempt(objective, trace, reason_to_doubt(objective, trace, views_for_verdict(other), strategy.prior))
+    return Attempt(objective, trace, reason_to_doubt(objective, trace, verdict, strategy.prior))
 
 # %% ../../nbs/api/registration/723_pipeline.ipynb #2fc7ea38
 def mirror(
@@ -387,11 +390,11 @@ def register(
     check_search(spread, n_starts, refine, schedule, attempts)
     strategy = strategy._replace(prior=prior_of(spread, refine))
     views = make_views(drr, xray, init, mask)
-    pyramid = make_pyramid(views, [stage.pixels for stage in schedule])
-    for view in pyramid[schedule[0].pixels]:
+    given = make_pyramid(views, [stage.pixels for stage in schedule])
+    for view in given[schedule[0].pixels]:
         check_sight(view)
-    pyramids = extents(pyramid)
-    pyramid = best_extent(pyramids, schedule[0], n_starts, spread, seed)
+    goes_on = starts_go_on(given[schedule[0].pixels], schedule[0].window, n_starts, spread, seed)
+    pyramid = {pixels: with_extent(coarse, goes_on) for pixels, coarse in given.items()}
     first = Objective(pyramid[schedule[0].pixels], schedule[0].window)
     generator, found = torch.Generator().manual_seed(seed), []
     plan = attempts_of(n_starts, attempts, is_guess(init))
@@ -402,9 +405,7 @@ def register(
             if found[-1].reason is None:
                 bar.total = bar.n
                 break
-    best = max(found, key=lambda attempt: attempt.rank)
-    for other in pyramids:
-        best = best if other is pyramid else settle_extent(best, other, strategy)
+    best = settle_extent(max(found, key=lambda attempt: attempt.rank), given, goes_on, strategy)
     if best.reason is not None or not is_alike(best):
         better = name_right_side(best, first, pyramid, strategy, n_starts, spread, seed)
         best = best._replace(reason=better or best.reason)
