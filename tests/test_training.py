@@ -49,7 +49,7 @@ if __name__ == "__main__":
     training, out = pickle.load(open(sys.argv[1], "rb")), Path(sys.argv[2])
     if sys.argv[3] == "gradient":
         run = Run(training, out / "gradient", make_fabric("cpu"))
-        print("processes", run.fabric.world_size)
+        sys.stdout.write(f"processes {run.fabric.world_size}\\n")  # one call: lines of processes may not mix
         run.backward()
         if run.fabric.is_global_zero:
             torch.save([p.grad for p in run.network.module.parameters()], out / "gradient.pt")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..checks import need, one_of, whole
@@ -21,7 +22,7 @@ from ..files import whole_file
 from ..kernels import serial_torch
 from ..synthesis import claim, mistake
 from .loss import TrainingLoss, errors_of
-from .model import DESCRIPTION, describe, save_model
+from .model import DESCRIPTION, WEIGHTS, PoseModel, describe, intact, save_model
 from .network import PoseNetwork, make_network
 from .pictures import Pictures, mean_pose
 from .recipe import Optimizer, Training, read_training
@@ -117,10 +118,13 @@ class Run:
 
     def load(self) -> None:
         "Go on from a checkpoint."
-        kept = torch.load(self.folder / CHECKPOINT, map_location="cpu", weights_only=True)
-        self.network.load_state_dict(kept["network"])
-        self.optimizer.load_state_dict(kept["optimizer"])
-        self.progress = Progress(**kept["progress"])
+        with intact(self.folder / CHECKPOINT, "delete it to begin anew") as file:
+            kept = torch.load(file, map_location="cpu", weights_only=True)
+            self.network.load_state_dict(kept["network"])
+            self.optimizer.load_state_dict(kept["optimizer"])
+            self.progress = Progress(**kept["progress"])
+        restore_weights(self)
+        self.fabric.barrier()
 
     def save(self) -> None:
         "Write a checkpoint."
@@ -143,15 +147,13 @@ class Run:
         example = self.pictures.examples(
             range(step * batch + self.fabric.global_rank, (step + 1) * batch, self.fabric.world_size)
         )
-        distance, difference = self.loss(example, self.network(example.picture.to(self.fabric.device)))
+        predicted = check_numbers(self, "prediction", self.network(example.picture.to(self.fabric.device)))
+        distance, difference = self.loss(example, predicted)
         difference = difference.to(distance)
         self.optimizer.zero_grad()
         self.fabric.backward(distance + self.loss.weight * difference)
-        losses = self.fabric.all_reduce(torch.stack([distance, difference]).detach(), reduce_op="mean").tolist()
-        if not all(map(math.isfinite, losses)):
-            message = f"rate must be lower than {self.training.optimizer.rate}: the loss of step {step} is not finite"
-            raise mistake(self.training.source, message, "optimizer")
-        return losses
+        losses = self.fabric.all_reduce(torch.stack([distance, difference]).detach(), reduce_op="mean")
+        return check_numbers(self, "loss", losses).tolist()
 
     def step(self) -> float:  # mean distance, mm
         "Change the weights by a batch."
@@ -170,7 +172,7 @@ class Run:
         network = self.network.module.eval()
         predicted = torch.cat([network(some.to(self.fabric.device)).cpu() for some in kept.picture.split(64)])
         self.network.train()
-        errors = errors_of(kept.pose, predicted, self.pictures.camera.sdd)
+        errors = errors_of(kept.pose, check_numbers(self, "prediction", predicted), self.pictures.camera.sdd)
         since = progress.step - (progress.rows[-1]["step"] if progress.rows else 0)
         means, progress.sums = [total / since for total in progress.sums], [0.0, 0.0]
         row = {"step": progress.step, "seconds": progress.seconds}
@@ -197,6 +199,38 @@ def check_shares(
     if batch % n:
         message = f"batch must be a multiple of the number of processes, which is {n}, not {batch}"
         raise mistake(training.source, message, "optimizer")
+
+
+def check_numbers(
+    run: Run,
+    what: str,  # of the network, which the numbers are
+    numbers: Tensor,
+) -> Tensor:  # the same
+    "Raise a `RecipeError` where steps were so long that there are no finite numbers any more."
+    if not numbers.isfinite().all():
+        rate, step = run.training.optimizer.rate, run.progress.step
+        message = f"rate must be lower than {rate}: the {what} of step {step} is not finite"
+        raise mistake(run.training.source, message, "optimizer")
+    return numbers
+
+
+def restore_weights(
+    run: Run,  # that goes on from a checkpoint
+) -> None:
+    "Write the best weights again where they are lost. Raises a `ValueError` where the checkpoint holds other ones."
+    progress = run.progress
+    if not math.isfinite(progress.best):
+        return  # there were none yet
+    try:
+        PoseModel(run.folder)
+    except (FileNotFoundError, ValueError) as error:
+        if progress.waited or progress.step > progress.rows[-1]["step"]:
+            raise ValueError(
+                f"{str(run.folder / WEIGHTS)!r} is missing or damaged, and the checkpoint does not hold the best "
+                f"weights; delete {CHECKPOINT} to begin anew"
+            ) from error
+        if run.fabric.is_global_zero:
+            save_model(run.folder, run.network.module, run.content, progress.rows[-1])
 
 
 class Log:
@@ -243,7 +277,8 @@ def train(
     `torchrun`, all processes share each batch, and the result is the same but for rounding.
 
     Raises a `RecipeError` for whatever is wrong with a recipe, before any work; a `FileExistsError` for a folder with
-    other files, or a network of another recipe.
+    other files, or a network of another recipe; a `ValueError` for a checkpoint that is damaged. Weights that are
+    missing or damaged are written again where the checkpoint holds them; otherwise a `ValueError` says what to do.
 
     Args:
         training: or the file that it is read from

@@ -6,6 +6,11 @@
 from __future__ import annotations
 
 import json
+import textwrap
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,11 +90,26 @@ def save_model(
     with whole_file(folder / CARD) as temporary:
         temporary.write_text(model_card(content, row), encoding="utf-8")
 
+# %% ../../nbs/api/training/945_model.ipynb #8412b096
+@contextmanager
+def intact(
+    path: Path,
+    remedy: str,
+) -> Iterator[BytesIO]:  # what the file holds
+    "Open a file. Raises a `ValueError` for whatever goes wrong as its content is made use of."
+    content = BytesIO(path.read_bytes())
+    try:
+        yield content
+    except Exception as error:
+        reason = textwrap.shorten(traceback.format_exception_only(error)[0], 120)
+        raise ValueError(f"{str(path)!r} is damaged ({reason}); {remedy}") from error
+
 # %% ../../nbs/api/training/945_model.ipynb #70d91b32
 class PoseModel:
     """A trained network, which guesses from where an X-ray was taken.
 
-    Raises a `FileNotFoundError` for a folder that `train` did not write, or that holds no weights yet.
+    Raises a `FileNotFoundError` for a folder that `train` did not write, or that holds no weights yet, and a
+    `ValueError` for a file that is damaged.
 
     Args:
         folder: that `train` wrote
@@ -100,13 +120,15 @@ class PoseModel:
         for name in (DESCRIPTION, WEIGHTS):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{str(folder)!r} holds no {name}; make a model with diffdrr train")
-        content = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        self.camera, self.orientation = Camera(**content["camera"]), content["orientation"]
-        kept = torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True)
-        still = RigidTransform(torch.eye(4))
-        self.network = PoseNetwork(Network(**content["training"]["network"]), still, self.camera.height).eval()
-        self.network.load_state_dict(kept["network"])
-        self.validation = kept["validation"]  # errors, by name
+        with intact(folder / DESCRIPTION, "copy the model again, or make another with diffdrr train") as file:
+            content = json.load(file)
+            self.camera, self.orientation = Camera(**content["camera"]), content["orientation"]
+            said = Network(**content["training"]["network"])
+        self.network = PoseNetwork(said, RigidTransform(torch.eye(4)), self.camera.height).eval()
+        with intact(folder / WEIGHTS, "copy the model again, or call diffdrr train again for this folder") as file:
+            kept = torch.load(file, map_location="cpu", weights_only=True)
+            self.network.load_state_dict(kept["network"])
+            self.validation = kept["validation"]  # errors, by name
 
     @torch.no_grad()
     def __call__(self, drr: DRR, xray: XRay) -> RigidTransform:
