@@ -286,3 +286,34 @@ def test_of_equal_stages_only_the_last_bends(
     monkeypatch.setattr(search, "Objective", Recorded)
     register(drr, xray.image, near(true), schedule=QUICK[1:] * 2, n_starts=1, verbose=False)
     assert bends[:2] == [False, True]
+
+
+def shown(height: int, delx: float) -> tuple[DRR, torch.Tensor, RigidTransform, RigidTransform]:
+    "A DRR, a picture without noise, its pose, and one beside it."
+    subject = load_example_ct(shape=(64, 64, 64), spacing=(5.6, 5.6, 5.2))
+    drr, true = DRR(subject, sdd=1020.0, height=height, delx=delx), pose_from_view("AP", 850.0)
+    place = dict(parameterization="euler_angles", convention="ZXY", degrees=True)
+    beside = convert(torch.tensor([[3.0, -3.0, 2.0]]), torch.tensor([[10.0, 860.0, -8.0]]), **place)
+    return drr, drr(true).detach(), true, beside
+
+
+@pytest.mark.parametrize("values", [torch.float32, torch.int16])
+def test_air_without_noise_tells_nothing_of_noise(values: torch.dtype):
+    drr, xray, _, beside = shown(96, 8.0)
+    result = register(drr, xray.to(values), beside, verbose=False)
+    assert not result.failed and result.standard_deviation[:3].max() < 3
+
+
+def test_a_picture_that_says_too_little_is_doubted():
+    drr, xray, _, beside = shown(12, 22.0)
+    result = register(drr, xray, beside, verbose=False)
+    assert "the pictures hardly tell the pose" in result.reason and result.sensitivity == {}
+
+
+@pytest.mark.filterwarnings("ignore:.* of the X-ray shows nothing")
+def test_a_frame_of_zeros_does_not_count():
+    drr, xray, true, beside = shown(64, 4.0)
+    xray[..., :8, :] = xray[..., -8:, :] = xray[..., :8] = xray[..., -8:] = 0
+    result = register(drr, xray, beside, verbose=False)
+    points = torch.rand(1, 100, 3) * 200 - 100
+    assert not result.failed and target_registration_error(true, result.pose, points).item() < 3

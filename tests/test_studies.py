@@ -90,6 +90,18 @@ def test_all_formats_hold_the_same(files: Path, tmp_path: Path, at_once: list[st
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "2.parquet"), found[2])
 
 
+def test_rows_of_a_filtered_table_keep_their_results(files: Path, tmp_path: Path, at_once: list[str]):
+    pytest.importorskip("pyarrow", reason="pyarrow comes with the extra [data]")
+    table = table_of(files)[::-2]
+    table.to_parquet(tmp_path / "studies.parquet")
+    assert pd.read_parquet(tmp_path / "studies.parquet").index.tolist() == [5, 3, 1]
+    expected = torch.cat([pose_from_view(view, 750.0, "PA").matrix for view in reversed(VIEWS)])
+    for i, given in enumerate((table, tmp_path / "studies.parquet")):
+        found = register_table(given, tmp_path / f"{i}.csv", verbose=False)
+        assert found["xray"].tolist() == table["xray"].tolist()
+        torch.testing.assert_close(pose_from_columns(found).matrix.float(), expected, atol=1e-2, rtol=0)
+
+
 def test_a_table_of_results_is_where_another_begins(files: Path, tmp_path: Path, at_once: list[str]):
     table = table_of(files)
     first = register_table(table, tmp_path / "first.csv", verbose=False)

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from ..geometry import INTRINSICS, RigidTransform, hat, left_jacobian, matmul, so3_log_map
 from .placement import Guesses, Placement, twist_at_origin
-from .robust import independent_pixels
+from .robust import independent_pixels, median_deviation
 from .views import View
 from .windows import standardize_locally
 
 # %% auto #0
-__all__ = ['Penalty', 'Comparison', 'Objective']
+__all__ = ['FLAT', 'Penalty', 'Comparison', 'Objective']
 
 # %% ../../nbs/api/registration/718_objective.ipynb #a5cb532e
 class Penalty(NamedTuple):
@@ -108,6 +108,13 @@ class Comparison:
         "Compute how well guesses fit."
         return self.similarity(self.residual(placement))
 
+    def deviation(
+        self,
+        residual: Float[Tensor, "B M"],
+    ) -> Float[Tensor, "B 1"]:
+        "Estimate the standard deviation of the residuals that fit."
+        return median_deviation(residual, self.weights)
+
     def penalty(
         self,
         placement: Guesses,  # of B guesses
@@ -124,6 +131,9 @@ class Comparison:
         return sum(independent_pixels(r.unflatten(1, mask.shape), mask) for r, mask in zip(parts, self.masks))
 
 # %% ../../nbs/api/registration/718_objective.ipynb #2c76e14e
+FLAT = 1e-3  # of the local standard deviation: there an X-ray shows nothing, as in air without noise
+
+
 class Objective(Comparison):
     """Compare X-rays with the pictures that a placement of the CT gives, pixel by pixel, after both were standardised
     within a window."""
@@ -147,9 +157,17 @@ class Objective(Comparison):
         self.n_pixels = mask.sum()
         self.weights = mask / self.n_pixels
         self.masks = [view.xray.mask[0, 0] for view in views]
+        self.shown = self.weights * (torch.cat(self.targets, dim=1)[0].abs() > FLAT)
         self.pivot = views[0].grid.centre.to(mask)
         self.radius = views[0].grid.radius
         self.pixel = min(view.pixel_at_isocentre() for view in views)
+
+    def deviation(
+        self,
+        residual: Float[Tensor, "B M"],
+    ) -> Float[Tensor, "B 1"]:
+        "Estimate the standard deviation of the residuals that fit, where the X-ray shows something."
+        return median_deviation(residual, self.shown)
 
     def start(
         self,

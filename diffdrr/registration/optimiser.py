@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .objective import Comparison, Objective, Penalty
 from .placement import Guesses, Placement
-from .robust import geman_mcclure, median_deviation
+from .robust import geman_mcclure
 
 # %% auto #0
 __all__ = ['Iterate', 'normal_equations', 'weight_of_penalty', 'add_penalty', 'levenberg_marquardt', 'first_order']
@@ -82,7 +82,7 @@ def levenberg_marquardt(
     trace = [Iterate(start, objective.similarity(residual))]
     for _ in range(iterations):
         now, slopes = residual[moving], jacobian[moving]
-        deviation, known = median_deviation(now, objective.weights), objective.penalty(placement[moving])
+        deviation, known = objective.deviation(now), objective.penalty(placement[moving])
         scale = robustness * deviation
         loss, forgiven = geman_mcclure(now, scale)
         normal, gradient = normal_equations(now, slopes, objective.weights * forgiven)
@@ -130,7 +130,7 @@ def first_order(
 
     with torch.no_grad():
         residual = objective.residual(start)
-    deviation = median_deviation(residual, objective.weights)
+    deviation = objective.deviation(residual)
 
     def loss() -> Tensor:
         descent.zero_grad()
@@ -146,6 +146,6 @@ def first_order(
         descent.step(loss)
         with torch.no_grad():
             residual = objective.residual(placed())
-            deviation = median_deviation(residual, objective.weights)
+            deviation = objective.deviation(residual)
             trace.append(Iterate(placed(), objective.similarity(residual)))
     return trace

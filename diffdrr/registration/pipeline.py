@@ -29,7 +29,7 @@ from diffdrr.registration.result import (
     RegistrationResult,
     reason_to_doubt,
     reason_to_doubt_geometry,
-    reason_to_doubt_intrinsics,
+    reason_to_doubt_uncertainty,
     trace_table,
 )
 from .search import SCHEDULE, Stage, Step, Strategy, best_starts, refine_candidates
@@ -282,8 +282,10 @@ def make_result(
     "Express the last guess in every way a user may want it."
     objective, last = best.objective, best.trace[-1].guess
     uncertainty = covariance(objective, last.placement, robustness)[0]
-    geometry = None if objective.refine else score_geometry(objective, last.placement, robustness)
-    doubt = reason_to_doubt_geometry(geometry) if geometry else reason_to_doubt_intrinsics(objective, uncertainty)
+    doubt, geometry = reason_to_doubt_uncertainty(objective, uncertainty), None
+    if doubt is None and not objective.refine:
+        geometry = score_geometry(objective, last.placement, robustness)
+        doubt = reason_to_doubt_geometry(geometry)
     cameras = [objective.cameras(last.placement, i) for i in range(len(objective.views))]
     pose = RigidTransform(torch.cat([pose.matrix for pose, _ in cameras]))
     world_from_scanner = getattr(objective.views[0].drr.subject, "world_from_scanner", torch.eye(4))
@@ -390,6 +392,8 @@ def register(
     check_search(spread, n_starts, refine, schedule, attempts)
     strategy = strategy._replace(prior=prior_of(spread, refine))
     views = make_views(drr, xray, init, mask)
+    if "sdd" in refine and any(view.xray.camera.beam == "parallel" for view in views):
+        raise ValueError("refine must leave out sdd: parallel rays come from no source")
     given = make_pyramid(views, [stage.pixels for stage in schedule])
     for view in given[schedule[0].pixels]:
         check_sight(view)

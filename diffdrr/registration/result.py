@@ -95,12 +95,24 @@ def reason_to_doubt(
     return None
 
 # %% ../../nbs/api/registration/722_result.ipynb #27035cfe
-def reason_to_doubt_intrinsics(
+def uncertainty_of_position(
+    covariance: Float[Tensor, "P P"],
+) -> float:  # mm
+    "Take the standard deviation of the position in the direction in which it is largest."
+    return torch.linalg.eigvalsh(covariance[:3, :3])[-1].clamp(min=0).sqrt().item()
+
+
+def reason_to_doubt_uncertainty(
     objective: Objective,  # of the last stage
     covariance: Float[Tensor, "P P"],
 ) -> str | None:  # None if there is none
-    "Say that pictures do not tell refined intrinsics from the pose, if the pose is less certain than a pixel."
-    worst = torch.linalg.eigvalsh(covariance[:3, :3])[-1].sqrt().item()
+    "Say that pictures do not tell the pose, or do not tell refined intrinsics from it."
+    worst = uncertainty_of_position(covariance) if covariance.isfinite().all() else float("inf")
+    if worst > objective.radius:
+        return (
+            f"the pictures hardly tell the pose, which is uncertain by {worst:.3g} mm; give more pixels or another "
+            "view, and a mask that leaves out what is flat"
+        )
     if not objective.refine or worst <= objective.pixel:
         return None
     return (

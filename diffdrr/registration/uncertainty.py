@@ -15,7 +15,7 @@ from torch import Tensor
 from .objective import Objective
 from .optimiser import add_penalty, normal_equations, weight_of_penalty
 from .placement import Placement
-from .robust import geman_mcclure, median_deviation
+from .robust import geman_mcclure
 
 # %% auto #0
 __all__ = []
@@ -35,16 +35,32 @@ def blocks_of(
     return torch.cat(numbers)
 
 
+def unitless(
+    normal: Float[Tensor, "*B P P"],  # symmetric
+) -> tuple[Float[Tensor, "*B P"], Float[Tensor, "*B P P"]]:  # units, and the matrix without them
+    "Take the units out of normal matrices: mm and rad are far apart."
+    unit = normal.diagonal(dim1=-2, dim2=-1).clamp(min=1e-30).rsqrt()
+    return unit, unit[..., :, None] * normal * unit[..., None, :]
+
+
 def inverse(
     normal: Float[Tensor, "*B P P"],  # symmetric
 ) -> Float[Tensor, "*B P P"]:
-    """Invert normal matrices without units: mm and rad are far apart.
+    "Invert normal matrices. What pictures do not tell gets a large variance, not none."
+    unit, matrix = unitless(normal)
+    values, vectors = torch.linalg.eigh(matrix)
+    inverted = vectors @ torch.diag_embed(1 / values.clamp(min=1e-9)) @ vectors.mT
+    return unit[..., :, None] * inverted * unit[..., None, :]
 
-    What pictures do not tell gets a large variance, not none."""
-    unit = normal.diagonal(dim1=-2, dim2=-1).clamp(min=1e-30).rsqrt()
-    values, vectors = torch.linalg.eigh(unit[..., :, None] * normal * unit[..., None, :])
-    unitless = vectors @ torch.diag_embed(1 / values.clamp(min=1e-9)) @ vectors.mT
-    return unit[..., :, None] * unitless * unit[..., None, :]
+
+def definite(
+    normal: Float[Tensor, "*B P P"],  # symmetric
+) -> bool:
+    "Say whether all matrices have positive eigenvalues only, as at a minimum."
+    positive = (normal.diagonal(dim1=-2, dim2=-1) > 0).all() and (
+        torch.linalg.eigvalsh(unitless(normal)[1]) > 1e-6
+    ).all()
+    return bool(positive)
 
 
 class Equations(NamedTuple):
@@ -74,9 +90,11 @@ def weigh(
 ) -> Evidence:
     "Set up the equations of a step."
     residual, jacobian = objective.linearize(placement, seen)
-    deviation = median_deviation(residual, objective.weights)
+    deviation = objective.deviation(residual)
     forgiven = geman_mcclure(residual, robustness * deviation)[1]
     curvature = forgiven * (4 * forgiven.sqrt() - 3)  # half of the second derivative of the loss
+    if not definite(normal_equations(residual, jacobian, objective.weights * curvature)[0]):
+        curvature = forgiven  # of the parabola that the last step took for the loss
     numbers, parts = blocks_of(objective.masks), []
     for number in numbers.unique():
         inside = (numbers == number).nonzero()[:, 0]
@@ -169,7 +187,7 @@ def score_geometry(
     pose = Equations(total.normal[:, :6, :6], total.gradient[:, :6])
     coupled = total.normal[:, :6, 6:].unflatten(2, (-1, len(GEOMETRY))).sum(dim=2)
     residual, _ = free.linearize(start, seen)
-    deviation = median_deviation(residual, free.weights).clamp(min=ROUNDING)
+    deviation = free.deviation(residual).clamp(min=ROUNDING)
     noise = weight_of_penalty(free, residual, deviation)
     gain = (drop_of_loss(total) - drop_of_loss(pose)).clamp(min=0)
     return Geometry(-inverse(pose.normal) @ coupled, (gain / noise).sqrt())

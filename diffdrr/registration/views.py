@@ -136,27 +136,41 @@ def check_pictures(
         raise ValueError(f"xray has the same value {seen.max().item():.4g} everywhere; was it clipped?")
 
 # %% ../../nbs/api/registration/716_views.ipynb #c56b0cce
-HIDDEN = 0.05  # part of the picture which must be dark all around to be taken for collimated
+HIDDEN = 0.05  # part of the picture which must show nothing all around to be left out
+
+
+def inside_frame(
+    image: Shaped[Tensor, "1 1 H W"],
+) -> Shaped[Tensor, "1 1 H W"]:
+    "Make a mask of what lies within a frame of one value. Air around a patient is none: it has no straight edges."
+    mask, differs = torch.zeros_like(image), image[0, 0] != image[0, 0, 0, 0]
+    (top, bottom), (left, right) = (differs.any(dim=dim).nonzero()[[0, -1], 0].tolist() for dim in (1, 0))
+    box = differs[top : bottom + 1, left : right + 1]
+    cut = (top > 0, bottom + 1 < len(differs), left > 0, right + 1 < differs.shape[1])
+    edges = (box[0], box[-1], box[:, 0], box[:, -1])
+    framed = all(edge.float().mean() > 0.5 for edge, is_cut in zip(edges, cut) if is_cut)
+    mask[..., top : bottom + 1, left : right + 1] = 1
+    return mask if framed else torch.ones_like(image)
 
 
 def exposed(
     image: Shaped[Tensor, "1 1 H W"],  # line integrals
     camera: Camera,
 ) -> Shaped[Tensor, "1 1 H W"]:
-    "Make a mask of what a collimator left free, with a warning, or of everything, also without scikit-image."
+    "Make a mask of what a collimator (with scikit-image) and a frame leave free, with a warning if they hide much."
     mask = torch.ones_like(image)
     if image.shape[-2:] != (camera.height, camera.width) or not image.isfinite().all() or image.min() == image.max():
         return mask  # refused later
     xray = XRay(image.detach().cpu(), mask.cpu(), camera, bright_bones=True, logarithmic=True)
     try:
-        field = find_field(xray).mask.to(mask)
+        field = find_field(xray).mask.to(mask) * inside_frame(image)
     except ModuleNotFoundError:
-        return mask
-    dark = 1 - field.mean().item()
-    if dark < HIDDEN:
+        field = inside_frame(image)
+    hidden = 1 - field.mean().item()
+    if hidden < HIDDEN:
         return mask
     warnings.warn(
-        f"{dark:.0%} of the X-ray is dark, as behind a collimator, and does not count; "
+        f"{hidden:.0%} of the X-ray shows nothing, as behind a collimator or in a frame, and does not count; "
         "give a mask to say what counts, or mask=torch.ones_like(xray) to count everything",
         stacklevel=4,
     )
@@ -193,8 +207,8 @@ def make_view(
             "diffdrr.geometry.pose_from_view makes one from the name of a view, and others from angles or landmarks"
         )
     camera = drr.detector.camera
-    mask = exposed(image, camera) if mask is None else mask
-    image, mask = (x.to(drr.device, drr.dtype) for x in (image, mask))
+    image = image.to(drr.device, drr.dtype)
+    mask = exposed(image, camera) if mask is None else mask.to(drr.device, drr.dtype)
     check_drr(drr)
     check_pictures(image, mask, camera)
     image = image.where(mask > 0, 0)  # what is hidden may be NaN

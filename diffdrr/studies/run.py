@@ -22,10 +22,10 @@ from ..geometry import deviation_columns, pose_columns
 from ..registration import RegistrationResult, check_search, register
 from .case import Case, make_drrs, read_ct, read_pictures
 from diffdrr.studies.table import (
-    FOUND,
     OF_CT,
     case_of,
     check_columns,
+    kinds_of_results,
     read_frame,
     rows_of,
     stamps_of,
@@ -69,6 +69,7 @@ def result_columns(
     poses = pose_columns(result.pose) | pose_columns(result.pose_in_scanner, "scanner_")
     deviations = deviation_columns(result.standard_deviation[None, :6])
     found = {name: numbers[0] for name, numbers in (poses | deviations).items()}
+    found |= {f"moved_by_{name}": mm for name, mm in result.sensitivity.items()}
     found |= {f"refined_{name}": value for name, value in result.intrinsics[0].items()}
     return found | {"similarity": result.similarity, "trusted": not result.failed, "reason": result.reason}
 
@@ -125,14 +126,15 @@ def lost_row(
 def read_journal(
     path: Path,
 ) -> dict[str, dict[str, object]]:  # results by their digests
-    "Read the results of earlier runs; a line that a killed run left unfinished is none."
+    "Read the results of earlier runs; a line that a killed run left unfinished is none, nor is one that is damaged."
     found = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
             entry = json.loads(line)
         except ValueError:
             continue
-        found[entry.pop("stamp")] = entry
+        if isinstance(entry, dict) and "stamp" in entry:
+            found[str(entry.pop("stamp"))] = entry
     return found
 
 
@@ -152,7 +154,7 @@ def with_results(
     "Add the columns of results to a table."
     import pandas as pd
 
-    kinds = FOUND | dict.fromkeys([f"refined_{name}" for name in refine], "float64")
+    kinds = kinds_of_results(refine)
     added = {name: pd.array([one.get(name) for one in found], kind) for name, kind in kinds.items()}
     return pd.concat([frame, pd.DataFrame(added)], axis=1)
 
@@ -193,10 +195,11 @@ def register_table(
     """Register the X-rays of a table, each to the CT in its row, and write a table of results.
 
     Results are the pose of the camera in the world of the CT (x to qz) and in the coordinates of its file (scanner_x to
-    scanner_qz), mm and quaternions; one standard deviation (sd_x to sd_rz), mm and degrees; similarity; trusted, and the
-    reason if it is not; warnings; seconds; and the error of a row without result. They do not depend on the number of
-    workers. A run that was stopped goes on when it is called again, and so does one with other rows, for those. What is
-    finished is kept in a file beside the output that ends in .jsonl. One run at a time may write to an output.
+    scanner_qz), mm and quaternions; one standard deviation (sd_x to sd_rz), mm and degrees; how far it moves for each
+    mm that sdd, x0 or y0 is wrong (moved_by_sdd and others); similarity; trusted, and the reason if it is not;
+    warnings; seconds; and the error of a row without result. They do not depend on the number of workers. A run that
+    was stopped goes on when it is called again, and so does one with other rows, for those. What is finished is kept in
+    a file beside the output that ends in .jsonl. One run at a time may write to an output.
 
     Raises, before any work, a `ValueError` for a table with wrong columns and for options that make no sense, a
     `FileNotFoundError` for a table that is missing, and a `FileExistsError` for an output that this did not write.
@@ -223,7 +226,8 @@ def register_table(
     if output.exists() and not journal.exists():
         raise FileExistsError(f"output {str(output)!r} exists, and {journal.name!r} does not; choose another name")
     frame, folder = read_frame(table)
-    check_columns(frame)
+    refine = list(search.get("refine", ()))
+    check_columns(frame, refine)
     rows = rows_of(frame)
     stamps, kept = stamps_of(rows, folder, options), read_journal(journal)
     found = [kept.get(stamp) for stamp in stamps]
@@ -241,7 +245,7 @@ def register_table(
                 lines.write(json.dumps({"stamp": stamps[i], **one}) + "\n")
                 lines.flush()
             bar.update()
-    finished = with_results(frame, found, list(search.get("refine", ())))
+    finished = with_results(frame, found, refine)
     write_frame(finished, output)
     warn_of_errors(finished["error"], output)
     return finished

@@ -5,6 +5,7 @@
 # %% ../../nbs/api/studies/952_table.ipynb #fc86d942
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -63,6 +64,7 @@ OF_CT = ("ct", "labels", "names", "subset", "orientation", "series", "phase", "s
 # %% ../../nbs/api/studies/952_table.ipynb #bc1dbc58
 FOUND = {
     **dict.fromkeys([*POSE_COLUMNS, *(f"scanner_{name}" for name in POSE_COLUMNS), *DEVIATION_COLUMNS], "float64"),
+    **dict.fromkeys(["moved_by_sdd", "moved_by_x0", "moved_by_y0"], "float64"),  # mm for each mm; empty if not known
     "similarity": "float64",  # local correlation coefficient, at most 1
     "trusted": "boolean",  # whether nothing speaks against the pose
     "reason": "string",  # why it should not be trusted
@@ -70,6 +72,13 @@ FOUND = {
     "seconds": "float64",  # that the row took, with reading
     "error": "string",  # why there is no pose
 }
+
+
+def kinds_of_results(
+    refine: Sequence[str],  # intrinsics
+) -> dict[str, str]:
+    "Name the columns that results add, and what each holds."
+    return FOUND | dict.fromkeys([f"refined_{name}" for name in refine], "float64")
 
 # %% ../../nbs/api/studies/952_table.ipynb #c14eadb1
 FORMATS = (".csv", ".parquet")
@@ -87,9 +96,37 @@ def suffix_of(
     return path.suffix.lower()
 
 
+def check_doubles(
+    columns: Sequence[str],
+) -> None:
+    "Raise a `ValueError` for a column that is there twice."
+    for name in columns:
+        if columns.count(name) > 1:
+            raise ValueError(f"table has the column {name!r} twice; rename one of them")
+
+
+def check_cells(
+    path: Path,  # of a table in CSV
+) -> None:
+    """Raise a `ValueError` for a column that is there twice, and for a row with more values than there are columns.
+
+    pandas renames the one, and shifts or cuts the other."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        lines = csv.reader(file, skipinitialspace=True)
+        rows = (cells for cells in lines if cells not in ([], [""]))  # as pandas, which skips blank lines
+        header = next(rows, [])
+        check_doubles([name for name in header if name])
+        for number, cells in enumerate(rows, start=1):
+            if len(cells) > len(header):
+                raise ValueError(
+                    f"row {number} (line {lines.line_num}) has {len(cells)} values, but there are {len(header)} "
+                    'columns; put a value that holds a comma in quotes, as "30,-10", or take surplus commas away'
+                )
+
+
 def read_frame(
     table: str | Path | pd.DataFrame,
-) -> tuple[pd.DataFrame, Path]:  # and the folder from which paths in it count
+) -> tuple[pd.DataFrame, Path]:  # rows counted from 0, and the folder from which paths in it count
     "Read a table of studies. Raises a `FileNotFoundError` or a `ValueError` for one that is none."
     import pandas as pd
 
@@ -101,24 +138,27 @@ def read_frame(
         raise FileNotFoundError(f"table {str(table)!r} {'is a folder' if path.is_dir() else 'does not exist'}")
     try:
         if suffix == ".parquet":
-            return pd.read_parquet(path), path.parent
-        return pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True), path.parent
-    except (ValueError, OSError) as error:
+            frame = pd.read_parquet(path)
+        else:
+            check_cells(path)
+            frame = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, index_col=False)
+    except (ValueError, OSError, csv.Error) as error:
         raise ValueError(f"table {str(table)!r} cannot be read: {error}") from error
+    return frame.reset_index(drop=True), path.parent
 
 
 def check_columns(
     frame: pd.DataFrame,
+    refine: Sequence[str] = (),  # intrinsics
 ) -> None:
     "Raise a `ValueError` for columns that are missing, misspelt, there twice, or those of results."
-    there = list(map(str, frame.columns))
+    there, added = list(map(str, frame.columns)), kinds_of_results(refine)
+    check_doubles(there)
     for name in there:
         near = get_close_matches(name.lower(), COLUMNS, n=1, cutoff=0.8)
         if name not in COLUMNS and near:
             raise ValueError(f"table has a column {name!r}; if {near[0]!r} is meant, correct it, or else rename it")
-        if there.count(name) > 1:
-            raise ValueError(f"table has the column {name!r} twice; rename one of them")
-        if name in FOUND:
+        if name in added:
             raise ValueError(f"table has a column {name!r}, which results add; rename it, as old_{name}")
     missing = [name for name in NEEDED if name not in there]
     if missing:
@@ -208,6 +248,8 @@ def start_of(
     if pose:
         return pose_from_columns(pose, "init_")
     if init is not None and init.endswith(".json"):
+        if not (folder / init).is_file():
+            raise FileNotFoundError(f"init {init!r} is no file; give a result, by a path from the folder of the table")
         found = RegistrationResult.load(folder / init).pose
         if len(found) != 1:
             raise ValueError(f"init {init!r} holds {len(found)} poses, but there is one X-ray")
