@@ -99,6 +99,7 @@ def test_a_series_is_chosen(monkeypatch: pytest.MonkeyPatch, ct: Path, tmp_path:
         raise ValueError(f"series={options['series']}, phase={options['phase']}, {options['slice_spacing']}")
 
     monkeypatch.setattr(diffdrr.volumes, "read", read)
+    monkeypatch.setattr("diffdrr.studies.case.read", read)
     chosen = ["--series", "1.2", "--phase", "30", "--slice-spacing", "1.5"]
     example = load_example_ct(orientation="PA", **SMALL)
     arguments = [command, str(ct), *(["-o", str(tmp_path / "drr.png")] if command == "render" else ["--port", "0"])]

@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "diffdrr"
 IMPORT_NAMES = {
     "imageio-ffmpeg": "imageio_ffmpeg",
+    "lightning-fabric": "lightning_fabric",
     "opencv-python-headless": "cv2",
     "pillow": "PIL",
     "scikit-image": "skimage",
@@ -229,7 +230,8 @@ def test_imports_are_required(settings: configparser.SectionProxy):
                 and isinstance(node.args[0], ast.Constant)
             ):
                 imported.add(node.args[0].value.split(".")[0])
-    third_party = imported - set(sys.stdlib_module_names) - {"diffdrr", "triton"}  # torch for CUDA brings triton
+    brought = {"triton", "dask", "tornado"}  # by torch for CUDA, and by distributed
+    third_party = imported - set(sys.stdlib_module_names) - {"diffdrr"} - brought
     assert third_party <= required_names(settings), "settings.ini does not name all that the package imports"
 
 

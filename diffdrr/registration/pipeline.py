@@ -124,6 +124,16 @@ def with_extent(
     return [go_on(view) if goes_on else view for view in views]
 
 
+def search_in(
+    given: dict[int, list[View]],  # with the CT as it is
+    goes_on: bool,
+    stage: Stage,  # the first one
+) -> tuple[dict[int, list[View]], Objective]:  # views of each number of pixels; what scores the starts
+    "Return what a search needs, with one extent of the patient."
+    pyramid = {pixels: with_extent(coarse, goes_on) for pixels, coarse in given.items()}
+    return pyramid, Objective(pyramid[stage.pixels], stage.window)
+
+
 def starts_go_on(
     views: Sequence[View],  # of the first stage
     window: float,
@@ -145,7 +155,7 @@ def settle_extent(
     given: dict[int, list[View]],  # with the CT as it is
     goes_on: bool,  # as it was found
     strategy: Strategy,
-) -> Attempt:
+) -> tuple[Attempt, bool]:  # and whether the patient goes on
     "Refine a pose that can be trusted once more, if X-rays fit it better with the other extent."
     motion = found.trace[-1].guess.placement.motion
 
@@ -154,13 +164,13 @@ def settle_extent(
         return objective.score(objective.start(motion)).item()
 
     if found.reason is not None or fit(not goes_on) <= fit(goes_on):
-        return found
+        return found, goes_on
     last = strategy.schedule[-1]
     other = {last.pixels: with_extent(given[last.pixels], not goes_on)}
     objective, trace = refine_candidates(other, motion, strategy._replace(schedule=[last]), lambda: None)
     verdict = with_extent(views_for_verdict(given), not goes_on)
     trace = found.trace + trace
-    return Attempt(objective, trace, reason_to_doubt(objective, trace, verdict, strategy.prior))
+    return Attempt(objective, trace, reason_to_doubt(objective, trace, verdict, strategy.prior)), not goes_on
 
 # %% ../../nbs/api/registration/723_pipeline.ipynb #2fc7ea38
 def mirror(
@@ -398,8 +408,7 @@ def register(
     for view in given[schedule[0].pixels]:
         check_sight(view)
     goes_on = starts_go_on(given[schedule[0].pixels], schedule[0].window, n_starts, spread, seed)
-    pyramid = {pixels: with_extent(coarse, goes_on) for pixels, coarse in given.items()}
-    first = Objective(pyramid[schedule[0].pixels], schedule[0].window)
+    pyramid, first = search_in(given, goes_on, schedule[0])
     generator, found = torch.Generator().manual_seed(seed), []
     plan = attempts_of(n_starts, attempts, is_guess(init))
     with tqdm(total=len(plan) * (len(schedule) + 1), desc="register", disable=not verbose) as bar:
@@ -409,8 +418,9 @@ def register(
             if found[-1].reason is None:
                 bar.total = bar.n
                 break
-    best = settle_extent(max(found, key=lambda attempt: attempt.rank), given, goes_on, strategy)
+    best, goes_on = settle_extent(max(found, key=lambda attempt: attempt.rank), given, goes_on, strategy)
     if best.reason is not None or not is_alike(best):
+        pyramid, first = search_in(given, goes_on, schedule[0])
         better = name_right_side(best, first, pyramid, strategy, n_starts, spread, seed)
         best = best._replace(reason=better or best.reason)
     return make_result(best, views, schedule[-1].robustness, time.perf_counter() - begin)
