@@ -35,6 +35,8 @@ AUDIT = r"""async () => {
   const name = (element) => `<${element.tagName.toLowerCase()} class="${element.className}"> ${element.textContent.trim().slice(0, 50)}`;
   const once = (f, known = new Map()) => (x) => known.has(x) ? known.get(x) : known.set(x, f(x)).get(x);
 
+  for (const image of document.images) image.loading = "eager";  // also those that wait until they are scrolled to
+  await Promise.all([...document.images].map((image) => image.decode().catch(() => null)));
   for (const image of document.images)
     if (!image.complete || !image.naturalWidth) problems.push(`broken picture: ${image.src.slice(0, 80)}`);
   for (const formula of document.querySelectorAll(".math"))
