@@ -386,7 +386,8 @@ def register(
         xray: (V, 1, H, W) line integrals, see `xrays.prepare`
         init: (V) initial poses, rigid to each other; an `XRay` may hold its own; for one X-ray also what guesses it
             from DRR and `XRay`, such as a `training.PoseModel`: that is tried alone before there are random starts
-        mask: like `xray`: 0 where the patient is hidden
+        mask: like `xray`: 0 where the patient is hidden; if nothing says so, a collimator and a painted frame are looked
+            for, with a warning
         spread: how wrong `init` may be: standard deviations, degrees and mm; it holds the pose where the pictures do
             not, and a pose that is more than 4.5 of them off is doubted; 0 holds nothing
         n_starts: random starts; 1 to begin from `init` only

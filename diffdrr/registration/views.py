@@ -190,7 +190,7 @@ def is_guess(
 def make_view(
     drr: DRR | Subject,
     xray: Shaped[Tensor, "..."] | XRay,  # (1, 1, H, W) line integrals
-    mask: Shaped[Tensor, "..."] | None,  # (1, 1, H, W); None for that of the X-ray, or for all pixels
+    mask: Shaped[Tensor, "..."] | None,  # (1, 1, H, W); None for that of the X-ray, or for what is exposed
     init: RigidTransform | Guess | None,  # (1) pose, or what guesses it; None for that of the X-ray
 ) -> View:
     "Put together what belongs to an X-ray. Raises a `ValueError` that says what does not fit."

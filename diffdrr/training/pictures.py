@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..geometry import Camera, RigidTransform, convert, matmul
-from ..synthesis import Orbit, RenderedXRays, Views, XRayShards, mistake
+from ..synthesis import Orbit, Recipe, RenderedXRays, Views, XRayShards, mistake
 from .recipe import Training, recipe_of
 
 # %% auto #0
