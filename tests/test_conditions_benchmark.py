@@ -68,6 +68,7 @@ def test_conditions_are_chosen_by_name(capsys):
     assert "lungs 1.6 %" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @needs_chest
 def test_lungs_grow_and_vertebrae_hold_still():
     before, after = radiographs.inhaled(0.0), radiographs.inhaled(0.05)
