@@ -22,7 +22,7 @@ SLACK = 0.05
 MORE_REGISTERS = 8  # the step in which an SM hands them out
 UNITS = ("alu", "fma", "heavy", "xu", "fp64", "load", "add", "local", "other")
 COUNTS = ("registers", "stack", "before", "loop", "after")
-ODD = ("one ray", "one sample", "unaligned", "given ends", "finer", "float16")  # cost what others cost
+ODD = ("one ray", "one sample", "unaligned", "given ends", "finer", " float16")  # cost what others cost
 
 
 def measure(arch: int, only: str = "") -> Iterator[tuple[str, Cost]]:

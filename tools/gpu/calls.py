@@ -88,13 +88,13 @@ def calls() -> dict[str, Call]:
     "List all calls, by what they are."
     found: dict[str, Call] = {}
     for method, task in product(METHODS, TASKS):
-        found[f"{method}, {task}"] = partial(call, method, task, *scene())
+        found[f"{method} {task}"] = partial(call, method, task, *scene())
     for method, task in product(("Siddon", "exact", "sampled"), ("forward", "slopes", "adjoint")):
-        found[f"{method}, {task}, 64-bit offsets"] = partial(large, method, task)
+        found[f"{method} {task} 64-bit offsets"] = partial(large, method, task)
         for stored in (torch.float16, torch.bfloat16):
-            found[f"{method}, {task}, {name_of(stored)}"] = partial(call, method, task, *scene(stored=stored))
+            found[f"{method} {task} {name_of(stored)}"] = partial(call, method, task, *scene(stored=stored))
         doubles = scene(rays=torch.float64, stored=torch.float64)
-        found[f"{method}, {task}, float64"] = partial(call, method, task, *doubles)
+        found[f"{method} {task} float64"] = partial(call, method, task, *doubles)
     return found | odd_calls()
 
 

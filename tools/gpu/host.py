@@ -18,25 +18,25 @@ FOLDER = Path.home() / ".cache" / "diffdrr" / "triton"
 OLDEST = "3.4.0"  # what `diffdrr.kernels.gpu.launch` asks for
 
 
-def try_calls(arch: int, only: str) -> list[str]:  # faults
-    "Make all calls for an architecture."
+def try_calls(arch: int, only: str) -> dict[str, str]:  # what went wrong, by call; "" for nothing
+    "Make calls for an architecture."
     from .driver import Launch, install
 
     launches: list[Launch] = []
     install(launches.append, arch)
     from .calls import calls
 
-    faults = []
+    found = {}
     for name, call in calls().items():
-        if only not in name:
-            continue
-        launches.clear()
-        try:
-            call()
-            assert launches, "nothing was launched"
-        except Exception as error:
-            faults.append(f"{name}: {type(error).__name__}: {str(error).strip() or 'no message'}")
-    return faults
+        if only in name:
+            launches.clear()
+            try:
+                call()
+                found[name] = "" if launches else "nothing was launched"
+            except Exception as error:  # whatever it is, the other calls are of interest
+                said = str(error).strip().splitlines() or [""]  # a compiler says the reason last
+                found[name] = f"{type(error).__name__}: {said[-1]}"
+    return found
 
 
 def folder_of(version: str) -> Path:
@@ -66,10 +66,12 @@ def main() -> None:
     if chosen.triton:
         sys.exit(max(try_version(version, chosen.arch, chosen.only) for version in chosen.triton))
     start = time.perf_counter()
-    faults = try_calls(chosen.arch, chosen.only)
+    found = try_calls(chosen.arch, chosen.only)
     import triton
 
-    print(f"Triton {triton.__version__}, sm_{chosen.arch}: {time.perf_counter() - start:.0f} s, {len(faults)} faults")
+    faults = [f"{name}: {fault}" for name, fault in found.items() if fault]
+    about = f"Triton {triton.__version__}, sm_{chosen.arch}, {time.perf_counter() - start:.0f} s"
+    print(f"{about}: {len(faults)} faults in {len(found)} calls")
     sys.exit("\n".join(faults) or 0)
 
 
