@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 SAMPLE = 24  # programs that are walked
-SQUARE = 8  # and neighbours, in each direction
+SQUARE = 6  # and neighbours, in each direction
 WARP = 32
 Loads = tuple[np.ndarray, np.ndarray]  # numbers of voxels (loads, P, 4, 32), -1 for none; and which lanes go on
 
@@ -171,13 +171,15 @@ def count_cycles(loads: Iterator[Loads], n_bytes: int) -> tuple[np.ndarray, floa
     return np.asarray(steps), cycles / max(1, warps)
 
 
-def count_sectors(loads: Iterator[Loads], n_bytes: int) -> list[np.ndarray]:  # for each program, without repetition
-    "List the sectors that programs read."
-    sectors = []
-    for voxels, goes in loads:
-        sector = np.where(voxels < 0, -1, voxels * n_bytes >> 5)
-        sectors.append(np.moveaxis(sector, 0, 1).reshape(len(goes), -1))
-    return [np.unique(row[row >= 0]) for row in np.concatenate(sectors, axis=1)]
+def find_sectors(loads: Iterator[Loads], n_bytes: int, n_sectors: int) -> np.ndarray:  # (P, n_sectors) bool
+    "Mark the sectors of the volume that programs read."
+    read: np.ndarray | None = None
+    for voxels, _ in loads:
+        if read is None:
+            read = np.zeros((voxels.shape[1], n_sectors), bool)
+        _, program, *_ = where = np.nonzero(voxels >= 0)
+        read[program, voxels[where] * n_bytes >> 5] = True
+    return np.zeros((1, 1), bool) if read is None else read
 
 
 def traffic(
@@ -188,12 +190,13 @@ def traffic(
     n_bytes: int,  # of a voxel
 ) -> Traffic:
     "Walk some programs, all over the picture, and a square of neighbours for what they share."
+    n_sectors = (int(np.prod(rays.shape)) * n_bytes >> 5) + 1
     chosen = tiles[np.sort(np.random.default_rng(0).permutation(len(tiles))[:SAMPLE])]
     steps, cycles = count_cycles(walk(rays, chosen), n_bytes)
-    l2 = 32.0 * len(tiles) * np.mean([len(one) for one in count_sectors(walk(rays, chosen), n_bytes)])
+    l2 = 32.0 * len(tiles) / len(chosen) * find_sectors(walk(rays, chosen), n_bytes, n_sectors).sum()
     square = range(-SQUARE // 2, SQUARE // 2)
     middle = len(tiles) // across // 2 * across + across // 2
     numbers = (middle + i * across + j for i in square for j in square)
-    together = count_sectors(walk(rays, tiles[[n for n in numbers if 0 <= n < len(tiles)]]), n_bytes)
-    shared = len(np.unique(np.concatenate(together))) / max(1, sum(len(one) for one in together))
-    return Traffic(steps, cycles, l2, min(float(np.prod(rays.shape)) * n_bytes, l2 * shared))
+    near = find_sectors(walk(rays, tiles[[n for n in numbers if 0 <= n < len(tiles)]]), n_bytes, n_sectors)
+    shared = near.any(axis=0).sum() / max(1, near.sum())
+    return Traffic(steps, cycles, l2, min(32.0 * n_sectors, l2 * shared))
