@@ -62,7 +62,8 @@ def as_markdown(found: dict) -> str:
     if found["rows"]:
         parts.append(
             "The kernel: a captured graph, replayed without pause. A call: from the pose on, launches included. "
-            "Predicted: the kernel by `benchmarks/gpu/model.py`, warm. Error: relative, against the reference in float64."
+            "Predicted: the kernel by `benchmarks/gpu/model.py`, warm. "
+            "Error: relative, against the reference in float64."
         )
         parts.append(table([readable(row) for row in found["rows"]], COLUMNS))
     if found["left_out"]:
