@@ -79,7 +79,7 @@ def explain_away(
     "Take out of rows what bends explain."
     normal = (bends * mask) @ bends.mT
     ridge = 1e-4 * normal.diagonal(dim1=-2, dim2=-1) + torch.finfo(rows.dtype).tiny
-    parts = torch.linalg.solve(normal + torch.diag_embed(ridge), (bends * mask) @ rows.mT)
+    parts = torch.linalg.solve_ex(normal + torch.diag_embed(ridge), (bends * mask) @ rows.mT).result  # does not wait
     return rows - parts.mT @ bends
 
 # %% ../../nbs/api/registration/718_objective.ipynb #21493f08
