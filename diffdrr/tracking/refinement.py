@@ -32,14 +32,13 @@ from diffdrr.registration import (
     weight_of_penalty,
 )
 from .objective import BodyObjective
-from .placement import BodyPlacement
+from .placement import BodyPlacement, diameter_of
 from .regions import coarsen_body, pixel_at, regions_around
 from ..xrays import XRay
 
 # %% auto #0
-__all__ = ['STAGES', 'FINEST', 'REACH', 'CLOSE', 'SAME', 'PATCH', 'BodyStage', 'Setup', 'corners_of', 'diameter_of',
-           'make_objective', 'Refinement', 'distinct', 'refine', 'patches', 'covariance_of_patches', 'within',
-           'bodies_covariance']
+__all__ = ['STAGES', 'FINEST', 'REACH', 'CLOSE', 'SAME', 'PATCH', 'BodyStage', 'Setup', 'corners_of', 'make_objective',
+           'Refinement', 'distinct', 'refine', 'patches', 'covariance_of_patches', 'within', 'bodies_covariance']
 
 # %% ../../nbs/api/tracking/746_refinement.ipynb #5ba642e2
 @dataclass(frozen=True)
@@ -82,11 +81,6 @@ def corners_of(
 ) -> Float[Tensor, "B 8 3"]:  # in the room, mm
     "Find the corners of the box around a body, for each pose."
     return (matmul(poses[:, :3, :3], body.corners.to(poses).T) + poses[:, :3, 3:]).mT
-
-
-def diameter_of(body: nn.Module) -> float:
-    "Measure the box around a body from corner to corner, mm."
-    return (body.corners[0] - body.corners[-1]).norm().item()
 
 
 def make_objective(

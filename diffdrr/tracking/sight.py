@@ -43,9 +43,8 @@ def shows_something(
 ) -> bool:
     "Say whether an X-ray has finite values that differ."
     inside = xray.mask > 0
-    first = xray.image.flatten()[inside.flatten().to(torch.uint8).argmax()]  # of those that count, if any does
-    low, high = torch.where(inside, xray.image, first).aminmax()  # NaN if one is
-    return bool(inside.any() and low.isfinite() and high.isfinite() and high > low)
+    low, high = torch.where(inside, xray.image, torch.inf).min(), torch.where(inside, xray.image, -torch.inf).max()
+    return bool(low.isfinite() and high.isfinite() and high > low)  # NaN if one is; infinite if none counts
 
 
 def fingerprint(
@@ -73,9 +72,9 @@ def part_seen(
     high = high.maximum(low + 1)
     first, last = (end.clamp(torch.zeros_like(size), size) for end in (low, high))
     (left, top), (right, bottom) = first.floor().int().tolist(), last.ceil().int().tolist()
-    within = xray.mask[0, 0, top:bottom, left:right] > 0
+    within = xray.mask[0, 0, top:bottom, left:right]
     inside = (last - first).prod() / (high - low).prod()
-    return float(inside * within.float().mean()) if within.numel() else 0.0
+    return float(inside * within.count_nonzero() / within.numel()) if within.numel() else 0.0
 
 # %% ../../nbs/api/tracking/754_sight.ipynb #378f3d6f
 def useful_views(
