@@ -109,6 +109,14 @@ class Refinement(NamedTuple):
     steps: list[tuple[int, int, Iterate]]  # pixels, iteration, and the candidate that was best at that stage's end
     rivals: Iterate | None  # the last stage that had several candidates, at its end, the best first
 
+    def similarity_after(self, stage: BodyStage) -> float:
+        """Return the similarity of the best candidate at the end of a stage.
+
+        Args:
+            stage: one of those it went through
+        """
+        return [step[2].similarity.item() for step in self.steps if step[0] == stage.pixels][-1]
+
 
 CLOSE, SAME = 0.5, 0.1  # distance of two guesses in radii, and their angle, rad, together
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -60,12 +61,21 @@ def fingerprint(
 SEEN = 0.1  # of a body's box, from which on it is in the field
 
 
+def behind_source(
+    xray: XRay,
+    corners: Float[Tensor, "8 3"],  # of the body, in the room, mm
+) -> bool:
+    "Say whether a part of the box around a body lies behind the source."
+    depth = xray.pose.inverse()(corners.to(xray.pose.matrix)[None])[..., 2]
+    return xray.camera.beam == "cone" and bool((depth <= 0).any())
+
+
 def part_seen(
     xray: XRay,
     corners: Float[Tensor, "8 3"],  # of the body, in the room, mm
 ) -> float:  # from 0 to 1
     "Compute which part of the box around a body lies in the field."
-    if xray.camera.beam == "cone" and (xray.pose.inverse()(corners.to(xray.pose.matrix)[None])[..., 2] <= 0).any():
+    if behind_source(xray, corners):
         return 0.0
     box = box_around(xray, corners)
     low, high, size = corners.new_tensor([[*box[:2]], [*box[2:]], [xray.camera.width, xray.camera.height]])
@@ -85,3 +95,14 @@ def useful_views(
     table = [[part_seen(xray, corners) >= SEEN for corners in boxes.values()] for xray in xrays]
     views = [xray for xray, row in zip(xrays, table, strict=True) if any(row)]
     return views, [name for name, column in zip(boxes, zip(*table, strict=True), strict=False) if any(column)]
+
+
+def why_unseen(
+    xrays: Sequence[XRay],  # of one moment, which do not show the body
+    corners: Float[Tensor, "8 3"],  # of the body, in the room, mm, where it may be
+) -> str:
+    "Say why a body is not in the field: behind the sources, beyond the edges, or where masks hide it."
+    unmasked = [replace(xray, mask=torch.ones_like(xray.mask)) for xray in xrays]
+    where = "where their masks hide it" if useful_views(unmasked, {"": corners})[0] else "beyond their edges"
+    where = "behind their sources" if all(behind_source(xray, corners) for xray in xrays) else where
+    return f"it is out of the field of all views, {where}"
