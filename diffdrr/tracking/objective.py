@@ -185,10 +185,8 @@ class BodyObjective(Comparison):
                 for g, pose, centre in zip(look.gradients, placement.poses.unbind(dim=1), self.pivot)
             ]
             integral = thin * look.integral
-            slopes, values = (
-                torch.cat(slopes, dim=1) * thin * region.response.slope(integral),
-                region.response(integral),
-            )
+            slopes = torch.cat(slopes, dim=1) * thin * region.response.slope(integral)
+            values = region.response(integral)
             pictures = values, cut_off(slopes, values, self.steepest * region.rays / self.pixels[i])
             seen.append(tuple(self._averaged(x, i) for x in pictures))
         return seen
