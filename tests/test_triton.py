@@ -20,7 +20,6 @@ from diffdrr.kernels import reference
 from diffdrr.kernels.gpu import siddon, trilinear
 from diffdrr.kernels.request import Rays, Rule
 from diffdrr.rendering import DRR
-from diffdrr.volumes import load_example_ct
 
 ROOT = Path(__file__).parents[1]
 DEVICE = "cuda" if CUDA else "cpu"
@@ -440,6 +439,10 @@ def test_cuda_graph(kernel):
 @pytest.mark.parametrize("renderer", ["siddon", "trilinear"])
 def test_the_host_never_waits(renderer):
     "From the parameters of a pose to the picture, the channels and the gradients."
+    for package in ("torchio", "roma"):  # the other tests run without them
+        pytest.importorskip(package)
+    from diffdrr.volumes import load_example_ct
+
     subject = load_example_ct(shape=(32, 32, 16), spacing=(11.2, 11.2, 20.0))
     drr = DRR(subject, sdd=1020.0, height=32, delx=10.0, renderer=renderer).to(DEVICE)
     angles = dict(parameterization="euler_angles", convention="ZXY")
