@@ -175,8 +175,8 @@ def warn_of_labels(
     one, other = volume[..., 1:], volume[..., :-1]
     if (one == other)[(one > 0) & (other > 0)].float().mean() > 0.9:
         warnings.warn(
-            f"volume holds whole numbers from 0 to {high:g} in patches, and no air, which is -1000 in Hounsfield units: "
-            "it looks like a label map, which is the second argument of read"
+            f"volume holds whole numbers from 0 to {high:g} in patches, and no air, which is -1000 in Hounsfield "
+            "units: it looks like a label map, which is the second argument of read"
         )
 
 # %% ../../nbs/api/volumes/203_attenuation.ipynb #de9f5f16
