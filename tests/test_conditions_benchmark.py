@@ -68,6 +68,7 @@ def test_conditions_are_chosen_by_name(capsys):
     assert "lungs 1.6 %" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @needs_chest
 @pytest.mark.parametrize("motion", [(0.05, 0.0, 0.0), (0.0, 10.0, 0.0), (0.0, 0.0, 10.0)])
 def test_tissue_moves_and_vertebrae_hold_still(motion):
