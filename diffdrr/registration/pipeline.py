@@ -529,8 +529,8 @@ def register(
         attempts: after a failure, search again with twice the starts and 1.5 times the spread
         seed: of the random starts
         verbose: show a progress bar
-        labels: structures whose pose is meant, by label or name, as in `read`; everything else may have shifted since
-            the CT. By default those of `STILL` that the CT has names for; [] for all of the CT as one body
+        labels: structures whose pose is meant, by label or name, in a CT that was read whole; everything else may have
+            shifted since the CT. By default those of `STILL` that the CT has names for; [] for all of the CT as one body
     """
     registrar = Registrar(drr, labels, refine, solver, schedule)
     return registrar(xray, init, mask, spread, n_starts, attempts, seed, verbose)
