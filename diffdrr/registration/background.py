@@ -18,15 +18,24 @@ from .views import View
 __all__ = []
 
 # %% ../../nbs/api/registration/721_background.ipynb #18e9cc8c
-KNOTS = 4  # along each side of the picture
+SPACING = 100.0  # of knots, at least, mm
 
 
 def near_knots(
     n: int,  # pixels of a side
+    knots: int,  # along it
 ) -> Float[Tensor, "K n"]:  # from 0 to 1; all knots together add up to 1
     "Say how near pixels are to each knot, for linear interpolation."
-    place = torch.linspace(0, KNOTS - 1, n)
-    return (1 - (place - torch.arange(KNOTS)[:, None]).abs()).clamp(min=0)
+    place = torch.linspace(0, knots - 1, n)
+    return (1 - (place - torch.arange(knots)[:, None]).abs()).clamp(min=0)
+
+
+def knots_along(
+    n: int,  # pixels of a side
+    pixel: float,  # mm
+) -> int:
+    "Count the knots of a side."
+    return 1 + int(n * pixel / SPACING)
 
 
 def shift_images(
@@ -34,12 +43,12 @@ def shift_images(
     pixel: float,  # mm
 ) -> Float[Tensor, "1 K H W"]:
     "Differentiate a picture by shifts of its knots along rows and columns, in mm."
-    rows, columns = (near_knots(n).to(picture) for n in picture.shape[-2:])
+    rows, columns = (near_knots(n, knots_along(n, pixel)).to(picture) for n in picture.shape[-2:])
     near = (rows[:, None, :, None] * columns[:, None, :]).flatten(0, 1)
     return torch.cat([near * slope / pixel for slope in torch.gradient(picture[0, 0])])[None]
 
 # %% ../../nbs/api/registration/721_background.ipynb #b5bfcba3
-LEAST_PIXELS = 10  # for each shift
+LEAST_PIXELS, LEAST_KNOTS = 10, 3  # for each shift; along each side
 
 
 def loosen(
@@ -47,7 +56,13 @@ def loosen(
     motion: Float[Tensor, "1 4 4"],  # of the CT, after the initial pose
 ) -> View:
     "Let everything shift but the structures whose pose is meant, if the view has some and shows them."
-    if view.part is None or view.xray.mask.sum() < LEAST_PIXELS * 2 * KNOTS**2:
+    pixel = view.pixel_at_isocentre()
+    rows, columns = (knots_along(n, pixel) for n in view.xray.image.shape[-2:])
+    if (
+        view.part is None
+        or min(rows, columns) < LEAST_KNOTS
+        or view.xray.mask.sum() < LEAST_PIXELS * 2 * rows * columns
+    ):
         return view
     pose = RigidTransform(matmul(motion, view.xray.pose.matrix))
     with torch.no_grad(), warnings.catch_warnings():
@@ -55,4 +70,4 @@ def loosen(
         whole, part = (drr(pose, n_points=None) for drr in (view.drr, view.part))
     if not (part * view.xray.mask).any():
         return view
-    return view._replace(shifts=shift_images(whole - part, view.pixel_at_isocentre()))
+    return view._replace(shifts=shift_images(whole - part, pixel))

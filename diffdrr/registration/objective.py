@@ -86,7 +86,7 @@ def explain_away(
     return rows - parts.mT @ reasons
 
 # %% ../../nbs/api/registration/718_objective.ipynb #63958904
-STIFFNESS = 3e-4  # what a squared mm of shift costs, in squared local standard deviations of each pixel
+STIFFNESS = 1e-3  # what a squared mm of shift costs, in squared local standard deviations of each pixel
 
 
 def reasons_for(
