@@ -39,6 +39,15 @@ KERNELS = {
 kernels = pytest.mark.parametrize("kernel", KERNELS)
 
 
+def example(**grid: object) -> object:
+    "Load the example for a test of whole DRRs; the others run where torchio and roma are missing."
+    for package in ("torchio", "roma"):
+        pytest.importorskip(package)
+    from diffdrr.volumes import load_example_ct
+
+    return load_example_ct(**grid)
+
+
 @contextmanager
 def poisoned():
     "Fill memory that is not initialised with NaN, as torch does in this mode. Atomic additions are not allowed in it."
@@ -463,11 +472,7 @@ def test_cuda_graph(kernel):
 @pytest.mark.parametrize("renderer", ["siddon", "trilinear"])
 def test_the_host_never_waits(renderer):
     "From the parameters of a pose to the picture, the channels and the gradients."
-    for package in ("torchio", "roma"):  # the other tests run without them
-        pytest.importorskip(package)
-    from diffdrr.volumes import load_example_ct
-
-    subject = load_example_ct(shape=(32, 32, 16), spacing=(11.2, 11.2, 20.0))
+    subject = example(shape=(32, 32, 16), spacing=(11.2, 11.2, 20.0))
     drr = DRR(subject, sdd=1020.0, height=32, delx=10.0, renderer=renderer).to(DEVICE)
     angles = dict(parameterization="euler_angles", convention="ZXY")
     rotation, translation = torch.zeros(1, 3, device=DEVICE), torch.tensor([[0.0, 850, 0]], device=DEVICE)
@@ -510,7 +515,7 @@ def stand_in(monkeypatch):
     "A device that holds no data, and takes the place of a GPU: an operation that needs the data raises an error."
     monkeypatch.setitem(dispatch.DEVICES, "triton", "meta")
     monkeypatch.setattr(torch, "autocast", lambda *args, **options: nullcontext())  # knows no such device
-    subject = load_example_ct(shape=(32, 32, 16), spacing=(11.2, 11.2, 20.0))
+    subject = example(shape=(32, 32, 16), spacing=(11.2, 11.2, 20.0))
 
     def make(**options):
         return DRR(subject, sdd=1020.0, height=24, width=32, delx=10.0, **options).to("meta")
@@ -577,7 +582,7 @@ def test_a_picture_says_how_wide_it_is(monkeypatch, renderer):
     monkeypatch.setattr(dispatch, "DEVICES", {"numba": "nothing", "triton": "cpu"})
     widths, picture_shape = [], launch.picture_shape
     monkeypatch.setattr(launch, "picture_shape", lambda n, width: widths.append(width) or picture_shape(n, width))
-    subject = load_example_ct(shape=(8, 8, 8), spacing=(45.0, 45.0, 40.0))
+    subject = example(shape=(8, 8, 8), spacing=(45.0, 45.0, 40.0))
     drr = DRR(subject, 1020.0, height=20, width=24, delx=16.0, renderer=renderer)
     pose = pose_from_view("AP", 850.0)
     image, exact = drr(pose, **drr.renderer.exact), drr.renderer.exact
