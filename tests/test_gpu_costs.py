@@ -1,4 +1,4 @@
-"""What the kernels compile to, on Triton as it is installed: each call for each kind of GPU, and what the code costs."""
+"""What the kernels compile to, with Triton as it is installed: each call, each kind of GPU, and what the code costs."""
 
 from __future__ import annotations
 

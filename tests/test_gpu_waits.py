@@ -12,6 +12,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the first import of triton
 pytest.importorskip("triton", reason="triton is not installed")
 
+from benchmarks.gpu.model import LAUNCHES
 from diffdrr.geometry import PARAMETERIZATIONS, convert
 from diffdrr.kernels import dispatch
 from diffdrr.rendering import DRR
@@ -30,22 +31,7 @@ WIDTHS = dict(
     matrix=(3, 3), quaternion=(4,), rotation_6d=(6,), rotation_9d=(9,), rotation_10d=(10,), quaternion_adjugate=(10,)
 )
 NOT_YET = {  # what waits, or copies, and where; a line goes when it is mended
-    "Jacobian of camera and intrinsics": "the signs of the intrinsics are copied from the host",
-    "project": "linalg.inv in Camera.intrinsic_matrix looks whether it succeeded",
-    "backproject": "linalg.inv in Camera.intrinsic_matrix and Camera.backproject",
-    "align_corners": "the shape of the volume is copied from the host in to_centres",
-    "inverse of the affine": "it is inverted on the CPU, in float64",
-    "back to Euler angles": "roma chooses by masks",
     "back to a twist": "linalg.solve in matrix_to_twist looks whether it succeeded",
-    "p_subsample": "pixels are drawn on the CPU in Detector.indices_of",
-}
-# How many kernels of torch a call launches, and how many of ours. Raise a number only with a reason.
-LAUNCHES = {
-    "pose": (20, 1),
-    "Euler angles": (36, 1),
-    "channels": (20, 1),
-    "Jacobian": (75, 1),
-    "Euler angles and gradient": (110, 1),
 }
 
 

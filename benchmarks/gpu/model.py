@@ -202,6 +202,29 @@ def predict(
     return combine(card, code, flow, count_programs(picture, rows), warm)
 
 
+HOST = 20.0  # microseconds of the host for a launch, Python included; within 40 %
+BETWEEN = 2.0  # microseconds from one kernel to the next in a captured graph
+# How many kernels a call launches, of torch and of this package: counted by tests/test_gpu_waits.py, which fails when
+# there are more. Raise a number only with a reason.
+LAUNCHES = {
+    "pose": (20, 1),
+    "Euler angles": (36, 1),
+    "channels": (20, 1),
+    "Jacobian": (75, 1),
+    "Euler angles and gradient": (110, 1),
+}
+
+
+def call(
+    kernel: float,  # microseconds
+    launches: str,  # a key of `LAUNCHES`
+    captured: bool = False,  # in a CUDA graph, which is replayed
+) -> float:  # microseconds
+    "Predict a whole call: the host launches while the GPU works, and the slower of both is waited for."
+    count = sum(LAUNCHES[launches])
+    return kernel + BETWEEN * count if captured else max(HOST * count, kernel)
+
+
 def anchor() -> float:  # microseconds
     "Predict what nanodrr measured: 500 samples of rays in tiles of 2 x 16 for a warp, x fastest, each ray in 8 parts."
     picture = Picture()
