@@ -211,7 +211,7 @@ LAUNCHES = {
     "Euler angles": (36, 1),
     "channels": (20, 1),
     "Jacobian": (75, 1),
-    "Euler angles and gradient": (110, 1),
+    "Euler angles and gradient": (102, 1),
 }
 
 
