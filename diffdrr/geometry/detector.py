@@ -15,15 +15,15 @@ from diffdrr.geometry.camera import (
     Camera,
     backproject,
     detector_depth,
-    flip_matrix,
+    flip_pixels,
     intrinsic_matrix,
     number,
     project,
+    shift_pixels,
     unit_detector,
     unit_source,
 )
 from .pose import AffineTransform, RigidTransform
-from .precision import matmul
 
 # %% auto #0
 __all__ = ['Detector', 'make_intrinsic_matrix']
@@ -69,9 +69,8 @@ def indices_of(
     reverse_x_axis: bool,  # as for the `Camera`
 ) -> Int[Tensor, "N"]:  # counted row by row
     "Tell which pixels of the picture points of the unit detector are."
-    centre = unit_target.new_tensor([width / 2, height / 2, 0.0])
-    flip = flip_matrix(height, width, reverse_x_axis).to(unit_target)
-    column, row = matmul(unit_target + centre, flip.mT).floor().long()[:, :2].unbind(dim=-1)
+    pixels = flip_pixels(shift_pixels(unit_target.mT, width / 2, height / 2), height, width, reverse_x_axis)
+    column, row = pixels[:2].floor().long()
     return row * width + column
 
 # %% ../../nbs/api/geometry/106_detector.ipynb #9ec8e348
@@ -188,8 +187,8 @@ class Detector(nn.Module):
     ) -> Float[Tensor, "B 3 3"]:
         "Compute $F K$, which takes camera coordinates to the pixels of the picture, flips included."
         C = (self.calibration if calibration is None else calibration).matrix
-        flip = flip_matrix(self.height, self.width, self.reverse_x_axis).to(C)
-        return matmul(flip, intrinsic_matrix(C, self.height, self.width))
+        K = intrinsic_matrix(C, self.height, self.width)
+        return flip_pixels(K, self.height, self.width, self.reverse_x_axis)
 
     def project(
         self,

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..checks import can_look, finite, one_of
-from .precision import matmul
+from .precision import inverse, matmul
 from .se3 import homogeneous, matrix_to_twist, twist_to_matrix
 from diffdrr.geometry.so3 import (
     axis_angle_to_matrix,
@@ -130,9 +130,8 @@ class AffineTransform(nn.Module):
 
     def inverse(self) -> AffineTransform:
         "Return the inverse transform."
-        return AffineTransform(
-            torch.linalg.inv(self.matrix.cpu().double()).to(self.matrix)
-        )  # some devices have no float64
+        matrix = self.matrix.cpu() if self.matrix.device.type == "mps" else self.matrix  # which has no float64
+        return AffineTransform(inverse(matrix.double()).to(self.matrix))
 
 # %% ../../nbs/api/geometry/104_pose.ipynb #33d37b98
 class RigidTransform(AffineTransform):

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['is_full', 'matmul']
+__all__ = ['is_full', 'matmul', 'inverse']
 
 # %% ../../nbs/api/geometry/101_precision.ipynb #fb90bc24
 def is_full(
@@ -40,3 +40,13 @@ def matmul(
     for column, row in others:
         total = torch.addcmul(total, column, row)
     return total
+
+# %% ../../nbs/api/geometry/101_precision.ipynb #1e6536fa
+def inverse(
+    matrix: Float[Tensor, "*B K K"],
+) -> Float[Tensor, "*B K K"]:
+    """Invert matrices.
+
+    On a CPU, raises a `torch.linalg.LinAlgError` for a singular one. Elsewhere to look for one is to wait for the
+    device, and its inverse is not finite, or means nothing."""
+    return torch.linalg.inv(matrix) if matrix.device.type == "cpu" else torch.linalg.inv_ex(matrix).inverse

@@ -22,7 +22,7 @@ __all__ = ['integrate', 'spread']
 # %% ../../nbs/api/kernels/430_autograd.ipynb #15ff7a50
 FLAT = (  # what `flatten` gives
     "Tensor source, Tensor target, Tensor length, Tensor? labels, Tensor? alphas, "
-    "str module, str method, int? n_points, str? mode, int n_labels"
+    "str module, str method, int? n_points, str? mode, int n_labels, int? width"
 )
 
 
@@ -39,12 +39,15 @@ def flatten(
     rule: Rule,
 ) -> tuple:
     "Take a request apart."
-    return *rays, rule.labels, rule.alphas, module, rule.method, rule.n_points, rule.mode, rule.n_labels
+    numbers = rule.method, rule.n_points, rule.mode, rule.n_labels, rule.width
+    return *rays, rule.labels, rule.alphas, module, *numbers
 
 
-def rebuild(source, target, length, labels, alphas, module, method, n_points, mode, n_labels) -> tuple[str, Rays, Rule]:
+def rebuild(
+    source, target, length, labels, alphas, module, method, n_points, mode, n_labels, width
+) -> tuple[str, Rays, Rule]:
     "Put a request together."
-    return module, Rays(source, target, length), Rule(method, n_points, mode, labels, n_labels, alphas)
+    return module, Rays(source, target, length), Rule(method, n_points, mode, labels, n_labels, alphas, width)
 
 # %% ../../nbs/api/kernels/430_autograd.ipynb #dc24be19
 NAMESPACE = __name__.replace(".", "_")  # of the module, or of the notebook it is made from: both may be in one process

@@ -5,7 +5,10 @@
 # %% ../../nbs/api/kernels/431_dispatch.ipynb #16eb6f8c
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from functools import cache
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
@@ -23,7 +26,7 @@ from .request import Rays, Rule
 
 # %% auto #0
 __all__ = ['BACKENDS', 'FLOATS', 'DEVICES', 'FOLDERS', 'NEEDED', 'INSTALLED', 'check_backend', 'check_choices', 'is_installed',
-           'why_not', 'choose_backend', 'project', 'backproject', 'backproject_by_reference']
+           'try_triton', 'why_not', 'choose_backend', 'project', 'backproject', 'backproject_by_reference']
 
 # %% ../../nbs/api/kernels/431_dispatch.ipynb #097e0f36
 BACKENDS = ("auto", "torch", "numba", "triton")
@@ -118,6 +121,23 @@ def is_installed(
 INSTALLED = {backend: is_installed(backend) for backend in DEVICES}
 
 
+@cache
+def try_triton(
+    device: str,  # as torch names it
+) -> str | None:
+    """Say why Triton cannot run kernels on a device; None if it can. The first time, a kernel is tried, and a failure
+    is warned of: Triton needs a C compiler, and a GPU and a driver that are new enough."""
+    if not torch.cuda.is_available():  # what is on such a device is not real, and nothing will run
+        return None
+    try:
+        import_module("diffdrr.kernels.gpu.launch").try_out(device)
+    except Exception as error:  # whatever Triton, the C compiler or the driver raises
+        reason = " ".join(f"Triton fails on {device} with {type(error).__name__}: {error}".split())
+        warnings.warn(f"{reason}. So backend='auto' means 'torch' on {device}, which takes longer", stacklevel=2)
+        return reason
+    return None
+
+
 def why_not(
     backend: str,  # "numba" or "triton"
     volume: Tensor,  # (X, Y, Z) or (B, X, Y, Z)
@@ -136,7 +156,7 @@ def why_not(
         )
     if reducefn != "sum":
         return f"it adds up what it reads (reducefn='sum'), not reducefn={reducefn!r}"
-    return None
+    return try_triton(str(target.device)) if backend == "triton" and not torch.compiler.is_compiling() else None
 
 # %% ../../nbs/api/kernels/431_dispatch.ipynb #d5d126af
 def choose_backend(

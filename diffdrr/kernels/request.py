@@ -76,6 +76,7 @@ class Rule(NamedTuple):
     labels: Tensor | None = None  # (V, X, Y, Z) whole numbers below `n_labels`, for one channel per label
     n_labels: int | None = 1  # number of channels C; None for as many as there are labels
     alphas: Tensor | None = None  # with `n_points`: (B, N, 2) where sampling begins and ends, 0 to 1
+    width: int | None = None  # rays of a row, if they are the pixels of a picture row by row; only speed depends on it
 
     def samples_per_ray(
         self,

@@ -61,7 +61,8 @@ def backproject(
 ) -> Float[Tensor, "X Y Z"]:
     "Give each voxel what the pixels that see it hold, times the length of their rays inside it."
     renderer = projector.renderer
-    return renderer.backproject(pictures.flatten(2), projector.volume_shape, *rays, **renderer.exact)
+    options = dict(width=projector.picture_shape[-1], **renderer.exact)
+    return renderer.backproject(pictures.flatten(2), projector.volume_shape, *rays, **options)
 
 # %% ../../nbs/api/reconstruction/803_projector.ipynb #f50ff3d6
 class Transpose(torch.autograd.Function):
@@ -90,7 +91,8 @@ def there_and_back(
     total, pictures = projector.zeros(), []
     for which, some in projector.blocks():
         rays = some.rays()
-        seen = some.renderer(volume, *rays, **some.renderer.exact).reshape(some.picture_shape)
+        seen = some.renderer(volume, *rays, width=some.picture_shape[-1], **some.renderer.exact)
+        seen = seen.reshape(some.picture_shape)
         total += backproject(some, change(seen, which), rays)
         pictures.append(seen)
     return total, torch.cat(pictures)
@@ -271,9 +273,8 @@ class Projector:
     ) -> Float[Tensor, "V 1 H W"] | Float[Tensor, "V 1 N"]:
         "Project a volume."
         shaped("volume", volume, "X Y Z", remedy="it must fill the grid", **self.volume_sizes)
-        seen = torch.cat(
-            [some.renderer(volume, *some.rays(pixels), **self.renderer.exact) for _, some in self.blocks()]
-        )
+        options = dict(width=None if pixels is not None else self.picture_shape[-1], **self.renderer.exact)
+        seen = torch.cat([some.renderer(volume, *some.rays(pixels), **options) for _, some in self.blocks()])
         return seen if pixels is not None else seen.reshape(self.picture_shape)
 
     def T(

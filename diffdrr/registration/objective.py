@@ -82,7 +82,7 @@ def explain_away(
         return rows
     normal = (reasons * mask) @ reasons.mT
     ridge = 1e-4 * normal.diagonal(dim1=-2, dim2=-1) + cost + torch.finfo(rows.dtype).tiny
-    parts = torch.linalg.solve(normal + torch.diag_embed(ridge), (reasons * mask) @ rows.mT)
+    parts = torch.linalg.solve_ex(normal + torch.diag_embed(ridge), (reasons * mask) @ rows.mT).result  # does not wait
     return rows - parts.mT @ reasons
 
 # %% ../../nbs/api/registration/718_objective.ipynb #63958904

@@ -90,7 +90,8 @@ def levenberg_marquardt(
             weight = weight_of_penalty(objective, now, deviation)
             normal, gradient = add_penalty((normal, gradient), known, weight)
         diagonal = normal.diagonal(dim1=-2, dim2=-1).clamp(min=1e-12)
-        step = -torch.linalg.solve(normal + torch.diag_embed(damping[moving, None] * diagonal), gradient).to(now)
+        damped = normal + torch.diag_embed(damping[moving, None] * diagonal)
+        step = -torch.linalg.solve_ex(damped, gradient).result.to(now)  # `solve` waits for a GPU, to look for errors
         trial = placement[moving].moved(step, objective.pivot)
         residual_there, jacobian_there = objective.linearize(trial)
         loss_there, _ = geman_mcclure(residual_there, scale)
@@ -98,9 +99,10 @@ def levenberg_marquardt(
         if known is not None:
             rise = rise + weight * (objective.penalty(trial).square() - known.square())
         better = rise < 0
-        taken = moving[better]
-        residual[taken], jacobian[taken] = residual_there[better], jacobian_there[better]
-        placement = placement.replaced(taken, trial[better])
+        kept = better.nonzero()[:, 0]  # a mask as an index would wait for a GPU each time
+        taken = moving[kept]
+        residual[taken], jacobian[taken] = residual_there[kept], jacobian_there[kept]
+        placement = placement.replaced(taken, trial[kept])
         damping[moving] = torch.where(better, damping[moving] / 10, damping[moving] * 10).clamp(min=1e-7)
         trace.append(Iterate(placement, objective.similarity(residual)))
         moving = moving[objective.length(step) > tolerance * objective.pixel]

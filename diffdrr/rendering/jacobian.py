@@ -64,7 +64,7 @@ def intrinsic_derivatives(
         return drr._in_voxels(*drr.detector(pose, RigidTransform(matrix)))
 
     derivatives = []
-    for slope in calibration_slopes(*INTRINSICS).to(calibration.matrix):
+    for slope in calibration_slopes(*INTRINSICS, device=drr.device).to(calibration.matrix):
         change = slope.expand_as(calibration.matrix)
         _, moved = torch.func.jvp(rays, (calibration.matrix,), (change,))
         derivatives.append(sum((g * x).sum(dim=-1) for g, x in zip(slopes, moved, strict=True)))

@@ -14,7 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ..checks import known, one_of, whole
 from ..geometry import Camera, Detector, RigidTransform, why_unseen
-from .renderers import Siddon, Trilinear
+from .renderers import Renderer, Siddon, Trilinear
 from .setup import Setup
 from ..volumes import Grid, as_labels
 
@@ -200,7 +200,14 @@ class RayRenderer(Setup):
                 raise ValueError("mask_to_channels needs a label map; give one to read(volume, labelmap)")
             if torch.compiler.is_compiling():
                 kwargs["n_labels"] = self._n_labels
+        kwargs |= self._row(target.shape[1])
         return self.renderer(density, source, target, length.mT, **kwargs)
+
+    def _row(self, n_rays: int) -> dict[str, int]:
+        "Say how wide the picture is, for a renderer that takes it, if rays are as many as its pixels."
+        own = isinstance(getattr(self.renderer, "_orig_mod", self.renderer), Renderer)  # perhaps in a compiled one
+        whole_picture = self.detector.n_subsample is None and n_rays == self.detector.height * self.detector.width
+        return dict(width=self.detector.width) if own and whole_picture else {}
 
     def reshape_transform(self, img: Float[Tensor, "B C *N"], batch_size: int) -> Float[Tensor, "B C ..."]:
         """Arrange rays as pictures.

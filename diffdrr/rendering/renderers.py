@@ -27,8 +27,8 @@ def to_centres(
     points = points if voxel_shift == 0.5 else points + (voxel_shift - 0.5)
     if not align_corners:
         return points
-    size = torch.tensor(shape[-3:], dtype=points.dtype, device=points.device)
-    return (points + 0.5) * (size - 1) / size
+    columns = zip(points.unbind(dim=-1), shape[-3:])  # a tensor of the shape would be a copy to the device
+    return torch.stack([(x + 0.5) * (n - 1) / n for x, n in columns]).movedim(0, -1)
 
 # %% ../../nbs/api/rendering/501_renderers.ipynb #d15d36e9
 class Renderer(nn.Module):
@@ -100,6 +100,7 @@ class Renderer(nn.Module):
         img: Float[Tensor, "B 1 N"],
         mask: Shaped[Tensor, "*M X Y Z"] | None = None,
         align_corners: bool = False,
+        width: int | None = None,
         **options,
     ) -> Float[Tensor, "*V X Y Z"]:
         """Spread pixels over the voxels along their rays: the adjoint of `forward`, with `reducefn='sum'`.
@@ -111,12 +112,14 @@ class Renderer(nn.Module):
             img: length of the rays, mm
             mask: label map, for one channel per label
             align_corners: the outer centres lie on the outer faces
+            width: rays of a row, if they are the pixels of a picture row by row; a GPU is faster then
             **options: what else `rule` takes: n_points
         """
         if self.reducefn != "sum":
             raise ValueError(f"only a sum along rays has an adjoint: reducefn must be 'sum', not {self.reducefn!r}")
         rays = self.rays(shape, source, target, img, align_corners)
-        return backproject(pictures, shape, rays, self.rule(mask, pictures.shape[1], **options), self.backend)
+        rule = self.rule(mask, pictures.shape[1], **options)._replace(width=width)
+        return backproject(pictures, shape, rays, rule, self.backend)
 
 # %% ../../nbs/api/rendering/501_renderers.ipynb #a5b5e43a
 class Siddon(Renderer):
@@ -158,6 +161,7 @@ class Siddon(Renderer):
         mask: Shaped[Tensor, "*M X Y Z"] | None = None,
         rays_per_chunk: int | None = None,
         n_labels: int | None = None,
+        width: int | None = None,
     ) -> Tensor:
         """Render one pixel per ray.
 
@@ -170,6 +174,7 @@ class Siddon(Renderer):
             mask: label map of the volume, for one channel per label
             rays_per_chunk: rays of each image to render at once, with the torch backend
             n_labels: number of channels (default: one more than the largest label)
+            width: rays of a row, if they are the pixels of a picture row by row; a GPU is faster then
 
         Returns:
             (B, C, N)
@@ -178,7 +183,8 @@ class Siddon(Renderer):
             self.rays(volume.shape, source, target, img, align_corners),
             self.stop_gradients_through_grid_sample,
         )
-        return project(volume, rays, self.rule(mask, n_labels), self.reducefn, detach, rays_per_chunk, self.backend)
+        rule = self.rule(mask, n_labels)._replace(width=width)
+        return project(volume, rays, rule, self.reducefn, detach, rays_per_chunk, self.backend)
 
     def rule(self, labels: Shaped[Tensor, "*M X Y Z"] | None = None, n_labels: int | None = None) -> Rule:
         """State how this renderer integrates.
@@ -199,7 +205,12 @@ def alphas_between(
 ) -> Float[Tensor, "B N 2"]:
     "Say for each ray where sampling begins and ends."
     given = zip((alphamin, alphamax), sampling_interval(rays.source, rays.target, tuple(shape[-3:]), mode))
-    return torch.cat([x if a is None else torch.as_tensor(a).to(x).expand(x.shape) for a, x in given], dim=-1)
+    ends = []
+    for a, found in given:
+        if a is not None:  # a number is written on the device, not copied there
+            a = a.to(found) if isinstance(a, Tensor) else found.new_full((), a)
+        ends.append(found if a is None else a.expand(found.shape))
+    return torch.cat(ends, dim=-1)
 
 # %% ../../nbs/api/rendering/501_renderers.ipynb #5e91ea38
 class Trilinear(Renderer):
@@ -238,6 +249,7 @@ class Trilinear(Renderer):
         alphamax: float | Tensor | None = None,
         rays_per_chunk: int | None = None,
         n_labels: int | None = None,
+        width: int | None = None,
     ) -> Tensor:
         """Render one pixel per ray. Raises a `ValueError` for options that need samples when there are none.
 
@@ -253,12 +265,13 @@ class Trilinear(Renderer):
             alphamax: where to end sampling, instead of where each ray leaves
             rays_per_chunk: rays of each image to render at once, with the torch backend
             n_labels: number of channels (default: one more than the largest label)
+            width: rays of a row, if they are the pixels of a picture row by row; a GPU is faster then
 
         Returns:
             (B, C, N)
         """
         rays = self.rays(volume.shape, source, target, img, align_corners)
-        rule, special = self.rule(mask, n_labels, n_points), None
+        rule, special = self.rule(mask, n_labels, n_points)._replace(width=width), None
         if alphamin is not None or alphamax is not None:
             if n_points is None:
                 raise ValueError("n_points=None integrates exactly; alphamin and alphamax need a number of samples")

@@ -253,24 +253,24 @@ def integrate_kernel(
     tiles,
     height,
     width,
-    rows,
     channels,  # C of the gradient
     BATCHED: tl.constexpr,
     LABELS_BATCHED: tl.constexpr,
     INDEX: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     PER_UNIT: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
     "Integrate the interpolated volume exactly, and differentiate with respect to source and target."
-    place, shape = find_rays(N, tiles, height, width, rows, BLOCK), Vector(X, Y, Z)
+    place, shape = find_rays(N, tiles, height, width, ROWS, BLOCK), Vector(X, Y, Z)
     if BATCHED:
         volume_ptr += place.picture * X * Y * Z
     if LABELS_BATCHED:
         labels_ptr += place.picture * X * Y * Z
     if gradient_ptr is not None:
         gradient_ptr += place.picture * channels * N + place.pixel
-    field = Field(volume_ptr, labels_ptr, gradient_ptr, N)
+    field = Field(volume_ptr, labels_ptr, gradient_ptr, N, channels)
     factor = tl.load(length_ptr + place.ray, mask=place.exists, other=0.0)
     line = load_line(source_ptr, target_ptr, sources, N, place)
     course, front, turns = begin_walk(line, shape, place.exists, PER_UNIT, UNROLL)
@@ -321,23 +321,23 @@ def channels_kernel(
     tiles,
     height,
     width,
-    rows,
     channels,  # C
     BATCHED: tl.constexpr,
     LABELS_BATCHED: tl.constexpr,
     INDEX: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     PER_UNIT: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
     "Integrate the interpolated volume exactly, for each label by itself."
-    place, shape = find_rays(N, tiles, height, width, rows, BLOCK), Vector(X, Y, Z)
+    place, shape = find_rays(N, tiles, height, width, ROWS, BLOCK), Vector(X, Y, Z)
     if BATCHED:
         volume_ptr += place.picture * X * Y * Z
     if LABELS_BATCHED:
         labels_ptr += place.picture * X * Y * Z
     image_ptr += place.picture * channels * N + place.pixel
-    found = Channels(image_ptr, labels_ptr, N, tl.load(length_ptr + place.ray, mask=place.exists, other=0.0))
+    found = Channels(image_ptr, labels_ptr, N, channels, tl.load(length_ptr + place.ray, mask=place.exists, other=0.0))
     line = load_line(source_ptr, target_ptr, sources, N, place)
     course, front, turns = begin_walk(line, shape, place.exists, PER_UNIT, UNROLL)
     DTYPE: tl.constexpr = line.zero.dtype
@@ -369,23 +369,23 @@ def adjoint_kernel(
     tiles,
     height,
     width,
-    rows,
     channels,  # C
     BATCHED: tl.constexpr,
     LABELS_BATCHED: tl.constexpr,
     INDEX: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     PER_UNIT: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
     "Add to each voxel the pixels that see it, times its shares of their rays."
-    place, shape = find_rays(N, tiles, height, width, rows, BLOCK), Vector(X, Y, Z)
+    place, shape = find_rays(N, tiles, height, width, ROWS, BLOCK), Vector(X, Y, Z)
     if BATCHED:
         adjoint_ptr += place.picture * X * Y * Z
     if LABELS_BATCHED:
         labels_ptr += place.picture * X * Y * Z
     gradient_ptr += place.picture * channels * N + place.pixel
-    field = Field(adjoint_ptr, labels_ptr, gradient_ptr, N)
+    field = Field(adjoint_ptr, labels_ptr, gradient_ptr, N, channels)
     line = load_line(source_ptr, target_ptr, sources, N, place)
     course, front, turns = begin_walk(line, shape, place.exists, PER_UNIT, UNROLL)
     DTYPE: tl.constexpr = line.zero.dtype

@@ -32,14 +32,19 @@ if tuple(int(number) for number in triton.__version__.split(".")[:2]) < (3, 4):
 
 # %% ../../../nbs/api/kernels/gpu/420_launch.ipynb #30cb8a22
 BLOCK = 128  # rays of a program: four warps
+ROWS = 16  # of a tile
 
 
 def picture_shape(
     n_rays: int,  # of one picture
+    width: int | None = None,  # of the picture, if it is known
 ) -> tuple[int, int, int]:  # height and width of the picture, and rows of a tile
-    "Guess how rays lie in a picture: a square if their number is one, else a single row."
-    side = isqrt(n_rays)
-    return (side, side, 8) if side * side == n_rays and side >= 8 else (1, n_rays, 1)
+    "Say how rays lie in a picture: in rows, or, if it is smaller than a tile or they are in no order, in a single one."
+    if width is None or n_rays % width:
+        width = isqrt(n_rays) if isqrt(n_rays) ** 2 == n_rays else n_rays
+    if width < BLOCK // ROWS or n_rays // width < ROWS:
+        return 1, n_rays, 1
+    return n_rays // width, width, ROWS
 
 
 def count_tiles(
@@ -66,17 +71,17 @@ def find_rays(
     tiles,  # number of tiles of a picture
     height,  # of a picture
     width,
-    rows,  # of a tile, a divisor of 32
+    ROWS: tl.constexpr,  # of a tile, a divisor of 32
     BLOCK: tl.constexpr,  # rays of a tile
 ):
     "Find the rays of this program."
     program = tl.program_id(0)
     tile = program % tiles
     lane = tl.arange(0, BLOCK)
-    warp_columns = 32 // rows
-    columns = BLOCK // rows
+    warp_columns: tl.constexpr = 32 // ROWS
+    columns: tl.constexpr = BLOCK // ROWS
     across = (width + columns - 1) // columns
-    row = tile // across * rows + lane % 32 // warp_columns
+    row = tile // across * ROWS + lane % 32 // warp_columns
     column = tile % across * columns + lane // 32 * warp_columns + lane % warp_columns
     picture = (program // tiles).to(tl.int64)
     pixel = row * width + column
@@ -122,7 +127,7 @@ def lay_out(
     return rays, rule._replace(labels=labels, alphas=alphas)
 
 # %% ../../../nbs/api/kernels/gpu/420_launch.ipynb #60379a4c
-SIZES = ["X", "Y", "Z", "N", "sources", "tiles", "height", "width", "rows", "channels", "n_points"]
+SIZES = ["X", "Y", "Z", "N", "sources", "tiles", "height", "width", "channels", "n_points"]
 
 
 class Launch(NamedTuple):
@@ -149,12 +154,12 @@ def prepare(
     if labels is not None:
         shaped("labels", labels, "#B X Y Z", remedy="they belong to the voxels of the volume", **sizes)
     rays, rule = lay_out(rays, rule)
-    height, width, rows = picture_shape(N)
+    height, width, rows = picture_shape(N, rule.width)
     tiles = count_tiles(height, width, rows)
     parts = count_parts(B * tiles, (X, Y, Z)) if split else 1
     arguments = dict(source_ptr=rays.source, target_ptr=rays.target, length_ptr=rays.length, labels_ptr=rule.labels)
     arguments |= dict(X=X, Y=Y, Z=Z, N=N, sources=rays.source.shape[2], channels=channels)
-    arguments |= dict(tiles=tiles, height=height, width=width, rows=rows)
+    arguments |= dict(tiles=tiles, height=height, width=width, ROWS=rows)
     arguments |= dict(BATCHED=V > 1, LABELS_BATCHED=labels is not None and len(labels) > 1, BLOCK=BLOCK)
     arguments |= dict(INDEX=tl.int32 if X * Y * Z < 2**31 else tl.int64, num_warps=BLOCK // 32, enable_fp_fusion=True)
     return Launch((B * tiles, parts), rays, rule, arguments)
@@ -190,6 +195,19 @@ class Kernels(NamedTuple):
     spread: Any  # the adjoint
     more: Callable[[Rule], dict[str, Any]] = nothing_more  # what the first two take besides, by name
     more_to_spread: Callable[[Rule], dict[str, Any]] = nothing_more  # and the third
+
+
+@triton.jit
+def idle_kernel():
+    "Do nothing."
+
+
+def try_out(
+    device: str,  # as torch names it
+) -> None:
+    "Run a kernel that does nothing, which raises whatever keeps a device from running kernels."
+    with torch.cuda.device(device):
+        idle_kernel[(1,)]()
 
 
 def run(

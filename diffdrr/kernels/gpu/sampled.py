@@ -216,24 +216,24 @@ def integrate_kernel(
     tiles,
     height,
     width,
-    rows,
     channels,  # C of the gradient
     n_points,  # samples of a ray
     BATCHED: tl.constexpr,
     LABELS_BATCHED: tl.constexpr,
     INDEX: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     NEAREST: tl.constexpr,  # whether to read the nearest voxel instead of interpolating
 ):
     "Integrate from samples, and differentiate with respect to source and target."
-    place, shape = find_rays(N, tiles, height, width, rows, BLOCK), Vector(X, Y, Z)
+    place, shape = find_rays(N, tiles, height, width, ROWS, BLOCK), Vector(X, Y, Z)
     if BATCHED:
         volume_ptr += place.picture * X * Y * Z
     if LABELS_BATCHED:
         labels_ptr += place.picture * X * Y * Z
     if gradient_ptr is not None:
         gradient_ptr += place.picture * channels * N + place.pixel
-    field = Field(volume_ptr, labels_ptr, gradient_ptr, N)
+    field = Field(volume_ptr, labels_ptr, gradient_ptr, N, channels)
     line = load_line(source_ptr, target_ptr, sources, N, place)
     ends = find_ends(line, alphas_ptr, shape, place, NEAREST)
     DTYPE: tl.constexpr = line.zero.dtype
@@ -285,17 +285,17 @@ def channels_kernel(
     tiles,
     height,
     width,
-    rows,
     channels,  # C
     n_points,  # samples of a ray
     BATCHED: tl.constexpr,
     LABELS_BATCHED: tl.constexpr,
     INDEX: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     NEAREST: tl.constexpr,
 ):
     "Integrate from samples, for each label by itself."
-    place, shape = find_rays(N, tiles, height, width, rows, BLOCK), Vector(X, Y, Z)
+    place, shape = find_rays(N, tiles, height, width, ROWS, BLOCK), Vector(X, Y, Z)
     if BATCHED:
         volume_ptr += place.picture * X * Y * Z
     if LABELS_BATCHED:
@@ -306,7 +306,7 @@ def channels_kernel(
     visible = ends.span.enter != ends.span.leave
     length = tl.load(length_ptr + place.ray, mask=place.exists, other=0.0)
     spacing = (ends.span.leave - ends.span.enter) / n_points.to(length.dtype)
-    found = Channels(image_ptr, labels_ptr, N, spacing * length)
+    found = Channels(image_ptr, labels_ptr, N, channels, spacing * length)
     tally = Tally(tl.zeros([BLOCK], tl.int32), line.zero)
     begin, end = find_samples(n_points)
     index = begin.to(length.dtype)
@@ -356,23 +356,23 @@ def adjoint_kernel(
     tiles,
     height,
     width,
-    rows,
     channels,  # C
     n_points,  # samples of a ray
     BATCHED: tl.constexpr,
     LABELS_BATCHED: tl.constexpr,
     INDEX: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     NEAREST: tl.constexpr,  # whether samples are of the nearest voxel
 ):
     "Add to each voxel the pixels that see it, times its shares of their samples."
-    place, shape = find_rays(N, tiles, height, width, rows, BLOCK), Vector(X, Y, Z)
+    place, shape = find_rays(N, tiles, height, width, ROWS, BLOCK), Vector(X, Y, Z)
     if BATCHED:
         adjoint_ptr += place.picture * X * Y * Z
     if LABELS_BATCHED:
         labels_ptr += place.picture * X * Y * Z
     gradient_ptr += place.picture * channels * N + place.pixel
-    field = Field(adjoint_ptr, labels_ptr, gradient_ptr, N)
+    field = Field(adjoint_ptr, labels_ptr, gradient_ptr, N, channels)
     line = load_line(source_ptr, target_ptr, sources, N, place)
     ends = find_ends(line, alphas_ptr, shape, place, NEAREST)
     visible = ends.span.enter != ends.span.leave

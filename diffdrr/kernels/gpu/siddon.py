@@ -289,22 +289,22 @@ def integrate_kernel(
     tiles,
     height,
     width,
-    rows,
     channels,  # C of the gradient
     BATCHED: tl.constexpr,
     LABELS_BATCHED: tl.constexpr,
     INDEX: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     "Integrate along rays, and differentiate with respect to source and target."
-    place = find_rays(N, tiles, height, width, rows, BLOCK)
+    place = find_rays(N, tiles, height, width, ROWS, BLOCK)
     if BATCHED:
         volume_ptr += place.picture * X * Y * Z
     if LABELS_BATCHED:
         labels_ptr += place.picture * X * Y * Z
     if gradient_ptr is not None:
         gradient_ptr += place.picture * channels * N + place.pixel
-    field = Field(volume_ptr, labels_ptr, gradient_ptr, N)
+    field = Field(volume_ptr, labels_ptr, gradient_ptr, N, channels)
     line = load_line(source_ptr, target_ptr, sources, N, place)
     course, front, turns, border = begin_march(line, Vector(X, Y, Z), place.exists, INDEX)
     DTYPE: tl.constexpr = line.zero.dtype
@@ -363,15 +363,15 @@ def channels_kernel(
     tiles,
     height,
     width,
-    rows,
     channels,  # C
     BATCHED: tl.constexpr,
     LABELS_BATCHED: tl.constexpr,
     INDEX: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     "Integrate along rays, for each label by itself."
-    place = find_rays(N, tiles, height, width, rows, BLOCK)
+    place = find_rays(N, tiles, height, width, ROWS, BLOCK)
     if BATCHED:
         volume_ptr += place.picture * X * Y * Z
     if LABELS_BATCHED:
@@ -379,7 +379,7 @@ def channels_kernel(
     image_ptr += place.picture * channels * N + place.pixel
     line = load_line(source_ptr, target_ptr, sources, N, place)
     course, front, turns, _ = begin_march(line, Vector(X, Y, Z), place.exists, INDEX)
-    found = Channels(image_ptr, labels_ptr, N, tl.load(length_ptr + place.ray, mask=place.exists, other=0.0))
+    found = Channels(image_ptr, labels_ptr, N, channels, tl.load(length_ptr + place.ray, mask=place.exists, other=0.0))
     tally = Tally(tl.zeros([BLOCK], tl.int32), line.zero)
     for _ in range(turns):
         for _ in tl.static_range(UNROLL):
@@ -419,21 +419,21 @@ def adjoint_kernel(
     tiles,
     height,
     width,
-    rows,
     channels,  # C
     BATCHED: tl.constexpr,
     LABELS_BATCHED: tl.constexpr,
     INDEX: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     "Add to each voxel the pixels that see it, times the lengths of their rays in it."
-    place = find_rays(N, tiles, height, width, rows, BLOCK)
+    place = find_rays(N, tiles, height, width, ROWS, BLOCK)
     if BATCHED:
         adjoint_ptr += place.picture * X * Y * Z
     if LABELS_BATCHED:
         labels_ptr += place.picture * X * Y * Z
     gradient_ptr += place.picture * channels * N + place.pixel
-    field = Field(adjoint_ptr, labels_ptr, gradient_ptr, N)
+    field = Field(adjoint_ptr, labels_ptr, gradient_ptr, N, channels)
     line = load_line(source_ptr, target_ptr, sources, N, place)
     course, front, turns, _ = begin_march(line, Vector(X, Y, Z), place.exists, INDEX)
     weight = tl.load(length_ptr + place.ray, mask=place.exists, other=0.0)

@@ -119,14 +119,25 @@ def intersect(
 
 
 @triton.jit
+def share_of(
+    part,  # number of parts before
+    parts,
+    DTYPE: tl.constexpr,
+):
+    "Divide two whole numbers, rounded correctly, so that a part ends in the very number in which the next one begins."
+    dividend, divisor = tl.full([1], part, DTYPE), tl.full([1], parts, DTYPE)
+    return tl.div_rn(dividend, divisor) if DTYPE == tl.float32 else dividend / divisor
+
+
+@triton.jit
 def part_of(
     span,  # of rays in the volume
 ):
     "Take one of the equal parts of each ray."
     part, parts = tl.program_id(1), tl.num_programs(1)
     extent = span.leave - span.enter
-    begin = span.enter + extent * (part.to(extent.dtype) / parts.to(extent.dtype))
-    end = span.enter + extent * ((part + 1).to(extent.dtype) / parts.to(extent.dtype))
+    begin = span.enter + extent * share_of(part, parts, extent.dtype)
+    end = span.enter + extent * share_of(part + 1, parts, extent.dtype)
     return Span(begin, tl.where(part + 1 == parts, span.leave, end))
 
 # %% ../../../nbs/api/kernels/gpu/421_walk.ipynb #121fc911
@@ -160,6 +171,18 @@ def next_plane(
     "Find the plane through which rays leave a cell."
     return lower + (index + tl.where(d > 0, 1, 0)).to(d.dtype) / PER_UNIT
 
+# %% ../../../nbs/api/kernels/gpu/421_walk.ipynb #37a088a3
+@triton.jit
+def read_label(
+    labels_ptr,  # first voxel
+    offset,  # of the voxels
+    wanted,  # which to read; the others are zero
+    channels,  # how many there are
+):
+    "Read labels, and keep them within the channels."
+    found = tl.load(labels_ptr + offset, mask=wanted, other=0).to(tl.int32)
+    return tl.minimum(tl.maximum(found, 0), channels - 1)
+
 # %% ../../../nbs/api/kernels/gpu/421_walk.ipynb #1640b1c0
 class Channels(NamedTuple):
     "Pictures with one channel for each label."
@@ -167,6 +190,7 @@ class Channels(NamedTuple):
     image_ptr: tl.tensor  # (BLOCK,) where the first channel of each ray is
     labels_ptr: tl.tensor  # first voxel
     N: tl.tensor  # rays of a picture: distance between channels
+    number: tl.tensor  # of channels
     length: tl.tensor  # factor on sums
 
 
@@ -186,7 +210,7 @@ def collect(
     amount,  # what it adds
 ):
     "Add a voxel to the total of its label."
-    found = tl.load(channels.labels_ptr + offset, mask=wanted, other=0).to(tl.int32)
+    found = read_label(channels.labels_ptr, offset, wanted, channels.number)
     changes = wanted & (found != tally.label)
     add_total(channels, tally, changes)
     total = tl.where(changes, 0.0, tally.total) + tl.where(wanted, amount, 0.0)
@@ -211,6 +235,7 @@ class Field(NamedTuple):
     labels_ptr: tl.tensor  # the same of the labels, or None
     gradient_ptr: tl.tensor  # (BLOCK,) where the gradients of the first channel are; used with labels
     N: tl.tensor  # rays of a picture: distance between channels
+    channels: tl.tensor  # their number
 
 
 @triton.jit
@@ -220,8 +245,8 @@ def read_weight(
     wanted,  # which to read; the others are zero
 ):
     "Read the gradients of the channels of voxels."
-    label = tl.load(field.labels_ptr + offset, mask=wanted, other=0).to(tl.int64)
-    return tl.load(field.gradient_ptr + label * field.N, mask=wanted, other=0.0)
+    label = read_label(field.labels_ptr, offset, wanted, field.channels)
+    return tl.load(field.gradient_ptr + label.to(tl.int64) * field.N, mask=wanted, other=0.0)
 
 # %% ../../../nbs/api/kernels/gpu/421_walk.ipynb #27e04f3f
 class Slopes(NamedTuple):
