@@ -77,6 +77,7 @@ def test_tissue_moves_and_vertebrae_hold_still(motion):
     assert changed[still].mean() < 0.1 * changed[~still & (changed > 0)].mean()
 
 
+@pytest.mark.slow
 @needs_chest
 def test_lungs_grow_and_organs_go_where_they_should():
     before, inhaled = (radiographs.deformed(growth, 0.0, 0.0) for growth in (0.0, 0.05))

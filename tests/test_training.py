@@ -185,7 +185,7 @@ def test_a_table_begins_where_the_network_says(alone: Path, tmp_path: Path):
     assert found["error"].isna().tolist() == [True, False, False]
     assert "give it or init, not both" in found["error"][1] and "make a model with diffdrr train" in found["error"][2]
     image = prepare(read_xray(tmp_path / "xray.dcm"), 32).image
-    begun = register(drr, image, model, n_starts=1, attempts=1, verbose=False)
+    begun = register(drr, image, model, n_starts=1, attempts=1, labels=[], verbose=False)  # the file has none
     assert found["similarity"][0] == pytest.approx(begun.similarity, abs=1e-3)
 
 
