@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -123,17 +124,20 @@ def surroundings() -> Iterator[tuple[str, str]]:
 def outcome(
     take: Callable[[], object],  # takes a picture
 ) -> str:
-    "Take a picture twice; say how long it took, or why there is none."
-    try:
-        start = perf_counter()
-        take()
-        middle = perf_counter()
-        take()
-        end = perf_counter()
-    except Exception as error:
-        reason = " ".join(str(error).split()).removesuffix("; use backend='auto'")
-        return reason if isinstance(error, ValueError) else f"failed with {type(error).__name__}: {reason}"
-    return f"first picture {middle - start:.2f} s, then {end - middle:.4f} s"
+    "Take a picture twice; say how long it took and what it warned of, or why there is none."
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            start = perf_counter()
+            take()
+            middle = perf_counter()
+            take()
+            end = perf_counter()
+        except Exception as error:
+            reason = " ".join(str(error).split()).removesuffix("; use backend='auto'")
+            return reason if isinstance(error, ValueError) else f"failed with {type(error).__name__}: {reason}"
+    said = "".join(f"; warns: {warning.message}" for warning in warned if warning.category is UserWarning)
+    return f"first picture {middle - start:.2f} s, then {end - middle:.4f} s{said}"
 
 
 def renderings() -> Iterator[tuple[str, str]]:
