@@ -4,6 +4,7 @@
 #   make test    run the tests: the notebooks of the modules, and tests/
 #   make slow    run what takes longer: the pages, in a notebook and in a browser, and the tests that are marked slow
 #   make pose    run what needs timm, in an environment of its own, .venv-pose: timm needs torchvision, and that needs torch for CUDA
+#   make triton  compile the GPU kernels with the oldest and the newest Triton that they allow, without a GPU
 #   make check   check that the package, the README and the notebooks agree, and that the website builds
 #   make format  let ruff format and tidy the notebooks, tools and tests
 #   make docs    build the website into _docs/;  make serve  shows it on http://localhost:8000
@@ -21,7 +22,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test slow pose check format docs serve benchmark outputs readme clean
+.PHONY: demo test slow pose triton check format docs serve benchmark outputs readme clean
 .DELETE_ON_ERROR:
 
 # Stamps: each says that a part of the environment is installed.
@@ -74,6 +75,9 @@ slow: .venv/dev.installed
 
 pose: .venv-pose/installed
 	.venv-pose/bin/python -m pytest --nb-flags pose nbs/api/registration/712_regressor.ipynb nbs/api/training/943_network.ipynb nbs/tutorials/pose_regression.ipynb
+
+triton: .venv/dev.installed
+	$(BIN)/python -m tools.gpu.host --triton 3.4.0 newest
 
 check: .venv/dev.installed
 	$(BIN)/python -m tools.check

@@ -47,6 +47,7 @@ class Condition:
     part: float = 1.0  # of the picture's area that is kept
     wrong: dict[str, float] = field(default_factory=dict)  # intrinsics, and how far they are off: part, for x0 in mm
     refine: tuple[str, ...] = ()
+    labels: str | None = None  # group of the structures whose pose is meant; None for the default of `register`
 
 
 def collimated(handling: str) -> Condition:
@@ -70,8 +71,13 @@ CONDITIONS = {
     "collimated, no mask": collimated("none"),
     "middle third": Condition(ct="middle third"),
     "spine": Condition(ct="spine"),
+    "vertebrae": Condition(labels="vertebrae"),
+    "ribs": Condition(labels="ribs"),
+    "skeleton": Condition(labels="skeleton"),
     "lungs 1.6 %": Condition(exposure=replace(PLAIN, breath=0.016)),
     "lungs 5 %": Condition(exposure=replace(PLAIN, breath=0.05)),
+    "abdomen": Condition(exposure=replace(PLAIN, abdomen=10.0)),
+    "shoulders": Condition(exposure=replace(PLAIN, shoulders=10.0)),
     "sdd": Condition(wrong={"sdd": 0.02}),
     "principal point": Condition(wrong={"x0": 10.0}),
     "pixel size": Condition(wrong={"delx": 0.1, "dely": 0.1}),
@@ -98,15 +104,23 @@ class Run:
     reason: str | None
 
 
+def labels_of(
+    group: str | None,
+) -> list[int] | None:
+    "List the labels of a group that the CT has."
+    if group is None:
+        return None
+    present, table = set(chest().mask.data.unique().tolist()), chest().structures
+    return [int(i) for i in table["id"][table["group"] == group] if i in present]
+
+
 def shown_by_ct(what: str) -> Subject:
     "Return the part of the CT that is registered, in the coordinates of the whole."
     whole = chest()
     if what == "whole":
         return whole
     if what == "spine":
-        ids = [i for i, group in zip(whole.structures["id"], whole.structures["group"]) if group == "vertebrae"]
-        present = set(whole.mask.data.unique().tolist())
-        labels = [i for i in ids if i in present]
+        labels = labels_of("vertebrae")
         return read(whole.volume, whole.mask, labels=labels, center_volume=False, structures=whole.structures)
     n = whole.volume.spatial_shape[2]
     first, last = {"ends cut": (n // 8, n - n // 8), "middle third": (n // 3, 2 * n // 3)}[what]
@@ -162,7 +176,7 @@ def run(
     name: str,  # of the condition
     subject: Subject,
     seed: int,
-    method: Callable,  # (subject, X-rays, initial poses, refine=...) -> result
+    method: Callable,  # (subject, X-rays, initial poses, refine=..., labels=...) -> result
     chosen: argparse.Namespace,
 ) -> Run:
     "Take X-rays, begin off the truth, register, and measure. A start that is refused counts as noticed."
@@ -178,7 +192,7 @@ def run(
         return target_registration_error(poses[0], RigidTransform(pose.matrix[:1]), points).item()
 
     try:
-        result = method(subject, xrays, init, refine=condition.refine)
+        result = method(subject, xrays, init, refine=condition.refine, labels=labels_of(condition.labels))
     except ValueError as refusal:
         seconds = time.perf_counter() - begin
         return Run(name, seed, error(init), error(init), seconds, 0.0, float("nan"), str(refusal))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
 import torch
 
-from .scene import ROOT
+ROOT = Path(__file__).parents[1]
 
 
 def cpu_model() -> str:
@@ -43,6 +44,8 @@ def process_seconds(pid: int) -> float:
 
 def commit() -> str:
     "Return the commit, and whether files differ from it."
+    if shutil.which("git") is None:
+        return "unknown"
 
     def run(*words):
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()

@@ -32,6 +32,9 @@ OVERSAMPLING = 3
 STRUCTURES = CT.with_name("chest_structures.csv")
 LUNGS = ("lung_upper_lobe_left", "lung_lower_lobe_left", "lung_upper_lobe_right", "lung_middle_lobe_right",
          "lung_lower_lobe_right")  # fmt: skip
+ABDOMEN = ("liver", "spleen", "stomach", "kidney_left", "kidney_right", "colon", "pancreas", "small_bowel", "duodenum",
+           "gallbladder")  # fmt: skip
+SHOULDERS = ("scapula_left", "scapula_right", "clavicula_left", "clavicula_right", "humerus_left", "humerus_right")
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Exposure:
     "How an X-ray is taken, and what was done to it."
 
     breath: float = 0.0  # linear growth of the lungs since the CT
+    abdomen: float = 0.0  # by how much it has sunk, mm
+    shoulders: float = 0.0  # by how much they were raised, mm
     kvp: float = 100.0  # behind 3 mm of aluminium
     photons: float = 20000.0  # that reach a pixel without a patient
     plate: float = 0.0  # part of the picture that a metal plate hides
@@ -83,38 +88,49 @@ def smooth(
     return F.interpolate(coarse, size=mask.shape, mode="trilinear")
 
 
+def moves_with(
+    names: tuple[str, ...],  # of structures
+) -> torch.Tensor:  # (X, Y, Z) from 0 to 1
+    "Say how far tissue follows structures that move: all of it within them, less around them, none near the vertebrae."
+    moving = sum(structure(name) for name in names) > 0
+    still = 2 * smooth(structure("vertebrae"))
+    return (1.5 * smooth(moving) * (1 - still).clamp(min=0)).clamp(max=1)[0, 0]
+
+
 @cache
-def inhaled(
-    growth: float,
+def deformed(
+    breath: float,  # see `Exposure`
+    abdomen: float,
+    shoulders: float,
 ) -> torch.Tensor:  # (X, Y, Z) Hounsfield units
-    """Let the lungs grow away from the upper end of their back, and take what is near with them.
+    """Let the lungs grow away from the upper end of their back, the abdomen sink and the shoulders rise, and what is near
+    them go along.
 
     Vertebrae hold still."""
-    volume = chest().volume.data[0].float()
-    if growth == 0:
+    volume, affine = chest().volume.data[0].float(), torch.as_tensor(chest().volume.affine).float()
+    if breath == abdomen == shoulders == 0:
         return volume
-    lungs = sum(structure(name) for name in LUNGS) > 0
-    moves = (smooth(lungs) * (1 - 2 * smooth(structure("vertebrae"))).clamp(min=0) * 1.5).clamp(max=1)
-    affine = torch.as_tensor(chest().volume.affine).float()
-    low, high = (lungs.nonzero().float() @ affine[:3, :3].T + affine[:3, 3]).aminmax(dim=0)
+    lungs = (sum(structure(name) for name in LUNGS) > 0).nonzero().float()
+    low, high = (lungs @ affine[:3, :3].T + affine[:3, 3]).aminmax(dim=0)
     fixed = torch.stack([(low[0] + high[0]) / 2, low[1], high[2]])  # the middle, the back, the apex
-    pull = growth / (1 + growth) * moves[0, 0]
-    axes = [torch.arange(n).float() for n in volume.shape]
-    for axis in range(3):  # the affine has no rotation
-        shape = [-1 if i == axis else 1 for i in range(3)]
-        voxel = axes[axis].reshape(shape)
+    pull = breath / (1 + breath) * moves_with(LUNGS)
+    lift = shoulders * moves_with(SHOULDERS) - abdomen * moves_with(ABDOMEN)  # mm
+    axes = []
+    for axis, n in enumerate(volume.shape):  # the affine has no rotation
+        voxel = torch.arange(n).float().reshape([-1 if i == axis else 1 for i in range(3)])
         centre = (fixed[axis] - affine[axis, 3]) / affine[axis, axis]
-        axes[axis] = 2 * (voxel + pull * (centre - voxel)) / (volume.shape[axis] - 1) - 1
+        come_from = voxel + pull * (centre - voxel) - (axis == 2) * lift / affine[2, 2]
+        axes.append(2 * come_from / (n - 1) - 1)
     grid = torch.stack(axes[::-1], dim=-1)[None]
     return F.grid_sample(volume[None, None], grid, align_corners=True, padding_mode="border")[0, 0]
 
 
 @cache
 def materials(
-    growth: float,
+    *motion: float,  # see `deformed`
 ) -> tuple[DRR, DRR]:  # of water and of cortical bone, in mm
     "Split each voxel into water and bone, whose attenuations at 70 keV add up to the Hounsfield unit's."
-    volume, subject = inhaled(growth), chest()
+    volume, subject = deformed(*motion), chest()
     bone = ((volume - 100) / 1600).clamp(min=0)
     water = (1 + volume.clamp(max=100) / 1000).clamp(min=0) - bone
     affine, fine = subject.volume.affine, CAMERA.rescale(OVERSAMPLING)
@@ -184,7 +200,9 @@ def take_radiograph(
     spectrum = tube_spectrum(Tube(exposure.kvp, {"aluminium": 3.0}))
     beam = PolyenergeticBeam(spectrum, ["water", "cortical bone"], csi_response(spectrum.energies), energy=None)
     with torch.no_grad():
-        lengths = torch.cat([drr(pose) for drr in materials(exposure.breath)], dim=1)
+        lengths = torch.cat(
+            [drr(pose) for drr in materials(exposure.breath, exposure.abdomen, exposure.shoulders)], dim=1
+        )
         primary = torch.exp(-beam(lengths).float() - 0.2 * wires(generator))
     opened = field_of(exposure.field)
     primary = F.avg_pool2d(primary, OVERSAMPLING) * opened

@@ -18,7 +18,8 @@ from tqdm import tqdm
 from diffdrr.kernels import reference
 from diffdrr.volumes import load_example_ct, read
 
-ROOT = Path(__file__).parents[1]
+from .machine import ROOT
+
 CT = ROOT.parent / "shared" / "data" / "chest_ct.nii.gz"
 REORIENT = torch.tensor(
     [[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]], dtype=torch.float64

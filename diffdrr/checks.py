@@ -35,6 +35,17 @@ def end(
     "Join what follows a message."
     return "".join(f"; {remedy}" for remedy in remedies if remedy)
 
+# %% ../nbs/api/010_checks.ipynb #c1157ed0
+MOST_LISTED = 20
+
+
+def listed(
+    choices: Collection[object],
+) -> str:
+    "List what can be given; of very many, some."
+    few = list(choices)[: MOST_LISTED if len(choices) > MOST_LISTED else None]
+    return ", ".join(map(repr, few)) + (f" and {len(choices) - len(few)} more" if len(choices) > len(few) else "")
+
 # %% ../nbs/api/010_checks.ipynb #09b6097b
 def one_of(
     name: str,  # of the argument
@@ -46,9 +57,7 @@ def one_of(
     choices = list(choices)
     if any(value is choice or (isinstance(value, type(choice)) and value == choice) for choice in choices):
         return value
-    raise ValueError(
-        f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}{end(guess(value, choices), remedy)}"
-    )
+    raise ValueError(f"{name} must be one of {listed(choices)}, not {value!r}{end(guess(value, choices), remedy)}")
 
 # %% ../nbs/api/010_checks.ipynb #7ed207c5
 def some_of(
@@ -62,8 +71,7 @@ def some_of(
     for value in values:
         if value not in choices:
             raise ValueError(
-                f"{name} must be some of {', '.join(map(repr, choices))}, not "
-                f"{value!r}{end(guess(value, choices), remedy)}"
+                f"{name} must be some of {listed(choices)}, not {value!r}{end(guess(value, choices), remedy)}"
             )
     return values
 

@@ -117,6 +117,7 @@ def test_doubted_frames_are_listed_and_the_status_is_1(case: Path, tracker, caps
     assert sorted(path.name for path in (case.parent / "result" / "bead").iterdir()) == ["000000.tfm", "000003.tfm"]
 
 
+@pytest.mark.slow
 def test_a_finished_track_is_written_in_other_formats(case: Path, capsys: pytest.CaptureFixture):
     "By the tracker itself, which has nothing to do the second time. A millimetre is half a pixel."
     folder = case.parent / "result"

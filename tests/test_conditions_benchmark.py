@@ -68,13 +68,30 @@ def test_conditions_are_chosen_by_name(capsys):
     assert "lungs 1.6 %" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @needs_chest
-def test_lungs_grow_and_vertebrae_hold_still():
-    before, after = radiographs.inhaled(0.0), radiographs.inhaled(0.05)
-    still = radiographs.structure("vertebrae")
-    assert (after - before)[still].abs().mean() < 0.1 * (after - before)[~still & (before > -900)].abs().mean()
-    air = [((volume < -500) & (volume > -950)).sum().item() for volume in (before, after)]
+@pytest.mark.parametrize("motion", [(0.05, 0.0, 0.0), (0.0, 10.0, 0.0), (0.0, 0.0, 10.0)])
+def test_tissue_moves_and_vertebrae_hold_still(motion):
+    before, after = radiographs.deformed(0.0, 0.0, 0.0), radiographs.deformed(*motion)
+    still, changed = radiographs.structure("vertebrae"), (after - before).abs()
+    assert changed[still].mean() < 0.1 * changed[~still & (changed > 0)].mean()
+
+
+@pytest.mark.slow
+@needs_chest
+def test_lungs_grow_and_organs_go_where_they_should():
+    before, inhaled = (radiographs.deformed(growth, 0.0, 0.0) for growth in (0.0, 0.05))
+    air = [((volume < -500) & (volume > -950)).sum().item() for volume in (before, inhaled)]
     assert 1.02 < air[1] / air[0] < 1.25
+    sunk, raised = radiographs.deformed(0.0, 10.0, 0.0), radiographs.deformed(0.0, 0.0, 10.0)
+    spacing = radiographs.chest().volume.spacing[2]
+    for name, after, way in (("spleen", sunk, 1), ("humerus_left", raised, -1)):
+        inside = radiographs.structure(name).nonzero().T
+        come_from = inside[2] + round(way * 10 / spacing)
+        kept = (come_from >= 0) & (come_from < before.shape[2])
+        x, y, z = inside[:, kept]
+        there = (after[x, y, z] - before[x, y, come_from[kept]]).abs().mean()
+        assert there < 0.5 * (after[x, y, z] - before[x, y, z]).abs().mean()
 
 
 @needs_chest
@@ -91,10 +108,18 @@ def test_parts_of_the_ct_stay_where_they_were():
 
 
 @needs_chest
+def test_groups_of_structures_are_listed():
+    assert conditions.labels_of(None) is None
+    for group in ("vertebrae", "ribs", "skeleton"):
+        inside = radiographs.structure(group)
+        assert set(conditions.labels_of(group)) == set(radiographs.chest().mask.data[0][inside].tolist())
+
+
+@needs_chest
 def test_a_condition_is_run_from_start_to_end(tmp_path):
     chosen = registration.parse(["--only", "frontal", "--cache", str(tmp_path), "--log", str(tmp_path / "log")])
 
-    def right(subject, xrays, init, refine):
+    def right(subject, xrays, init, refine, labels):
         return SimpleNamespace(
             pose=init,
             similarity=1.0,

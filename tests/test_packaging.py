@@ -271,3 +271,10 @@ def test_the_page_lists_the_extras(settings: configparser.SectionProxy):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (listed,) = (line for line in readme.splitlines() if line.startswith("Extras bring"))
     assert set(re.findall(r"`\[(\w+)\]`", listed)) == there - {"dev"} | {"all"}
+
+
+def test_compiled_code_does_not_outlive_the_package():
+    "Files beside it would stay when it is uninstalled, in a folder that Python takes for the package."
+    from diffdrr.kernels import compiled_folder
+
+    assert not compiled_folder().is_relative_to(PACKAGE)

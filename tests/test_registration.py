@@ -11,9 +11,8 @@ from torchio import Subject
 
 from diffdrr.compare import target_registration_error
 from diffdrr.geometry import RigidTransform, convert, pose_from_view, twist_to_matrix
-from diffdrr.registration import Objective, RegistrationResult, Stage, make_views, register, search
+from diffdrr.registration import Objective, Registrar, RegistrationResult, Stage, make_views, pyramid, register, search
 from diffdrr.registration import pipeline as registration
-from diffdrr.registration.pyramid import make_pyramid
 from diffdrr.rendering import DRR
 from diffdrr.volumes import load_example_ct
 from diffdrr.xrays import XRay, invert, xray_of_rendering
@@ -77,6 +76,25 @@ def test_a_volume_that_is_optimised_can_be_registered(subject: Subject, drr: DRR
     assert torch.equal(found, plain) and not found.requires_grad
 
 
+def test_a_registrar_averages_voxels_once(monkeypatch: pytest.MonkeyPatch, subject: Subject, xray: XRay):
+    averaged, block_mean = [], pyramid.block_mean
+    monkeypatch.setattr(pyramid, "block_mean", lambda *args: averaged.append(args) or block_mean(*args))
+    registrar = Registrar(subject, schedule=QUICK)
+    first = registrar(xray, n_starts=1, verbose=False)
+    n, second = len(averaged), registrar(xray, n_starts=1, verbose=False)
+    assert n == len(averaged) == 3  # two sizes, and the vertebrae
+    assert torch.equal(first.pose.matrix, second.pose.matrix)
+
+
+def test_all_of_a_ct_is_one_body_without_labels(subject: Subject, xray: XRay, true: RigidTransform):
+    unlabelled = Subject(volume=subject.volume, density=subject.density, mask=None, reorient=subject.reorient)
+    brief = dict(init=near(true), schedule=QUICK, n_starts=1, verbose=False)
+    rigid, plain = register(subject, xray, labels=[], **brief), register(unlabelled, xray, **brief)
+    assert torch.equal(rigid.pose.matrix, plain.pose.matrix)
+    named = register(subject, xray, labels=["rib_left_5", "rib_right_5"], **brief)
+    assert not torch.equal(named.pose.matrix, rigid.pose.matrix) and error(named, true) < 0.5
+
+
 def test_a_drr_with_another_geometry_is_refused(subject: Subject, xray: XRay, true: RigidTransform):
     other = DRR(subject, sdd=1060.0, height=64, delx=6.6)
     with pytest.raises(
@@ -94,8 +112,8 @@ def test_raw_values_are_refused(subject: Subject, xray: XRay):
 
 def test_the_backend_that_was_chosen_renders(subject: Subject, xray: XRay, true: RigidTransform):
     drr = DRR(subject, sdd=1020.0, height=64, delx=6.0, backend="torch")
-    pyramid = make_pyramid(make_views(drr, xray.image, true), [32, 64])
-    assert {view.drr.renderer.backend for views in pyramid.values() for view in views} == {"torch"}
+    made = pyramid.make_pyramid(make_views(drr, xray.image, true), [32, 64])
+    assert {view.drr.renderer.backend for views in made.values() for view in views} == {"torch"}
 
 
 def test_the_trusted_attempt_is_kept(monkeypatch: pytest.MonkeyPatch, drr: DRR, xray: XRay, true: RigidTransform):

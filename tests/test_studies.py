@@ -21,7 +21,7 @@ from diffdrr.registration import RegistrationResult
 from diffdrr.rendering import DRR
 from diffdrr.studies import register_table, run
 from diffdrr.volumes import load_example_ct
-from diffdrr.xrays import write_xray, xray_of_rendering
+from diffdrr.xrays import XRay, write_xray, xray_of_rendering
 
 POSE = [f"init_{name}" for name in ("x", "y", "z", "qw", "qx", "qy", "qz")]
 VIEWS = ("AP", "LAO 30", "left lateral")
@@ -53,7 +53,7 @@ def without_seconds(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.drop(columns="seconds")
 
 
-def canned(drr: DRR, image: torch.Tensor, init: RigidTransform, mask: torch.Tensor, **options) -> RegistrationResult:
+def canned(xray: XRay, init: RigidTransform, mask: torch.Tensor, **options) -> RegistrationResult:
     "Take the initial pose for the result."
     return RegistrationResult(init, init, 1.0, torch.eye(6), [{}], None, pd.DataFrame(), 0.0)
 
@@ -62,7 +62,7 @@ def canned(drr: DRR, image: torch.Tensor, init: RigidTransform, mask: torch.Tens
 def at_once(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     "Register at once, and list the CTs that are read."
     read, read_ct = [], run.read_ct
-    monkeypatch.setattr(run, "register", canned)
+    monkeypatch.setattr(run, "Registrar", lambda subject, refine: canned)
     monkeypatch.setattr(run, "read_ct", lambda case: read.append(Path(case.ct).name) or read_ct(case))
     monkeypatch.setattr(run, "READ", run.Recent(2))
     return read
@@ -113,13 +113,13 @@ def test_a_table_of_results_is_where_another_begins(files: Path, tmp_path: Path,
 def test_a_run_goes_on_where_it_stopped(files: Path, tmp_path: Path, at_once: list[str], monkeypatch):
     done = []
 
-    def stops_at_the_third(drr: DRR, image: torch.Tensor, init: RigidTransform, mask: torch.Tensor, **options):
+    def stops_at_the_third(xray: XRay, init: RigidTransform, mask: torch.Tensor, **options):
         done.append(init)
         if len(done) == 3:
             raise KeyboardInterrupt
-        return canned(drr, image, init, mask)
+        return canned(xray, init, mask)
 
-    monkeypatch.setattr(run, "register", stops_at_the_third)
+    monkeypatch.setattr(run, "Registrar", lambda subject, refine: stops_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         register_table(table_of(files), tmp_path / "results.csv", verbose=False)
     assert not (tmp_path / "results.csv").exists()
@@ -133,7 +133,12 @@ def test_a_run_goes_on_where_it_stopped(files: Path, tmp_path: Path, at_once: li
 
 def test_what_a_result_depends_on_is_registered_again(files: Path, tmp_path: Path, at_once: list[str], monkeypatch):
     done = []
-    monkeypatch.setattr(run, "register", lambda *what, **options: done.append(options) or canned(*what))
+
+    def registered(*what, **options):
+        done.append(options)
+        return canned(*what)
+
+    monkeypatch.setattr(run, "Registrar", lambda subject, refine: registered)
     table = table_of(files)
     register_table(table[:3], tmp_path / "results.csv", verbose=False)
     register_table(table, tmp_path / "results.csv", verbose=False)

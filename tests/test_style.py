@@ -12,12 +12,11 @@ import pytest
 from tools import house
 
 HOUSE = house.House(house.ROOT)
-BROKEN = house.broken_rules(HOUSE)
 
 
-@pytest.mark.parametrize("rule", BROKEN)
-def test_rule(rule: str):
-    assert not BROKEN[rule], f"{rule}:\n  " + "\n  ".join(BROKEN[rule])
+def test_rules():
+    broken = {rule: lines for rule, lines in house.broken_rules(HOUSE).items() if lines}
+    assert not broken, "\n".join(f"{rule}:\n  " + "\n  ".join(lines) for rule, lines in broken.items())
 
 
 def test_excuses_are_needed():

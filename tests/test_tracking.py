@@ -96,7 +96,7 @@ def test_a_body_leaves_and_returns():
 
 
 @pytest.mark.filterwarnings("ignore::diffdrr.geometry.BlackPicture")
-@pytest.mark.parametrize("reason", ["hidden", "black", "missing", "repeated"])
+@pytest.mark.parametrize("reason", [pytest.param("hidden", marks=pytest.mark.slow), "black", "missing", "repeated"])
 def test_frames_that_show_nothing_new(reason):
     bodies, F = {"block": MeshBody(box(30.0, 20.0, 25.0), 0.05)}, 8
     poses = {"block": motion([[3.0 * i, 2 * i, i] for i in range(F)], [[0.3, 0.05 * i, 0.1] for i in range(F)])}

@@ -24,6 +24,7 @@ from pathlib import Path, PurePosixPath
 import nbdev.doclinks
 import smalldocs.layout
 from execnb.nbio import read_nb
+from IPython.core.interactiveshell import InteractiveShell
 from nbdev.config import get_config
 from nbdev.doclinks import NbdevLookup
 from nbdev.quarto import refresh_quarto_yml
@@ -140,8 +141,15 @@ def put_public_names_first(reference: Path) -> None:
             path.write_text(json.dumps(notebook), encoding="utf-8")
 
 
+def leave_shells_as_they_are() -> None:
+    """Let Python end at once: for the shell of each notebook that nbdev processed, IPython would clear the names then,
+    which takes as long as building the website."""
+    InteractiveShell.atexit_operations = lambda shell: None
+
+
 def process(notebooks: Path) -> tuple[Path, list[str]]:
     "Let nbdev process the notebooks; return the folder with the results, and what is wrong with them."
+    leave_shells_as_they_are()
     refresh_quarto_yml()
     nbdev.doclinks._build_modidx()
     link_documented_names(get_config().lib_name)

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -156,12 +157,14 @@ def broken(mutant: Mutant, project: Path = ROOT) -> dict[Path, str]:
 
 
 def run_tests(project: Path, tests: tuple[str, ...]) -> str | None:
-    "Run tests in a copy of the project; return the first that fails, or None."
+    "Run tests in a copy of the project; return the first that fails, or the signal that ended them, or None."
     command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "--tb=no", "-rfE", *tests]
     environment = os.environ | {"PYTHONPATH": str(project), "XDG_CACHE_HOME": str(project / ".cache")}
     done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
     if done.returncode == 0:
         return None
+    if done.returncode < 0:  # a kernel that writes beside its arrays
+        return f"{' '.join(tests)}, ended by {signal.Signals(-done.returncode).name}"
     found = FAILED.search(done.stdout)
     if not found:
         raise RuntimeError(f"{' '.join(command)} broke:\n{done.stdout}{done.stderr}")

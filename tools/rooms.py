@@ -27,7 +27,7 @@ ROOMS: dict[str, set[str]] = {
     "physics": {"geometry", "volumes"},
     "compare": {"geometry"},
     "registration": {"geometry", "volumes", "xrays", "kernels", "rendering", "compare"},
-    "tracking": {"geometry", "volumes", "xrays", "kernels", "rendering", "bodies", "compare", "registration"},
+    "tracking": set("geometry volumes xrays kernels rendering bodies physics compare registration".split()),
     "reconstruction": {"geometry", "volumes", "kernels", "rendering"},
     "anatomy": {"geometry", "rendering"},
     "show": {"geometry", "volumes", "xrays", "rendering", "bodies", "anatomy"},

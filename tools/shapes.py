@@ -4,8 +4,9 @@
 
 `install` puts a hook before the imports of the package. It wraps each function and method that has an annotation of
 jaxtyping, so that beartype looks at its arguments and its result after it has returned, with one meaning for each
-letter. An error that the function itself raises for wrong input passes through. Compiled functions of Numba and
-Triton are no Python functions: they are left alone. While torch.compile traces a function, nothing is verified.
+letter. Shapes that a function has been verified with are not looked at again. An error that the function itself raises
+for wrong input passes through. Compiled functions of Numba and Triton are no Python functions: they are left alone.
+While torch.compile traces a function, nothing is verified.
 """
 
 from __future__ import annotations
@@ -79,6 +80,17 @@ def compare(name: str, values: dict[str, object], hints: dict[str, object]) -> N
                 )
 
 
+def shapes_of(value: object) -> object:
+    "Return what an annotation can say about a value: shapes and dtypes, and the types of what are no tensors."
+    if isinstance(value, torch.Tensor):
+        return value.shape, value.dtype
+    if isinstance(value, (tuple, list)):
+        return type(value), tuple(map(shapes_of, value))
+    if isinstance(value, dict):
+        return dict, tuple(value), tuple(map(shapes_of, value.values()))
+    return type(value)
+
+
 def verified(function: FunctionType) -> FunctionType:
     """Wrap a function so that its annotations are verified when it returns; return it as it is if it has none about
     arrays."""
@@ -89,6 +101,7 @@ def verified(function: FunctionType) -> FunctionType:
     signature = inspect.signature(function)
     variadic = {p.name for p in signature.parameters.values() if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
     hints: dict[str, object] = {}
+    known: set[object] = set()  # shapes that have been verified
     is_ready = False
 
     @functools.wraps(function)
@@ -103,8 +116,10 @@ def verified(function: FunctionType) -> FunctionType:
         if not is_ready:  # now every name in the annotations exists
             hints.update({name: hint for name, hint in shape_hints(function).items() if name not in variadic})
             is_ready = True
-        if hints:
+        shapes = shapes_of((args, kwargs, result))
+        if hints and shapes not in known:
             compare(name, {**signature.bind(*args, **kwargs).arguments, "return": result}, hints)
+            known.add(shapes)
 
     setattr(wrapper, MARK, True)
     return wrapper

@@ -79,5 +79,5 @@ class MeshBody(nn.Module):
     @property
     def corners(self) -> Float[Tensor, "8 3"]:
         "The corners of the box around the body, in its frame, mm."
-        low, high = self.vertices.detach().amin(dim=0), self.vertices.detach().amax(dim=0)
+        low, high = torch.aminmax(self.vertices.detach(), dim=0)
         return torch.cartesian_prod(*torch.stack([low, high], dim=1))

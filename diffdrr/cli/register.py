@@ -5,6 +5,7 @@
 # %% ../../nbs/api/cli/975_register.ipynb #ddef65bd
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +117,13 @@ class RegisterOptions:
         ct, chosen = str(Path(self.ct).absolute()), choices_of_slices(self)
         return Case(ct, shots, self.orientation, self.pixels, self.invert, chosen)
 
+# %% ../../nbs/api/cli/975_register.ipynb #0a5b0cd0
+def as_options(
+    reason: str,  # to distrust a result
+) -> str:
+    "Say what to do in the words of the command line."
+    return re.sub("orientation='(..)' instead of '..'", r"--orientation \1", reason)
+
 # %% ../../nbs/api/cli/975_register.ipynb #e184c215
 def register(
     options: RegisterOptions,
@@ -145,7 +153,7 @@ def register(
         case.save(temporary / "case.json")
     print(f"{result}\n{folder.absolute()}")
     if result.failed:
-        raise ValueError(f"the pose in {options.output!r} should not be trusted: {result.reason}")
+        raise ValueError(f"the pose in {options.output!r} should not be trusted: {as_options(result.reason)}")
 
 
 def save_overlay(

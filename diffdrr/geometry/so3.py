@@ -272,29 +272,13 @@ def matrix_to_euler_angles(
     matrix: Float[Tensor, "*B 3 3"],
     convention: str,  # such as "ZXY"
 ) -> Float[Tensor, "*B 3"]:  # rad; at gimbal lock the third angle is zero
-    """Convert rotation matrices to Euler angles, by way of quaternions (Bernardes and Viollet, PLOS ONE 17(11), 2022).
+    "Convert rotation matrices to Euler angles."
+    import roma
 
-    Nothing in it waits for a GPU."""
     check_euler_convention(convention)
-    k, j, i = map("XYZ".index, convention)  # the paper's axes do not turn along, so they come the other way round
-    gimbal_lock = matrix[..., k, i].abs() >= 1
-    matrix = torch.where(gimbal_lock[..., None, None], matrix.detach(), matrix)
-    proper, k = i == k, 3 - i - j
-    sign = (i - j) * (j - k) * (k - i) // 2
-    real, *axes = matrix_to_quaternion(matrix).unbind(dim=-1)
-    a, b, c, d = real, axes[i], axes[j], sign * axes[k]
-    if not proper:
-        a, b, c, d = a - c, b + d, c + a, d - b
-    half_sum, half_difference = torch.atan2(b, a), torch.atan2(d, c)
-    middle = 2 * torch.atan2(torch.hypot(c, d), torch.hypot(a, b))
-    at_zero, at_pi = middle <= 1e-7, (middle - torch.pi).abs() <= 1e-7
-    first = torch.where(at_pi, 2 * half_difference, half_sum + half_difference)
-    first = torch.where(at_zero, 2 * half_sum, first)
-    third = torch.where(at_zero | at_pi, 0, half_sum - half_difference)
-    if not proper:
-        first, middle = sign * first, middle - torch.pi / 2
-    angles = torch.stack([first, middle, third], dim=-1)
-    return angles - 2 * torch.pi * (angles / (2 * torch.pi)).round()
+    first, last = "XYZ".index(convention[0]), "XYZ".index(convention[2])
+    gimbal_lock = matrix[..., first, last].abs() >= 1
+    return roma.rotmat_to_euler(convention, torch.where(gimbal_lock[..., None, None], matrix.detach(), matrix))
 
 # %% ../../nbs/api/geometry/102_so3.ipynb #c7314c00
 def rotation_6d_to_matrix(

@@ -73,14 +73,35 @@ def bends_of(
 
 def explain_away(
     rows: Float[Tensor, "B R M"],
-    bends: Float[Tensor, "B K M"],
+    reasons: Float[Tensor, "B K M"],
     mask: Float[Tensor, "M"],
+    cost: Float[Tensor, "K"],  # of the square of how much of a reason is used, in squares of rows
 ) -> Float[Tensor, "B R M"]:
-    "Take out of rows what bends explain."
-    normal = (bends * mask) @ bends.mT
-    ridge = 1e-4 * normal.diagonal(dim1=-2, dim2=-1) + torch.finfo(rows.dtype).tiny
-    parts = torch.linalg.solve_ex(normal + torch.diag_embed(ridge), (bends * mask) @ rows.mT).result  # does not wait
-    return rows - parts.mT @ bends
+    "Take out of rows what reasons explain that are none of the pose."
+    if len(cost) == 0:
+        return rows
+    normal = (reasons * mask) @ reasons.mT
+    ridge = 1e-4 * normal.diagonal(dim1=-2, dim2=-1) + cost + torch.finfo(rows.dtype).tiny
+    parts = torch.linalg.solve_ex(normal + torch.diag_embed(ridge), (reasons * mask) @ rows.mT).result  # does not wait
+    return rows - parts.mT @ reasons
+
+# %% ../../nbs/api/registration/718_objective.ipynb #63958904
+STIFFNESS = 1e-3  # what a squared mm of shift costs, in squared local standard deviations of each pixel
+
+
+def reasons_for(
+    view: View,
+    picture: Float[Tensor, "B 1 H W"],
+    bends: bool,  # whether the detector's response may bend
+) -> tuple[Float[Tensor, "B K H W"], Float[Tensor, "K"]]:  # derivatives of the picture, and the cost of each
+    "List what may change a picture beside the pose: the response of the detector, and shifts of the background."
+    images, cost = [picture[:, :0]], [picture.new_zeros(2 * bends)]
+    if bends:
+        images.append(bends_of(picture, view.xray.mask))
+    if view.shifts is not None:
+        images.append(view.shifts.expand(len(picture), -1, -1, -1))
+        cost.append(picture.new_ones(view.shifts.shape[1]) * STIFFNESS * view.xray.mask.sum())
+    return torch.cat(images, dim=1), torch.cat(cost)
 
 # %% ../../nbs/api/registration/718_objective.ipynb #21493f08
 class Comparison:
@@ -194,15 +215,15 @@ class Objective(Comparison):
         picture: Float[Tensor, "B 1 H W"],
         *derivatives: Float[Tensor, "B P H W"],
     ) -> Float[Tensor, "B R M"]:  # residual, and its derivatives
-        "Standardise, subtract the X-ray, and take out what the response explains."
+        "Standardise, subtract the X-ray, and take out what other reasons than the pose explain."
         mask = self.views[i].xray.mask
-        bent = [bends_of(picture, mask)] if self.bends else []
-        slopes, n = torch.cat([picture[:, :0], *derivatives, *bent], dim=1), 1 + sum(d.shape[1] for d in derivatives)
+        reasons, cost = reasons_for(self.views[i], picture, self.bends)
+        slopes, n = torch.cat([*derivatives, reasons], dim=1), 1 + sum(d.shape[1] for d in derivatives)
         if slopes.shape[1] == 0:
             return standardize_locally(picture, mask, self.sigmas[i]).flatten(2) - self.targets[i][:, None]
         standardized, slopes = standardize_locally(picture, mask, self.sigmas[i], slopes)
         rows = torch.cat([standardized.flatten(2) - self.targets[i][:, None], slopes.flatten(2)], dim=1)
-        return explain_away(rows[:, :n], rows[:, n:], mask.flatten()) if self.bends else rows
+        return explain_away(rows[:, :n], rows[:, n:], mask.flatten(), cost)
 
     def residual(
         self,

@@ -6,16 +6,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 
+import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ..geometry import bin_pixels
 from .views import View
-from ..rendering import Trilinear
+from ..rendering import DRR, Trilinear
+from ..volumes import block_mean
 
 # %% auto #0
 __all__ = []
@@ -39,24 +42,90 @@ def crop_to_field(
     return view._replace(drr=drr, xray=xray)
 
 # %% ../../nbs/api/registration/717_pyramid.ipynb #0f58c191
+class Recall:
+    "Volumes that were made of others, as long as those are there and do not change."
+
+    def __init__(self):
+        self.made = WeakIdKeyDictionary()  # by volume: its version, and what was made of it
+
+    def get(
+        self,
+        volume: Float[Tensor, "X Y Z"],
+        key: Hashable,
+        make: Callable[[], Tensor],
+    ) -> Tensor:
+        "Return what was made of a volume, now or before."
+        now = 0 if volume.is_inference() else volume._version  # torch does not count those of inference
+        version, known = self.made.get(volume, (None, {}))
+        if version != now:
+            known = {}
+            self.made[volume] = now, known
+        if key not in known:
+            with torch.no_grad():
+                known[key] = make()
+        return known[key]
+
+
+def larger_voxels(
+    view: View,
+    pixels: int,  # rows and columns of pixels that become one
+) -> tuple[int, int, int]:  # how many become one along each axis
+    "Choose voxels that are three quarters as large as what such a pixel sees."
+    grid, voxel = view.drr.grid, 0.75 * pixels * view.pixel_at_isocentre()
+    return tuple(min(max(1, round(voxel / s)), m) for s, m in zip(grid.spacing.tolist(), grid.shape))
+
+
 def coarsen(
     view: View,
     pixels: int,  # along the longer side of the picture, at most
+    recall: Recall | None = None,  # volumes that were made before
+    labels: tuple[int, ...] = (),  # of the structures whose pose is meant; none for the whole CT
 ) -> View:
     "Return a view with larger pixels and voxels, whose DRR interpolates. The backend stays that of the DRR."
-    drr, xray = view.drr, view.xray
+    fine, xray, recall = view.drr, view.xray, recall or Recall()
     height, width = xray.camera.height, xray.camera.width
     n = -(-max(height, width) // pixels)
     if n % 2 == 0 and (height % 2 or width % 2):
         n += 1  # blocks of an even number of pixels cannot be put in the middle of an odd number
-    voxel = 0.75 * n * view.pixel_at_isocentre()
-    grid = drr.grid
-    drr = drr.coarsen(n, tuple(min(max(1, round(voxel / s)), m) for s, m in zip(grid.spacing.tolist(), grid.shape)))
+    voxels = larger_voxels(view, n)
+    density = recall.get(fine.density, voxels, lambda: block_mean(fine.density, voxels))
+    drr = fine.coarsen(n, voxels, density)
     drr.renderer = Trilinear(drr.renderer.voxel_shift, backend=drr.renderer.backend)
     mask = (bin_pixels(xray.mask, n) > 0.99).to(xray.mask)
     mask = -F.max_pool2d(-mask, 3, stride=1, padding=1)  # away from edges that are none of the patient's
     xray = replace(xray, image=bin_pixels(xray.image, n), mask=mask, camera=xray.camera.bin(n))
-    return view._replace(drr=drr, xray=xray)
+    return view._replace(drr=drr, xray=xray, part=part_of(fine, drr, voxels, labels, recall))
+
+# %% ../../nbs/api/registration/717_pyramid.ipynb #e6a53894
+def within(
+    mask: Integer[Tensor, "X Y Z"],  # label map
+    labels: tuple[int, ...],
+) -> Bool[Tensor, "X Y Z"]:
+    "Find voxels with one of some labels. Each run of neighbouring labels takes a pass over the map."
+    inside = torch.zeros_like(mask, dtype=torch.bool)
+    firsts, lasts = (sorted(label for label in labels if label + step not in labels) for step in (-1, 1))
+    for first, last in zip(firsts, lasts):
+        inside |= (mask >= first) & (mask <= last)
+    return inside
+
+
+def part_of(
+    fine: DRR,
+    coarse: DRR,
+    voxels: tuple[int, int, int],  # of the fine DRR that one of the coarse DRR holds, along each axis
+    labels: tuple[int, ...],
+    recall: Recall,
+) -> DRR | None:  # None without labels
+    "Return a coarse DRR of some structures alone."
+    if not labels or fine.labels is None:
+        return None
+
+    def alone() -> Tensor:
+        return block_mean(torch.where(within(fine.labels, labels), fine.density, 0), voxels)
+
+    part = coarse.shallow_copy()
+    part.density = recall.get(fine.density, (voxels, labels), alone)
+    return part
 
 # %% ../../nbs/api/registration/717_pyramid.ipynb #9fc2db5d
 CUT = 0.01  # part of a face of the CT which the body fills where it is cut
@@ -78,7 +147,9 @@ def go_on(
     drr, camera = view.drr, view.xray.camera
     more = view.pixel_at_isocentre() * max(camera.height, camera.width) / 2
     cut = [is_cut(drr.density, axis) for axis in range(3)]
-    return view._replace(drr=drr.extend([c * math.ceil(more / s) for c, s in zip(cut, drr.grid.spacing.tolist())]))
+    voxels = [c * math.ceil(more / s) for c, s in zip(cut, drr.grid.spacing.tolist())]
+    part = None if view.part is None else view.part.extend(voxels)
+    return view._replace(drr=drr.extend(voxels), part=part)
 
 # %% ../../nbs/api/registration/717_pyramid.ipynb #f6eba118
 LEAST_PIXELS = 20  # about three for each degree of freedom
@@ -87,10 +158,15 @@ LEAST_PIXELS = 20  # about three for each degree of freedom
 def make_pyramid(
     views: Sequence[View],
     sizes: Sequence[int],  # pixels along the longer side of the picture
+    labels: tuple[int, ...] = (),  # of the structures whose pose is meant; none for the whole CT
+    recall: Recall | None = None,  # volumes that were made before
 ) -> dict[int, list[View]]:  # by size
     "Coarsen views. Raises a `ValueError` if a mask leaves too little of a coarse picture."
-    cropped = [crop_to_field(view) for view in views]
-    pyramid = {pixels: [coarsen(view, pixels) for view in cropped] for pixels in sizes}
+    cropped, recall = [crop_to_field(view) for view in views], recall or Recall()
+    pyramid = {
+        pixels: [coarsen(view, pixels, recall, labels if pixels == sizes[-1] else ()) for view in cropped]
+        for pixels in dict.fromkeys(sizes)
+    }
     for pixels, coarse in pyramid.items():
         for view in coarse:
             if view.xray.mask.sum() < LEAST_PIXELS:

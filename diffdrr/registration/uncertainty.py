@@ -132,7 +132,10 @@ def others(
     "Compare in other ways."
     views, refine, prior = objective.views, objective.refine, objective.prior
     windows = [Objective(views, part * objective.window, refine, prior, objective.bends) for part in OTHER_WINDOWS]
-    return [*windows, Objective(views, objective.window, refine, prior, not objective.bends)]
+    bent = Objective(views, objective.window, refine, prior, not objective.bends)
+    rigid = [view._replace(shifts=None) for view in views]
+    as_one = [Objective(rigid, objective.window, refine, prior, objective.bends)]
+    return [*windows, bent, *as_one * any(view.shifts is not None for view in views)]
 
 
 def disagreement(

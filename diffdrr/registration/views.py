@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from ..checks import shaped
@@ -35,6 +35,8 @@ class View(NamedTuple):
     drr: DRR  # with the camera of the X-ray; its CT may be coarser, and go on beyond its ends
     xray: XRay  # line integrals: bones are bright; with the pose to begin from
     grid: Grid  # of the CT as it was given
+    part: DRR | None = None  # shows the structures alone whose pose is meant, if that is not the whole CT
+    shifts: Float[Tensor, "1 K H W"] | None = None  # what each mm adds by which some of the rest may have shifted
 
     def pixel_at_isocentre(self) -> float:
         "Compute the width of what a pixel sees at the centre of the volume, in mm."

@@ -53,9 +53,11 @@ def coarsen(
     drr: DRR,  # with a volume
     pixels: int,  # rows and columns of pixels that become one, see `Camera.bin`
     voxels: tuple[int, int, int],  # voxels along each axis that become one
+    density: Float[Tensor, "X Y Z"] | None = None,  # of the larger voxels, if it was made before
 ) -> DRR:
     "Return a DRR with larger pixels and larger voxels in the same places, without label map."
-    level = with_volume(drr, block_mean(drr.density, voxels), drr.grid.coarsen(voxels))
+    density = block_mean(drr.density, voxels) if density is None else density
+    level = with_volume(drr, density, drr.grid.coarsen(voxels))
     level.set_camera_(drr.camera.bin(pixels), drr.detector.n_subsample)
     return level
 

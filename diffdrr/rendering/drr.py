@@ -243,7 +243,7 @@ class DRR(RayRenderer):
         images = jacobian_images(self, pose, calibration, frame, intrinsics, kwargs)
         return tuple(self.reshape_transform(x, batch_size=len(x)) for x in images)
 
-    def coarsen(self, pixels: int, voxels: tuple[int, int, int]) -> DRR:
+    def coarsen(self, pixels: int, voxels: tuple[int, int, int], density: Float[Tensor, "X Y Z"] | None = None) -> DRR:
         """Return a DRR with larger pixels and larger voxels in the same places, without label map.
 
         It is one level of a coarse-to-fine method. Raises a `ValueError` without a volume.
@@ -251,9 +251,10 @@ class DRR(RayRenderer):
         Args:
             pixels: rows and columns of pixels that become one; what is left over is cut off evenly
             voxels: voxels along each axis that become one
+            density: of the larger voxels, if it was made before
         """
         check_density(self.density)
-        return coarsen(self, pixels, voxels)
+        return coarsen(self, pixels, voxels, density)
 
     def extend(self, voxels: tuple[int, int, int]) -> DRR:
         """Return a DRR whose outer voxels are repeated beyond the volume, without label map.

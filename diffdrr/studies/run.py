@@ -19,8 +19,8 @@ from .. import __version__
 from ..checks import known, whole
 from ..files import check_folder, whole_file
 from ..geometry import deviation_columns, pose_columns
-from ..registration import RegistrationResult, check_search, register
-from .case import Case, make_drrs, read_ct, read_pictures
+from ..registration import Registrar, RegistrationResult, check_search
+from .case import Case, read_ct, read_pictures
 from diffdrr.studies.table import (
     OF_CT,
     case_of,
@@ -37,13 +37,12 @@ from ..workers import Recent, check_workers, results
 
 if TYPE_CHECKING:
     import pandas as pd
-    from torchio import Subject
 
 # %% auto #0
 __all__ = ['register_table', 'warn_of_errors']
 
 # %% ../../nbs/api/studies/953_run.ipynb #1e7cb338
-READ = Recent(2)  # CTs, and what was said of them
+READ = Recent(2)  # registrars of CTs, and what was said of these
 
 
 def remarks_of(
@@ -55,11 +54,12 @@ def remarks_of(
 
 def read_with_remarks(
     case: Case,
-) -> tuple[Subject, list[str]]:
-    "Read a CT, and keep what is said of it, because it holds for every row with this CT."
+    refine: Sequence[str] | Mapping[str, float],  # see `register`
+) -> tuple[Registrar, list[str]]:
+    "Read a CT to register X-rays to, and keep what is said of it, because it holds for every row with this CT."
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", UserWarning)
-        return read_ct(case), remarks_of(said)
+        return Registrar(read_ct(case), refine=refine), remarks_of(said)
 
 
 def result_columns(
@@ -84,17 +84,13 @@ def register_row(
     case = case_of(row, folder, pixels)
     (picture,) = read_pictures(case)
     init = start_of(row, folder, picture, case.orientation)
-    names = [row.get(name) for name in OF_CT]
-    key = (
-        folder,
-        *names,
-        json.dumps([state_of(folder / row[name]) for name in ("ct", "labels", "names") if name in row]),
-    )
-    subject, remarks = READ.get(key, partial(read_with_remarks, case))
+    names, search = [row.get(name) for name in OF_CT], dict(search)
+    refine, files = search.pop("refine", ()), [row[name] for name in ("ct", "labels", "names") if name in row]
+    key = (folder, *names, json.dumps([refine, *(state_of(folder / file) for file in files)]))
+    registrar, remarks = READ.get(key, partial(read_with_remarks, case, refine))
     for remark in remarks:
         warnings.warn(remark)
-    (drr,) = make_drrs(subject, [picture])
-    return result_columns(register(drr, picture.image, init, picture.mask, verbose=False, **search))
+    return result_columns(registrar(picture, init, picture.mask, verbose=False, **search))
 
 
 def attempt_row(

@@ -42,9 +42,10 @@ from .search import find_candidates
 from ..xrays import XRay
 
 # %% auto #0
-__all__ = ['FARTHEST', 'UNLIKE', 'AS_WELL', 'DISAGREE', 'CHECK', 'ALIKE', 'Found', 'likeness', 'in_spreads', 'reason_to_doubt',
-           'in_one_place', 'last_move', 'disagreement', 'rival', 'BodySearch', 'find_once', 'find_body', 'trace_table',
-           'register_bodies', 'has_more_pixels', 'finish', 'check_options']
+__all__ = ['FARTHEST', 'UNLIKE', 'AS_WELL', 'DISAGREE', 'CHECK', 'ALIKE', 'BETTER', 'Found', 'likeness', 'in_spreads',
+           'reason_to_doubt', 'in_one_place', 'last_move', 'disagreement', 'rival', 'BodySearch', 'find_once',
+           'starts_of', 'find_body', 'trace_table', 'register_bodies', 'has_more_pixels', 'finish', 'check_options',
+           'exchange']
 
 # %% ../../nbs/api/tracking/748_bodies.ipynb #16d6145b
 def check_xrays(
@@ -180,10 +181,11 @@ def reason_to_doubt(found: Found) -> str | None:  # None if there is none
     if off.max() > FARTHEST / math.sqrt(3):
         return f"{name} moved by more than {FARTHEST} standard deviations of the start; check the pose to begin from"
     if min(alike) < UNLIKE:
-        views = ", ".join(f"{x:.2f}" for x in alike)
+        views, each = [i for i, x in enumerate(alike) if x < UNLIKE], ", ".join(f"{x:.2f}" for x in alike)
+        where = "" if len(views) == len(alike) else f" in view {' and '.join(map(str, views))}"
         return (
-            f"{name} is not seen where it was found (local correlation in each view: {views}); check that each picture "
-            "belongs to its camera, and the pose to begin from"
+            f"{name} is not seen where it was found{where} (local correlation in each view: {each}); check that each "
+            "picture belongs to its camera, and the pose to begin from"
         )
     if (other := rival(found) or disagreement(found)) is not None:
         return other
@@ -291,6 +293,14 @@ def find_once(
     return Found(name, setup, refine(setup, start, search.stages), init, spread)
 
 
+def starts_of(
+    search: BodySearch,
+    spread: Sequence[float],
+) -> int:
+    "Choose how many rotations to try."
+    return search.n_starts or round(150 * min(max(spread[0] / 20, 1.0) ** 2, 6.0))
+
+
 def find_body(
     name: str,
     setup: Setup,  # of this body only
@@ -299,7 +309,7 @@ def find_body(
     search: BodySearch,
 ) -> Found:
     "Search for one body until there is no reason to doubt, or take what fits best."
-    found, n = [], search.n_starts or round(150 * min(max(spread[0] / 20, 1.0) ** 2, 6.0))
+    found, n = [], starts_of(search, spread)
     for i in range(search.attempts if n > 1 else 1):
         again = replace(search, n_starts=n * 2**i, seed=search.seed + i)
         found.append(find_once(name, setup, init, spread, again))
@@ -408,7 +418,7 @@ def finish(
     for k, (name, one) in enumerate(found.items()):
         own = BodyPlacement(best.poses[:, k : k + 1])
         alone = one.refinement._replace(last=Iterate(own, one.refinement.last.similarity[:1]))
-        reasons[name] = reason_to_doubt(one._replace(refinement=alone))
+        reasons[name] = exchange(one, search) or reason_to_doubt(one._replace(refinement=alone))
         similarity[name] = one.refinement.objective.score(own).item()
     poses = {name: RigidTransform(pose) for name, pose in zip(setup.bodies, best.poses[0])}
     reasons |= {name: reasons[name] or reason for name, reason in in_one_place(setup.bodies, poses).items()}
@@ -432,3 +442,29 @@ def check_options(
         raise ValueError("search must have at least one BodyStage")
     if torch.is_inference_mode_enabled():
         raise ValueError("register_bodies needs derivatives, which torch.inference_mode() forbids")
+
+# %% ../../nbs/api/tracking/748_bodies.ipynb #b3a9c6d2
+BETTER = 0.05  # of the local correlation, from which on exchanged pictures fit better
+
+
+def exchange(
+    found: Found,
+    search: BodySearch,
+) -> str | None:
+    "Search with the pictures of two views exchanged, and name the views if the body fits better so."
+    stages, xrays = search.stages[:2], found.setup.xrays
+    n, usual = starts_of(search, found.spread), found.refinement.similarity_after(stages[-1])
+    for i, j in combinations(range(len(xrays)), 2):
+        if usual > 1 - BETTER or xrays[i].image.shape != xrays[j].image.shape:
+            continue
+        others = list(xrays)
+        for k, other in ((i, xrays[j]), (j, xrays[i])):
+            others[k] = replace(xrays[k], camera=other.camera, pose=other.pose)
+        setup, again = found.setup._replace(xrays=others), replace(search, n_starts=n, stages=stages)
+        similarity = find_once(found.name, setup, found.expected, found.spread, again).refinement.last.similarity[0]
+        if similarity > max(usual + BETTER, UNLIKE):
+            return (
+                f"{found.name} fits better with the pictures of views {i} and {j} exchanged (local correlation "
+                f"{similarity:.2f}, not {usual:.2f}); check that each picture belongs to its camera"
+            )
+    return None

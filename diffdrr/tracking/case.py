@@ -20,6 +20,7 @@ from torch import nn
 from ..bodies import MeshBody, VoxelBody, read_mesh
 from ..checks import one_of
 from ..geometry import Camera, RigidTransform, read_mayacam, read_transform
+from ..physics import MATERIALS
 from .autoscoper import read_autoscoper, read_tra
 from .jointtrack import read_jts
 from .sequences import Moments
@@ -160,6 +161,8 @@ def body_of(
         raise ValueError(f"{where} must have either mesh or volume; give one of them")
     if "mesh" in table:
         check_table(table, MESH, [], where)
+        if "material" in table:
+            one_of(f"material in {where}", table["material"], MATERIALS, remedy="leave it out if it is none of these")
         with naming(f"mesh in {where}"):
             mesh = read_mesh(folder / table["mesh"], **given(table, "scale", "repair"))
             return MeshBody(mesh, **given(table, "attenuation", "material"))

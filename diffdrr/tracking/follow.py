@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..geometry import RigidTransform, matrix_to_axis_angle
 from .motion import Prediction, predict
-from .sight import fingerprint, shows_something, useful_views
+from .sight import fingerprint, shows_something, useful_views, why_unseen
 from .tracks import Track
 from ..xrays import XRay
 
@@ -228,9 +228,10 @@ class Follower:
                 if finding.reason is not None:
                     finding = Finding(*guesses[name], finding.similarity, finding.reason)
                 findings[name] = better(findings.get(name), finding)
-        for name, guess in guesses.items():
-            reason = "it has not been found yet" if name in inside else "it is out of the field of all views"
-            findings.setdefault(name, Finding(*guess, 0.0, reason))
+        for name in set(guesses) - set(findings):
+            reason = "it has not been found yet, and is not looked for in every frame"
+            reason = reason if name in inside else why_unseen(views, self.boxes(guesses)[name])
+            findings[name] = Finding(*guesses[name], 0.0, reason)
         return findings
 
     def attempts(self, track: Track, guesses: dict[str, Prediction], inside: Sequence[str]) -> list[tuple]:

@@ -96,7 +96,8 @@ def diffusion(
 ) -> Float[Tensor, "B 12 12"]:
     "Compute the covariance that random changes of the velocity add."
     blocks = change.new_tensor([[time**3 / 3, time**2 / 2], [time**2 / 2, time]])
-    return torch.einsum("ij,bk,kl->bikjl", blocks, change.square(), torch.eye(6).to(change)).reshape(-1, 12, 12)
+    along = torch.diag_embed(change.square())
+    return (blocks[:, None, :, None] * along[:, None, :, None]).reshape(-1, 12, 12)
 
 
 def predicted(

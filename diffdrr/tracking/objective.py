@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from ..kernels import Rays
 from ..registration import Comparison, Penalty
 from ..rendering import slopes_by_twist
 from .joints import Place, joined
-from .placement import BodyPlacement, centre_of
+from .placement import BodyPlacement, centre_of, diameter_of
 from .regions import Region, detector_of, grow, pixel_at
 
 # %% auto #0
@@ -70,6 +71,31 @@ def cut_off(
     steep = bodies[:, :, :3].square().sum(dim=2, keepdim=True).sqrt()
     return (bodies * (most / steep.clamp(min=most))).flatten(1, 2)
 
+# %% ../../nbs/api/tracking/744_objective.ipynb #7c51d0e4
+class Look(NamedTuple):
+    "Line integrals of one view at some guesses, and their slopes."
+
+    moving: Float[Tensor, "B 1 N"]  # of the bodies that move
+    integral: Float[Tensor, "B 1 N"]  # of all bodies
+    gradients: list[tuple[Float[Tensor, "B N 3"], ...]]  # by source and target, in the frame of each that moves
+
+
+@torch.no_grad()
+def look_at_bodies(
+    bodies: Sequence[nn.Module],  # first those that move, then those that stay
+    moving: Sequence[Rays],  # in the frame of each
+    staying: Sequence[Rays],
+) -> Look:
+    "Integrate bodies, and differentiate by the ends of the rays of those that move."
+    parts = []
+
+    def picture(rays: Sequence[Rays]) -> Float[Tensor, "B 1 N"]:
+        parts[:] = integrals(bodies, [*rays, *staying])
+        return sum(parts)
+
+    integral, gradients = slopes_by_rays(picture, moving)
+    return Look(sum(parts[: len(moving)]).detach(), integral, gradients)
+
 # %% ../../nbs/api/tracking/744_objective.ipynb #a87bc1e7
 class BodyObjective(Comparison):
     """Compare X-rays with the pictures that poses of bodies give, near these bodies.
@@ -89,16 +115,18 @@ class BodyObjective(Comparison):
         self.bodies, self.regions, self.known = dict(bodies), list(regions), list(known)
         self.steepest = steepest
         self.still = [(body, pose.matrix.to(near.poses)) for body, pose in (still or {}).values()]
-        self.names, every = [*bodies, *(still or {})], [*bodies.values(), *(body for body, _ in self.still)]
-        self.centres = torch.stack([centre_of(body) for body in every]).to(near.poses)
+        self.names, self.every = [*bodies, *(still or {})], [*bodies.values(), *(body for body, _ in self.still)]
+        self.centres = torch.stack([centre_of(body) for body in self.every]).to(near.poses)
         self.rays = [rays_of(region) for region in regions]
         self.pivot = self.centres[: len(bodies)]
-        self.radius = max((body.corners[0] - body.corners[-1]).norm().item() / 2 for body in bodies.values())
+        self.radius = max(map(diameter_of, bodies.values())) / 2
         self.shapes = [region.xray.image.shape[-2:] for region in regions]
         self.targets = [region.standardized(region.xray.image).flatten(1) for region in regions]
         middle = near.poses[0, 0, :3, :3] @ self.pivot[0] + near.poses[0, 0, :3, 3]
         self.pixels = [pixel_at(region.xray, middle) for region in regions]
-        self.pixel, seen = min(self.pixels), [self._near(near, i) for i in range(len(regions))]
+        self.pixel, self.near = min(self.pixels), near
+        self.looks = [look_at_bodies(self.every, *self._rays(near, i)) for i in range(len(regions))]
+        seen = [look.moving for look in self.looks]
         self.masks = [self._mask(x, i, reach) for i, x in enumerate(seen)]
         middles = [x[x > 0].median().item() if (x > 0).any() else 1.0 for x in seen]
         self.thin = [min(1.0, region.opacity / x) for region, x in zip(regions, middles)]
@@ -110,12 +138,6 @@ class BodyObjective(Comparison):
         (height, width), n = self.shapes[i], self.regions[i].rays
         pictures = pixels.unflatten(2, (height * n, width * n))
         return pictures if n == 1 else F.avg_pool2d(pictures, n)
-
-    @torch.no_grad()
-    def _near(self, near: BodyPlacement, i: int) -> Float[Tensor, "B 1 N"]:
-        "Integrate the bodies that move, where they may be."
-        poses = near.poses.unbind(dim=1)
-        return sum(body(in_frame(self.rays[i], pose)) for body, pose in zip(self.bodies.values(), poses))
 
     def _mask(self, seen: Float[Tensor, "B 1 N"], i: int, reach: float) -> Float[Tensor, "H W"]:
         "Find the pixels that count."
@@ -129,11 +151,6 @@ class BodyObjective(Comparison):
         moving = [in_frame(self.rays[i], pose) for pose in placement.poses.unbind(dim=1)]
         return moving, [in_frame(self.rays[i], pose) for _, pose in self.still]
 
-    def _sum(self, i: int, moving: Sequence[Rays], staying: Sequence[Rays]) -> Float[Tensor, "B 1 N"]:
-        "Integrate all bodies."
-        bodies = [*self.bodies.values(), *(body for body, _ in self.still)]
-        return self.thin[i] * sum(integrals(bodies, [*moving, *staying]))
-
     def pictures(
         self,
         placement: BodyPlacement,  # of B guesses
@@ -141,8 +158,9 @@ class BodyObjective(Comparison):
         "Render and standardise."
         found = []
         for i, region in enumerate(self.regions):
-            picture = self._averaged(region.response(self._sum(i, *self._rays(placement, i))), i)
-            found.append(region.standardized(picture))
+            moving, staying = self._rays(placement, i)
+            integral = self.thin[i] * sum(integrals(self.every, [*moving, *staying]))
+            found.append(region.standardized(self._averaged(region.response(integral), i)))
         return found
 
     def residual(
@@ -160,14 +178,15 @@ class BodyObjective(Comparison):
     ) -> list[tuple[Float[Tensor, "B 1 H W"], Float[Tensor, "B P H W"]]]:  # of each view
         "Render, with derivatives with respect to a step, see `BodyPlacement.moved`."
         seen = []
-        for i, region in enumerate(self.regions):
-            moving, staying = self._rays(placement, i)
-            integral, gradients = slopes_by_rays(lambda rays, i=i, staying=staying: self._sum(i, rays, staying), moving)
+        for i, (region, thin) in enumerate(zip(self.regions, self.thin)):
+            look = self.looks[i] if placement is self.near else look_at_bodies(self.every, *self._rays(placement, i))
             slopes = [
                 slopes_of_body(self.rays[i], g, pose, centre)
-                for g, pose, centre in zip(gradients, placement.poses.unbind(dim=1), self.pivot)
+                for g, pose, centre in zip(look.gradients, placement.poses.unbind(dim=1), self.pivot)
             ]
-            slopes, values = torch.cat(slopes, dim=1) * region.response.slope(integral), region.response(integral)
+            integral = thin * look.integral
+            slopes = torch.cat(slopes, dim=1) * thin * region.response.slope(integral)
+            values = region.response(integral)
             pictures = values, cut_off(slopes, values, self.steepest * region.rays / self.pixels[i])
             seen.append(tuple(self._averaged(x, i) for x in pictures))
         return seen

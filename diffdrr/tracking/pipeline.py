@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -107,6 +108,7 @@ def unknown_moments(
 
     Raises a `ValueError` if the last ones that it has shows something else."""
     frame, print_of_it = track.about.get("last", [len(track), None])
+    most, warned = 0, False
     for i, xrays in enumerate(moments_from(moments, frame), start=frame):
         xrays = in_one_dtype(check_moment(xrays, i))
         if i == frame and print_of_it not in (None, fingerprint([xray for xray in xrays if shows_something(xray)])):
@@ -114,6 +116,14 @@ def unknown_moments(
                 f"moments must be those of the track in path, but frame {i} shows something else; give another path, "
                 "or remove the file to begin anew"
             )
+        if 0 < len(xrays) < most and not warned:
+            warnings.warn(
+                f"frame {i} has {len(xrays)} of {most} X-rays: there, and wherever some are missing, fewer views tell "
+                "where bodies are, and their uncertainty says so; give an X-ray of each camera if there is one",
+                stacklevel=5,
+            )
+            warned = True
+        most = max(most, len(xrays))
         if i >= len(track):
             yield i, xrays
 

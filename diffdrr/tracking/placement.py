@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..geometry import matmul, matrix_to_axis_angle, twist_to_matrix
 
 # %% auto #0
-__all__ = ['centre_of', 'move_about', 'BodyPlacement']
+__all__ = ['centre_of', 'diameter_of', 'move_about', 'BodyPlacement']
 
 # %% ../../nbs/api/tracking/741_placement.ipynb #be7b9e95
 def centre_of(
@@ -22,6 +22,14 @@ def centre_of(
 ) -> Float[Tensor, "3"]:  # in the frame of the body, mm
     "Return the middle of the box around a body."
     return body.corners.mean(dim=0)
+
+
+def diameter_of(
+    body: nn.Module,  # with `corners`
+) -> float:  # mm
+    "Measure the box around a body from corner to corner."
+    corners = body.corners
+    return (corners[0] - corners[-1]).norm().item()
 
 
 def move_about(

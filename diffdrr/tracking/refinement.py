@@ -32,14 +32,13 @@ from diffdrr.registration import (
     weight_of_penalty,
 )
 from .objective import BodyObjective
-from .placement import BodyPlacement
+from .placement import BodyPlacement, diameter_of
 from .regions import coarsen_body, pixel_at, regions_around
 from ..xrays import XRay
 
 # %% auto #0
-__all__ = ['STAGES', 'FINEST', 'REACH', 'CLOSE', 'SAME', 'PATCH', 'BodyStage', 'Setup', 'corners_of', 'diameter_of',
-           'make_objective', 'Refinement', 'distinct', 'refine', 'patches', 'covariance_of_patches', 'within',
-           'bodies_covariance']
+__all__ = ['STAGES', 'FINEST', 'REACH', 'CLOSE', 'SAME', 'PATCH', 'BodyStage', 'Setup', 'corners_of', 'make_objective',
+           'Refinement', 'distinct', 'refine', 'patches', 'covariance_of_patches', 'within', 'bodies_covariance']
 
 # %% ../../nbs/api/tracking/746_refinement.ipynb #5ba642e2
 @dataclass(frozen=True)
@@ -84,11 +83,6 @@ def corners_of(
     return (matmul(poses[:, :3, :3], body.corners.to(poses).T) + poses[:, :3, 3:]).mT
 
 
-def diameter_of(body: nn.Module) -> float:
-    "Measure the box around a body from corner to corner, mm."
-    return (body.corners[0] - body.corners[-1]).norm().item()
-
-
 def make_objective(
     setup: Setup,
     near: BodyPlacement,  # guesses
@@ -114,6 +108,14 @@ class Refinement(NamedTuple):
     last: Iterate  # the candidates of the last stage, the best first
     steps: list[tuple[int, int, Iterate]]  # pixels, iteration, and the candidate that was best at that stage's end
     rivals: Iterate | None  # the last stage that had several candidates, at its end, the best first
+
+    def similarity_after(self, stage: BodyStage) -> float:
+        """Return the similarity of the best candidate at the end of a stage.
+
+        Args:
+            stage: one of those it went through
+        """
+        return [step[2].similarity.item() for step in self.steps if step[0] == stage.pixels][-1]
 
 
 CLOSE, SAME = 0.5, 0.1  # distance of two guesses in radii, and their angle, rad, together

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..geometry import Detector, RigidTransform, matmul
 from .objective import BodyObjective
-from .placement import BodyPlacement, centre_of, move_about
+from .placement import BodyPlacement, centre_of, diameter_of, move_about
 from .regions import Region, box_around, detector_of, look_at
 from ..xrays import XRay
 
@@ -193,6 +193,5 @@ def find_candidates(
     found = poses.clone()
     found[:, :3, 3] = places - arm
     order = scores.argsort(descending=True)
-    radius = (body.corners[0] - body.corners[-1]).norm().item() / 2
-    order = order[uncrowded(scores[order], places[order], radius / 2)]
+    order = order[uncrowded(scores[order], places[order], diameter_of(body) / 4)]
     return BodyPlacement(found[order, None]), scores[order]

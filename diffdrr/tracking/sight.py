@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -43,9 +44,8 @@ def shows_something(
 ) -> bool:
     "Say whether an X-ray has finite values that differ."
     inside = xray.mask > 0
-    first = xray.image.flatten()[inside.flatten().to(torch.uint8).argmax()]  # of those that count, if any does
-    low, high = torch.where(inside, xray.image, first).aminmax()  # NaN if one is
-    return bool(inside.any() and low.isfinite() and high.isfinite() and high > low)
+    low, high = torch.where(inside, xray.image, torch.inf).min(), torch.where(inside, xray.image, -torch.inf).max()
+    return bool(low.isfinite() and high.isfinite() and high > low)  # NaN if one is; infinite if none counts
 
 
 def fingerprint(
@@ -61,21 +61,30 @@ def fingerprint(
 SEEN = 0.1  # of a body's box, from which on it is in the field
 
 
+def behind_source(
+    xray: XRay,
+    corners: Float[Tensor, "8 3"],  # of the body, in the room, mm
+) -> bool:
+    "Say whether a part of the box around a body lies behind the source."
+    depth = xray.pose.inverse()(corners.to(xray.pose.matrix)[None])[..., 2]
+    return xray.camera.beam == "cone" and bool((depth <= 0).any())
+
+
 def part_seen(
     xray: XRay,
     corners: Float[Tensor, "8 3"],  # of the body, in the room, mm
 ) -> float:  # from 0 to 1
     "Compute which part of the box around a body lies in the field."
-    if xray.camera.beam == "cone" and (xray.pose.inverse()(corners.to(xray.pose.matrix)[None])[..., 2] <= 0).any():
+    if behind_source(xray, corners):
         return 0.0
     box = box_around(xray, corners)
     low, high, size = corners.new_tensor([[*box[:2]], [*box[2:]], [xray.camera.width, xray.camera.height]])
     high = high.maximum(low + 1)
     first, last = (end.clamp(torch.zeros_like(size), size) for end in (low, high))
     (left, top), (right, bottom) = first.floor().int().tolist(), last.ceil().int().tolist()
-    within = xray.mask[0, 0, top:bottom, left:right] > 0
+    within = xray.mask[0, 0, top:bottom, left:right]
     inside = (last - first).prod() / (high - low).prod()
-    return float(inside * within.float().mean()) if within.numel() else 0.0
+    return float(inside * within.count_nonzero() / within.numel()) if within.numel() else 0.0
 
 # %% ../../nbs/api/tracking/754_sight.ipynb #378f3d6f
 def useful_views(
@@ -86,3 +95,14 @@ def useful_views(
     table = [[part_seen(xray, corners) >= SEEN for corners in boxes.values()] for xray in xrays]
     views = [xray for xray, row in zip(xrays, table, strict=True) if any(row)]
     return views, [name for name, column in zip(boxes, zip(*table, strict=True), strict=False) if any(column)]
+
+
+def why_unseen(
+    xrays: Sequence[XRay],  # of one moment, which do not show the body
+    corners: Float[Tensor, "8 3"],  # of the body, in the room, mm, where it may be
+) -> str:
+    "Say why a body is not in the field: behind the sources, beyond the edges, or where masks hide it."
+    unmasked = [replace(xray, mask=torch.ones_like(xray.mask)) for xray in xrays]
+    where = "where their masks hide it" if useful_views(unmasked, {"": corners})[0] else "beyond their edges"
+    where = "behind their sources" if all(behind_source(xray, corners) for xray in xrays) else where
+    return f"it is out of the field of all views, {where}"

@@ -164,6 +164,21 @@ def warn_of_zeros(
         "-1000 (air): read(torch.where(inside, values, -1000), affine=...)"
     )
 
+# %% ../../nbs/api/volumes/203_attenuation.ipynb #1abe15a1
+def warn_of_labels(
+    volume: Shaped[Tensor, "*grid"],  # Hounsfield units, it is hoped
+) -> None:
+    "Warn of a volume that looks like a label map."
+    low, high = (value.item() for value in volume.aminmax())
+    if not (low == 0 and 2 <= high <= 255 and (volume == volume.round()).all()):
+        return
+    one, other = volume[..., 1:], volume[..., :-1]
+    if (one == other)[(one > 0) & (other > 0)].float().mean() > 0.9:
+        warnings.warn(
+            f"volume holds whole numbers from 0 to {high:g} in patches, and no air, which is -1000 in Hounsfield "
+            "units: it looks like a label map, which is the second argument of read"
+        )
+
 # %% ../../nbs/api/volumes/203_attenuation.ipynb #de9f5f16
 def convert_hu(
     volume: Shaped[Tensor, "*grid"],  # Hounsfield units
@@ -174,6 +189,7 @@ def convert_hu(
     number("bone_attenuation_multiplier", bone_attenuation_multiplier, least=0, remedy="1 leaves bones as they are")
     warn_of_zeros(volume, physical=energy is not None)
     if energy is None:
+        warn_of_labels(volume)
         return transform_hu_to_density(volume, bone_attenuation_multiplier)
     check_hounsfield(volume)
     return transform_hu_to_attenuation(volume, energy, bone_attenuation_multiplier)

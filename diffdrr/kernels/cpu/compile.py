@@ -22,10 +22,16 @@ from numba.extending import overload
 __all__ = ['compiled_folder']
 
 # %% ../../../nbs/api/kernels/cpu/411_compile.ipynb #7f8fb065
+class KernelPlace(FunctionCache._impl_class):
+    "Finds a folder for compiled code, beside the package only if there is no other."
+
+    _locator_classes = sorted(FunctionCache._impl_class._locator_classes, key=lambda place: "InTree" in place.__name__)
+
+# %% ../../../nbs/api/kernels/cpu/411_compile.ipynb #c0mp11ed
 def compiled_folder() -> Path | None:
     "Return the folder in which Numba keeps compiled code; None where it finds none that can be written."
     try:
-        return Path(njit(lambda: None, cache=True)._cache.cache_path)
+        return Path(KernelPlace(lambda: None).locator.get_cache_path())
     except RuntimeError:  # no locator available
         return None
 
@@ -64,6 +70,8 @@ NEWEST_NUMBA = (0, 68)  # that was seen to need no more than its run-time system
 
 class KernelCache(FunctionCache):
     "Compiled code on disk, out of date as soon as any kernel has changed, and loaded without the compiler."
+
+    _impl_class = KernelPlace
 
     def __init__(self, function):
         super().__init__(function)
