@@ -24,7 +24,7 @@ COSTS = Path(__file__).parents[2] / "tools" / "gpu" / "costs.csv"
 EFFICIENCY = 0.95  # of the busiest unit
 LAUNCH = 2.0  # microseconds
 BEGIN = 1500  # cycles before the loop of a program that has a multiprocessor to itself
-PROGRAMS, SHORTEST_PART, ROWS = 2048, 16, 8  # as in diffdrr.kernels.gpu.launch
+PROGRAMS, SHORTEST_PART, ROWS = 2048, 16, 16  # as in diffdrr.kernels.gpu.launch
 
 
 class Card(NamedTuple):
@@ -152,8 +152,8 @@ def count_programs(picture: Picture, rows: int) -> tuple[int, int]:  # tiles of 
 
 
 def rows_of(picture: Picture) -> int:
-    "Say how many rows the tiles of the kernels have."
-    return ROWS if picture.height == picture.width else 1
+    "Say how many rows the tiles of the kernels have: one in pictures smaller than a tile."
+    return ROWS if picture.height >= ROWS and picture.width >= 128 // ROWS else 1
 
 
 def combine(card: Card, code: Code, flow: Traffic, programs: tuple[int, int], warm: bool) -> Prediction:

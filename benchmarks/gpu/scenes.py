@@ -32,7 +32,8 @@ class Case(NamedTuple):
     @property
     def rule(self) -> Rule:
         "What kernels are told."
-        return Rule("siddon") if self.method == "Siddon" else Rule("trilinear", **self.options)
+        rule = Rule("siddon") if self.method == "Siddon" else Rule("trilinear", **self.options)
+        return rule._replace(width=self.picture.width)
 
     @property
     def options(self) -> dict[str, int | None]:

@@ -24,7 +24,7 @@ Call = Callable[[], object]
 
 
 def scene(
-    n_rays: int = 64,
+    n_rays: int = 256,  # of a square picture, which is cut into tiles
     rays: torch.dtype = torch.float32,
     stored: torch.dtype = torch.float32,  # of the volume
 ) -> tuple[torch.Tensor, Rays]:

@@ -281,7 +281,7 @@ def integrate_kernel(
         previous, never = tl.zeros([BLOCK], DTYPE), front.a > course.end
         came = Vector(never, never, never)
     for _ in range(turns):
-        for _ in tl.static_range(UNROLL):
+        for again in tl.static_range(UNROLL):  # Triton before 3.6 cannot share `_` with the outer loop
             piece = next_piece(course, front, PER_UNIT)
             front = go_on(course, front, piece)
             cell = expand(read_corners(volume_ptr, piece.low, shape, piece.exists, DTYPE, INDEX), piece.point)
@@ -344,7 +344,7 @@ def channels_kernel(
     third = tl.full([1], 1.0, DTYPE) / 3.0
     tally = Tally(tl.zeros([BLOCK], tl.int32), line.zero)
     for _ in range(turns):
-        for _ in tl.static_range(UNROLL):
+        for again in tl.static_range(UNROLL):
             piece = next_piece(course, front, PER_UNIT)
             front = go_on(course, front, piece)
             cell = expand(read_corners(volume_ptr, piece.low, shape, piece.exists, DTYPE, INDEX), piece.point)
@@ -394,7 +394,7 @@ def adjoint_kernel(
     if labels_ptr is None:
         factor *= tl.load(gradient_ptr, mask=place.exists, other=0.0)
     for _ in range(turns):
-        for _ in tl.static_range(UNROLL):
+        for again in tl.static_range(UNROLL):
             piece = next_piece(course, front, PER_UNIT)
             weight = 2.0 * piece.half * factor
             if labels_ptr is not None:

@@ -312,7 +312,7 @@ def integrate_kernel(
     v_begin = read_voxel(field, front.offset, border.whole.enter < border.whole.leave, DTYPE)
     previous = v_begin
     for _ in range(turns):
-        for _ in tl.static_range(UNROLL):
+        for again in tl.static_range(UNROLL):  # Triton before 3.6 cannot share `_` with the outer loop
             slab, front = cut_slab(course, front)
             v_first = read_voxel(field, slab.offset, slab.exists, DTYPE)
             v_middle = read_voxel(field, slab.middle, slab.crosses, DTYPE)
@@ -382,7 +382,7 @@ def channels_kernel(
     found = Channels(image_ptr, labels_ptr, N, channels, tl.load(length_ptr + place.ray, mask=place.exists, other=0.0))
     tally = Tally(tl.zeros([BLOCK], tl.int32), line.zero)
     for _ in range(turns):
-        for _ in tl.static_range(UNROLL):
+        for again in tl.static_range(UNROLL):
             slab, front = cut_slab(course, front)
             tally = collect_voxel(found, tally, volume_ptr, slab.offset, slab.exists, slab.one - slab.begin)
             tally = collect_voxel(found, tally, volume_ptr, slab.middle, slab.crosses, slab.two - slab.one)
@@ -440,7 +440,7 @@ def adjoint_kernel(
     if labels_ptr is None:
         weight *= tl.load(gradient_ptr, mask=place.exists, other=0.0)
     for _ in range(turns):
-        for _ in tl.static_range(UNROLL):
+        for again in tl.static_range(UNROLL):
             slab, front = cut_slab(course, front)
             add_voxel(field, slab.offset, slab.exists, (slab.one - slab.begin) * weight)
             add_voxel(field, slab.middle, slab.crosses, (slab.two - slab.one) * weight)
