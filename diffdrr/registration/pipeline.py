@@ -367,22 +367,19 @@ def structures_of(
     labels: int | str | Sequence[int | str] | None,  # what the user gave
 ) -> tuple[int, ...]:  # labels; none for all of the CT
     "Say whose pose is meant. Raises a `ValueError` for structures that the CT has not."
-    subject = drr.subject if isinstance(drr, DRR) else drr
+    subject, is_drr = (drr.subject, True) if isinstance(drr, DRR) else (drr, False)
     table, image = (subject.get(name) if isinstance(subject, dict) else None for name in ("structures", "mask"))
-    if isinstance(drr, DRR):
-        mask = drr.labels
-    else:
-        mask = None if image is None else as_labels(image.data[0])
-    if isinstance(labels, Sequence) and not labels or labels is None and (mask is None or table is None):
+    is_labelled = drr.labels is not None if is_drr else image is not None
+    if labels is None:
+        rows = zip(table["structure"], table["id"]) if is_labelled and table is not None else ()
+        return tuple(int(label) for name, label in rows if str(name).startswith(STILL))
+    if not isinstance(labels, (int, str)) and len(labels) == 0:
         return ()
-    if mask is None:
+    if not is_labelled:
         raise ValueError("labels need a label map: read(volume, labelmap, ...)")
-    if labels is not None:
-        wanted = tuple(labels_of(labels, table))
-        select_labels(mask, wanted)  # refuses those that are not there
-        return wanted
-    rows = zip(table["structure"], table["id"])
-    return tuple(int(label) for name, label in rows if str(name).startswith(STILL))
+    wanted = tuple(labels_of(labels, table))
+    select_labels(drr.labels if is_drr else as_labels(image.data[0]), wanted)  # refuses those that are not there
+    return wanted
 
 # %% ../../nbs/api/registration/724_pipeline.ipynb #54ade1af
 def search(

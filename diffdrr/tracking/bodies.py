@@ -454,8 +454,10 @@ def exchange(
     "Search with the pictures of two views exchanged, and name the views if the body fits better so."
     stages, xrays = search.stages[:2], found.setup.xrays
     n, usual = starts_of(search, found.spread), found.refinement.similarity_after(stages[-1])
+    if usual > 1 - BETTER:
+        return None
     for i, j in combinations(range(len(xrays)), 2):
-        if usual > 1 - BETTER or xrays[i].image.shape != xrays[j].image.shape:
+        if xrays[i].image.shape != xrays[j].image.shape:
             continue
         others = list(xrays)
         for k, other in ((i, xrays[j]), (j, xrays[i])):

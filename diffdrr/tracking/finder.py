@@ -185,11 +185,12 @@ class BodyFinder:
         spread = covariance_of_patches(objective, placement, level.robustness).cpu()
         similarity = trace[-1].similarity.item()
         alike = similarity >= ALIKE and bool(spread.isfinite().all())
+        if alike:
+            return Finding(rigid(placement.poses[0]), spread, similarity, None)
         reason = (
             f"it is hidden, or elsewhere: the pictures are not alike (similarity {similarity:.2f}, not {ALIKE:.2f})"
         )
-        reason = None if alike else reason
-        return Finding(rigid(placement.poses[0]), spread if alike else torch.eye(6).double(), similarity, reason)
+        return Finding(rigid(placement.poses[0]), torch.eye(6).double(), similarity, reason)
 
     def objective(
         self, sight: Sight, placement: BodyPlacement, level: Level, known: Sequence[PosePrior]

@@ -228,9 +228,11 @@ class Follower:
                 if finding.reason is not None:
                     finding = Finding(*guesses[name], finding.similarity, finding.reason)
                 findings[name] = better(findings.get(name), finding)
-        for name in set(guesses) - set(findings):
-            reason = "it has not been found yet, and is not looked for in every frame"
-            reason = reason if name in inside else why_unseen(views, self.boxes(guesses)[name])
+        for name in [name for name in guesses if name not in findings]:
+            if name in inside:
+                reason = "it has not been found yet, and is not looked for in every frame"
+            else:
+                reason = why_unseen(views, self.boxes(guesses)[name])
             findings[name] = Finding(*guesses[name], 0.0, reason)
         return findings
 

@@ -103,6 +103,10 @@ def why_unseen(
 ) -> str:
     "Say why a body is not in the field: behind the sources, beyond the edges, or where masks hide it."
     unmasked = [replace(xray, mask=torch.ones_like(xray.mask)) for xray in xrays]
-    where = "where their masks hide it" if useful_views(unmasked, {"": corners})[0] else "beyond their edges"
-    where = "behind their sources" if all(behind_source(xray, corners) for xray in xrays) else where
+    if all(behind_source(xray, corners) for xray in xrays):
+        where = "behind their sources"
+    elif any(part_seen(xray, corners) >= SEEN for xray in unmasked):
+        where = "where their masks hide it"
+    else:
+        where = "beyond their edges"
     return f"it is out of the field of all views, {where}"
