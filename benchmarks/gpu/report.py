@@ -27,7 +27,7 @@ COLUMNS = {  # of the table: heading, and how a value is written
 
 
 def table(rows: list[dict], columns: dict | None = None) -> str:
-    "Write rows in Markdown; what is not known is left empty."
+    "Write rows in Markdown, without pandas, which the image of a GPU may lack; what is not known is left empty."
     columns = columns or {name: (name, str) for row in rows for name in row}
     lines = [[heading for heading, _ in columns.values()], ["---"] * len(columns)]
     for row in rows:
