@@ -23,6 +23,7 @@ if not torch.cuda.is_available():
 
 import nbdev.test
 import pytest
+import pyviz_comms  # noqa: F401  panel's, which asks once, when it is imported, whether there is an IPython shell
 from IPython.core.interactiveshell import InteractiveShell
 from nbdev.config import get_config
 from nbdev.test import test_nb as run_notebook
