@@ -25,7 +25,6 @@ from diffdrr.geometry import (
     convert,
     orientation_matrix,
 )
-from ..kernels import serial_for_few
 from .coarse import coarsen, extend, shallow_copy
 from .jacobian import jacobian_images
 from .rays import RayRenderer, check_density
@@ -198,12 +197,11 @@ class DRR(RayRenderer):
             the second with `reshape=False`
         """
         pose = pose_for(self, args, parameterization, convention, degrees)
-        with serial_for_few(len(pose) * self.detector.target.shape[1], self.device):
-            rays = self.detector(pose, calibration)
+        rays = self._rays(pose, calibration)
         if self.checkpoint_gradients:
-            img = checkpoint(self.render, self.density, *rays, mask_to_channels, use_reentrant=False, **kwargs)
+            img = checkpoint(self._integrate, self.density, *rays, mask_to_channels, use_reentrant=False, **kwargs)
         else:
-            img = self.render(self.density, *rays, mask_to_channels, **kwargs)
+            img = self._integrate(self.density, *rays, mask_to_channels, **kwargs)
         warn_if_black(self, pose, calibration, img)
         return self.reshape_transform(img, batch_size=len(rays[1]))
 
