@@ -15,6 +15,7 @@ NAMES = {
     "cpu.compile": ["compiled_folder"],
     "cpu.threads": ["kernel_threads", "serial_for_few", "serial_torch"],
     "dispatch": ["BACKENDS", "backproject", "check_backend", "check_choices", "choose_backend", "project"],
+    "capture": ["Captured"],
     "frames": ["frame_rays"],
     "meshes": ["MESH_BACKENDS", "crossings", "merge_crossings", "thickness"],
 }
