@@ -40,7 +40,7 @@ def rehearse(folder: Path, *only: str) -> dict:
 
 def test_checks_without_a_card(tmp_path):
     pytest.importorskip("triton", reason="triton is not installed")
-    found = rehearse(tmp_path, "waits", "stream", "graph", "peers")
+    found = rehearse(tmp_path, "waits", "stream", "capture", "graph", "peers")
     assert {check["outcome"] for check in found["checks"]} == {"skipped"}
     assert found["missing"] == {"nanodrr": "there is no card", "flashdrr": "there is no card"}
 

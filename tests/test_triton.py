@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,8 +17,9 @@ if not CUDA:
     os.environ["TRITON_INTERPRET"] = "1"  # before the first import of triton
 pytest.importorskip("triton", reason="triton is not installed")
 
-from diffdrr.geometry import pose_from_view
-from diffdrr.kernels import dispatch, reference
+from diffdrr.geometry import RigidTransform, calibration_matrix, convert, pose_from_view
+from diffdrr.kernels import dispatch, frames, reference
+from diffdrr.kernels.gpu import frames as gpu_frames
 from diffdrr.kernels.gpu import launch, siddon, trilinear
 from diffdrr.kernels.request import Rays, Rule
 from diffdrr.rendering import DRR
@@ -503,10 +505,116 @@ def test_a_picture_says_how_wide_it_is(monkeypatch, renderer):
     image, exact = drr(pose, **drr.renderer.exact), drr.renderer.exact
     drr.jacobian(pose, **exact)
     source, target = drr.detector(pose)
+    whole = drr.render(drr.density, source, target, **exact)
     some = drr.render(drr.density, source, target[:, :48], **exact)
     subset = DRR(subject, 1020.0, height=20, width=24, delx=16.0, renderer=renderer, p_subsample=0.2)
     subset(pose, **exact)
-    assert widths == [24, 24, None, None] and torch.equal(some[0, 0], image.flatten()[:48])
+    assert widths == [24, 24, 24, None, None] and torch.equal(some[0, 0], whole[0, 0, :48])
+    assert close(image.flatten(), whole.flatten(), torch.float32)
+
+
+SMALL = dict(sdd=1020.0, height=6, width=7, delx=55.0)
+DETECTORS = {
+    "cone": {},
+    "parallel": dict(beam="parallel"),
+    "some pixels": dict(p_subsample=0.3),
+}
+
+
+def small_drr(monkeypatch, **choices) -> DRR:
+    "Make a DRR in double precision that is rendered by Triton, also where its interpreter plays the GPU."
+    monkeypatch.setattr(dispatch, "DEVICES", {"numba": "nothing", "triton": DEVICE})
+    subject = example(shape=(5, 6, 4), spacing=(70.0, 60.0, 80.0))
+    torch.manual_seed(0)  # some pixels are drawn
+    return DRR(subject, **SMALL, **choices).double().to(DEVICE)
+
+
+ANGLES = dict(parameterization="euler_angles", convention="ZXY")
+INTRINSICS = dict(sdd=[1000.0, 1100], delx=[55.0, 50], dely=[52.0, 57], x0=[3.0, -5], y0=[0.0, 2])
+
+
+def pose_parameters() -> list[torch.Tensor]:
+    "Euler angles and translations of two poses."
+    ends = [[0.1, -0.2, 0.3], [-0.4, 0.2, 0.1]], [[3.0, 820, -7], [9, 850, 12]]
+    return [torch.tensor(x, dtype=torch.float64, device=DEVICE).requires_grad_() for x in ends]
+
+
+def slopes_of(results: Sequence[torch.Tensor], inputs: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    "Differentiate something of results."
+    weights = [torch.linspace(0, 1, x.numel(), dtype=x.dtype, device=DEVICE).view_as(x) for x in results]
+    return torch.autograd.grad(results, inputs, weights)
+
+
+def of_rays(drr: DRR) -> tuple[torch.Tensor, ...]:
+    "Rays of two poses, one camera and two, and their derivatives by poses and intrinsics."
+    pose = pose_parameters()
+    intrinsics = [pose[0].new_tensor(pair).requires_grad_() for pair in INTRINSICS.values()]
+    one = drr._rays(convert(*pose, **ANGLES))
+    each = drr._rays(convert(*pose, **ANGLES), RigidTransform(calibration_matrix(*intrinsics)))
+    return *one, *slopes_of(one, pose), *each, *slopes_of(each, [*pose, *intrinsics])
+
+
+@pytest.mark.parametrize("choice", DETECTORS)
+def test_rays_of_a_kernel(monkeypatch, choice):
+    "They are those of torch, and so are their derivatives."
+    drr = small_drr(monkeypatch, **DETECTORS[choice])
+    with poisoned():
+        ours = of_rays(drr)
+    monkeypatch.setattr(frames, "can_serve", lambda *_: False)
+    assert all(torch.allclose(*pair, rtol=1e-10, atol=1e-10) for pair in zip(ours, of_rays(drr), strict=True))
+
+
+def test_a_picture_from_rays_of_a_kernel(monkeypatch):
+    "A kernel makes the rays, one renders them, and one sums up the slopes; the rest is as ever."
+    drr, pose, started = small_drr(monkeypatch), pose_parameters(), []
+    start = launch.start
+    monkeypatch.setattr(launch, "start", lambda kernel, *a, **k: started.append(kernel) or start(kernel, *a, **k))
+    with poisoned():
+        image = drr(*pose, **ANGLES)
+        ours = image, *slopes_of([image], pose)
+    assert started == [gpu_frames.rays_kernel, siddon.integrate_kernel, gpu_frames.slopes_kernel]
+    monkeypatch.setattr(frames, "can_serve", lambda *_: False)
+    image = drr(*pose, **ANGLES)
+    theirs = image, *slopes_of([image], pose)
+    assert all(torch.allclose(*pair, rtol=1e-10, atol=1e-10) for pair in zip(ours, theirs))
+
+
+def test_who_makes_rays(monkeypatch):
+    "The kernels, but not for another derivative than one in reverse, nor from what they cannot read."
+    drr, told = small_drr(monkeypatch), []
+    can_serve = frames.can_serve
+    monkeypatch.setattr(frames, "can_serve", lambda *a: told.append(can_serve(*a)) or told[-1])
+    pose = pose_from_view("AP", 850.0).double().to(DEVICE)
+
+    def rays(matrix):
+        return drr._rays(RigidTransform(matrix))[1]
+
+    rays(pose.matrix)
+    torch.func.vjp(rays, pose.matrix)
+    with torch.autograd.forward_ad.dual_level():
+        rays(pose.matrix)
+    drr._affine_inverse.requires_grad_()
+    assert rays(pose.matrix).requires_grad and told == [True, False, False, False]
+    points, matrix = torch.zeros(1, 4, 3, device=DEVICE), torch.eye(4, device=DEVICE)[None]
+    assert can_serve((matrix, matrix), (points, points), matrix)
+    for wrong in (points[:, :2], points.expand(2, -1, -1), points[0], points.double(), points.to("meta")):
+        assert not can_serve((matrix, matrix), (wrong, points), matrix)
+
+
+def test_rays_of_nothing(monkeypatch):
+    drr = small_drr(monkeypatch)
+    assert drr(RigidTransform(torch.zeros(0, 4, 4, dtype=torch.float64, device=DEVICE))).shape == (0, 1, 6, 7)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_length_of_a_ray_without_one(dtype):
+    "It is the smallest normal number, as in `Rays.between`, and its slope is none."
+    points, matrix = torch.zeros(1, 1, 3, dtype=dtype, device=DEVICE), torch.eye(4, dtype=dtype, device=DEVICE)[None]
+    scene = gpu_frames.Scene(points, points, matrix, matrix, matrix)
+    rays = gpu_frames.make_rays(scene)
+    assert rays.length.item() == Rays.between(points, points).length.item() > 0
+    found = gpu_frames.sum_slopes(scene, Rays(points, points, rays.length))
+    assert not any(x.any() for x in found)
 
 
 @on_gpu

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 
 from diffdrr.geometry import RigidTransform, twist_to_matrix
@@ -41,9 +44,7 @@ class Setting:
         "Call what users call, from the pose on."
         drr, options = self.drr, self.case.options
         if self.case.task == "pose gradient":
-            twist = self.weights.new_zeros(self.case.picture.batch, 6).requires_grad_()
-            image = drr(self.pose.compose(RigidTransform(twist_to_matrix(twist))), **options)
-            return torch.autograd.grad(image, twist, self.weights)[0]
+            return self.slopes(partial(drr, **options))
         if self.case.task == "Jacobian":
             return drr.jacobian(self.pose, **options)
         if self.case.task == "volume gradient":
@@ -52,6 +53,18 @@ class Setting:
             return torch.autograd.grad(image, density, self.weights.flatten(2))[0]
         with torch.no_grad():
             return drr(self.pose, mask_to_channels=self.case.task == "labels", **options)
+
+    def slopes(self, render: Callable[[RigidTransform], torch.Tensor]) -> torch.Tensor:  # (B, 6)
+        "Differentiate pictures by a small motion of the camera."
+        twist = self.weights.new_zeros(self.case.picture.batch, 6).requires_grad_()
+        image = render(self.pose.compose(RigidTransform(twist_to_matrix(twist))))
+        return torch.autograd.grad(image, twist, self.weights)[0]
+
+    def captured(self) -> Callable[[], torch.Tensor]:
+        "Capture the picture, or the picture and its gradient; what comes before it, as a small motion, is not."
+        gradient = self.case.task == "pose gradient"
+        render = self.drr.capture(self.pose, gradient=gradient, **self.case.options)
+        return partial(self.slopes, render) if gradient else partial(render, self.pose)
 
     def error(self) -> float:
         "Compare with the reference in float64, on rays drawn at random, in the L2 norm."

@@ -17,7 +17,7 @@ from . import clock
 from .calls import Setting
 from .model import Picture
 from .scenes import METHODS, TASKS, Case, make_volume
-from .table import FEW, TINY
+from .table import CAPTURED, FEW, TINY
 
 LARGEST_ERROR = 1e-4  # of float32
 
@@ -113,6 +113,20 @@ def replay(device: str) -> str:
     return "the same picture"
 
 
+def capture(device: str) -> str:
+    "Capture pictures and gradients by `DRR.capture`, and compare them with those of the DRR."
+    need_card()
+    for method in METHODS:
+        for task in CAPTURED:
+            setting = setting_of(task, device, method)
+            captured, matrix = setting.captured(), setting.pose.matrix
+            matrix[:, :3, 3] += 20.0
+            ours, theirs = captured(), setting.whole()
+            if not torch.allclose(ours, theirs, rtol=0, atol=1e-6 * theirs.abs().max().item()):
+                raise RuntimeError(f"{method}, {task}: they differ by {(ours - theirs).abs().max().item():.1e}")
+    return f"the same in {len(METHODS) * len(CAPTURED)} calls"
+
+
 def waits(device: str) -> str:
     "Let torch raise an error where the host waits."
     need_card()
@@ -172,6 +186,7 @@ CHECKS: dict[str, Callable[[str], str]] = {
     "sanitizer": sanitizer,
     "waits": waits,
     "replay": replay,
+    "capture": capture,
     "stream": stream,
     "second_card": second_card,
     "graph": graph,

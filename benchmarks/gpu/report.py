@@ -20,6 +20,7 @@ COLUMNS = {  # of the table: heading, and how a value is written
     "limit": ("predicted limit", str),
     "ratio": ("kernel over predicted", "{:.2f}".format),
     "call": ("call, us", "{:.0f}".format),
+    "captured": ("call captured, us", "{:.0f}".format),
     "bandwidth": ("of the bandwidth", "{:.0%}".format),
     "error": ("error", "{:.1e}".format),
     "fault": ("fault", str),
@@ -61,7 +62,8 @@ def as_markdown(found: dict) -> str:
     ]
     if found["rows"]:
         parts.append(
-            "The kernel: a captured graph, replayed without pause. A call: from the pose on, launches included. "
+            "The kernel: a captured graph, replayed without pause. A call: from the pose on, launches included, "
+            "and the same by `DRR.capture`. "
             "Predicted: the kernel by `benchmarks/gpu/model.py`, warm. "
             "Error: relative, against the reference in float64."
         )

@@ -18,6 +18,7 @@ SIDES = (64, 128, 200, 512, 1024, 2048)
 OBLONG = ((200, 201), (384, 512), (1536, 1024))
 TINY = dict(shape=(7, 6, 5), spacing=(30.0, 30.0, 30.0))
 FEW = 12  # samples there: none lies in a face of a voxel, where rounding would decide
+CAPTURED = ("forward", "pose gradient")
 KERNEL_TASK = {"forward": "forward", "pose gradient": "slopes", "Jacobian": "slopes"}
 
 
@@ -34,6 +35,7 @@ class Row:
     batch: int
     kernel: float | None = None  # the kernel and what lays its arguments out, without launches
     call: float | None = None  # the whole call from the pose on, one after the other
+    captured: float | None = None  # the same by `DRR.capture`
     predicted: float | None = None  # the kernel
     limit: str = ""  # what limits it, by the model
     bandwidth: float | None = None  # of the card's, if each sector of the volume came from memory once
@@ -97,6 +99,8 @@ def measure(case: Case, volume: torch.Tensor, card: Card | None, bytes_per_secon
     if device == "cuda":
         attempt("kernel", lambda: 1e6 * clock.on_gpu(setting.kernel))
     attempt("call", lambda: 1e6 * clock.on_host(setting.whole, device))
+    if device == "cuda" and case.task in CAPTURED:
+        attempt("captured", lambda: 1e6 * clock.on_host(setting.captured(), device))
     compare(row, case, card, bytes_per_second)
     return row
 

@@ -20,7 +20,7 @@ NAMES = {
         "orientation_matrix",
         "pixel_centres",
     ],
-    "detector": ["Detector", "make_intrinsic_matrix"],
+    "detector": ["Detector", "detector_frames", "make_intrinsic_matrix"],
     "mayacam": ["read_mayacam", "write_mayacam"],
     "opencv": [
         "decompose_projection_matrix",

@@ -24,9 +24,10 @@ from diffdrr.geometry.camera import (
     unit_source,
 )
 from .pose import AffineTransform, RigidTransform
+from .precision import matmul
 
 # %% auto #0
-__all__ = ['Detector', 'make_intrinsic_matrix']
+__all__ = ['detector_frames', 'Detector', 'make_intrinsic_matrix']
 
 # %% ../../nbs/api/geometry/106_detector.ipynb #6c32b028
 def reads(
@@ -72,6 +73,21 @@ def indices_of(
     pixels = flip_pixels(shift_pixels(unit_target.mT, width / 2, height / 2), height, width, reverse_x_axis)
     column, row = pixels[:2].floor().long()
     return row * width + column
+
+# %% ../../nbs/api/geometry/106_detector.ipynb #3169453e
+def detector_frames(
+    detector: Detector,
+    pose: RigidTransform,  # (B) world from camera
+    calibration: RigidTransform | None = None,  # (1 or B) instead of the detector's own
+) -> tuple[Float[Tensor, "B 4 4"], Float[Tensor, "B 4 4"]]:  # world from sources, and from targets
+    "Compose the matrices that place a detector in the world."
+    calibration = detector.calibration if calibration is None else calibration
+    check_calibration(calibration)
+    check_batches(len(pose), len(calibration))
+    world_from_camera = matmul(pose.matrix, detector._reorient[None])
+    world_from_unit = matmul(world_from_camera, calibration.matrix)
+    world_from_source = world_from_unit if detector.beam == "parallel" else world_from_camera
+    return world_from_source.expand_as(world_from_unit), world_from_unit  # one pose may have several calibrations
 
 # %% ../../nbs/api/geometry/106_detector.ipynb #9ec8e348
 class Detector(nn.Module):
@@ -172,14 +188,8 @@ class Detector(nn.Module):
         calibration: RigidTransform | None = None,  # (1 or B) instead of the detector's own
     ) -> tuple[Float[Tensor, "B M 3"], Float[Tensor, "B N 3"]]:  # source, M = 1 for a cone beam, and target, mm
         "Make the rays in world coordinates."
-        calibration = self.calibration if calibration is None else calibration
-        check_calibration(calibration)
-        check_batches(len(extrinsic), len(calibration))
-        world_from_camera = self.reorient.compose(extrinsic)
-        world_from_unit = calibration.compose(world_from_camera)
-        source = (world_from_unit if self.beam == "parallel" else world_from_camera)(self.source)
-        target = world_from_unit(self.target)
-        return source.expand(len(target), -1, -1), target  # one pose may come with several calibrations
+        frames, points = detector_frames(self, extrinsic, calibration), (self.source, self.target)
+        return tuple(AffineTransform(frame)(x) for frame, x in zip(frames, points))
 
     def pixel_from_camera(
         self,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -252,12 +253,10 @@ def parameterization_of(
     if name != "euler_angles":
         return found
     check_euler_convention(convention)
-    unit = torch.pi / 180 if degrees else 1.0
-    return Parameterization(
-        found.width,
-        lambda angles: found.to_matrix(angles * unit, convention),
-        lambda R: found.from_matrix(R, convention) / unit,
-    )
+    to_matrix, from_matrix = (partial(function, convention=convention) for function in found[1:])
+    if not degrees:
+        return Parameterization(found.width, to_matrix, from_matrix)
+    return Parameterization(found.width, lambda angles: to_matrix(angles.deg2rad()), lambda R: from_matrix(R).rad2deg())
 
 # %% ../../nbs/api/geometry/104_pose.ipynb #449054e6
 def check_parameters(
@@ -334,7 +333,7 @@ def convert(
         if parameterization == "se3_log_map":
             return RigidTransform(twist_to_matrix(torch.cat([translation, rotation], dim=-1)))
         R = parameters.to_matrix(rotation)
-        return RigidTransform(make_matrix(R, matmul(R, translation[..., None])[..., 0]))
+        return RigidTransform(homogeneous(R, matmul(R, translation[..., None])))
 
 # %% ../../nbs/api/geometry/104_pose.ipynb #7684d750
 POSE_COLUMNS = ("x", "y", "z", "qw", "qx", "qy", "qz")

@@ -15,6 +15,8 @@ NAMES = {
     "cpu.compile": ["compiled_folder"],
     "cpu.threads": ["kernel_threads", "serial_for_few", "serial_torch"],
     "dispatch": ["BACKENDS", "backproject", "check_backend", "check_choices", "choose_backend", "project"],
+    "capture": ["Captured"],
+    "frames": ["frame_rays"],
     "meshes": ["MESH_BACKENDS", "crossings", "merge_crossings", "thickness"],
 }
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=NAMES)

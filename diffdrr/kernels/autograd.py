@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import reference
 from .request import Rays, Rule
@@ -202,7 +203,7 @@ class IntegralGradient(torch.autograd.Function):
             if slopes.numel():
                 pixel = gradient[:, 0]
                 of_source, of_target = (end * pixel[..., None] for end in slopes.mT.split(3, dim=-1))
-                of_length = pixel * torch.where(length != 0, image[:, 0] / length, 0)  # the integral for length 1
+                of_length = pixel * (image[:, 0] / (length + (length == 0)))  # the integral for length 1
             else:
                 ends, of_length = ray_gradient(job.module, gradient, volume, rays, rule)
                 of_source, of_target = (
@@ -292,11 +293,14 @@ class Integral(torch.autograd.Function):
     def setup_context(ctx, inputs, output):
         *tensors, ctx.job, ctx.with_slopes = inputs
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)  # those of slopes would be zeros, written each time
         ctx.save_for_backward(*tensors, *output)
         ctx.save_for_forward(*tensors, *output)
 
     @staticmethod
     def backward(ctx, gradient, _):
+        if gradient is None:
+            return (None,) * 8
         gradients = with_forward_mode(IntegralGradient).apply(
             gradient, *ctx.saved_tensors, ctx.job, tuple(ctx.needs_input_grad[:4])
         )
@@ -318,6 +322,11 @@ class Integral(torch.autograd.Function):
         )
 
 # %% ../../nbs/api/kernels/430_autograd.ipynb #042af705
+def in_transform() -> bool:
+    "Say whether torch transforms the function that runs, or differentiates it in forward mode."
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
 def check_forward_mode(
     of_alphas: Tensor | None,  # tangent of where sampling begins and ends
 ) -> None:

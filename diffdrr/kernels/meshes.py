@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..checks import agree, one_of, shaped
 from . import mesh_reference as reference
+from .autograd import in_transform
 from .cpu.threads import serial_for_few
 from .dispatch import INSTALLED, NEEDED, check_rays
 from .mesh_reference import Crossings
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['MESH_BACKENDS', 'TREES', 'NAMESPACE', 'LIBRARY', 'choose_mesh_backend', 'tree_of', 'find_crossings', 'by_crossings',
-           'Thickness', 'in_transform', 'check_mesh_request', 'thickness', 'crossings', 'merge_crossings']
+           'Thickness', 'check_mesh_request', 'thickness', 'crossings', 'merge_crossings']
 
 # %% ../../nbs/api/kernels/432_meshes.ipynb #cf7b45c2
 MESH_BACKENDS = ("auto", "torch", "numba")
@@ -117,11 +117,6 @@ class Thickness(torch.autograd.Function):
             length = inputs[3]
             of_length = pixel * torch.where(length != 0, image[:, 0] / length, 0)  # the thickness for length 1
         return None, of_source, of_target, of_length, None, None
-
-
-def in_transform() -> bool:
-    "Say whether torch transforms the function that runs, or differentiates it in forward mode."
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 # %% ../../nbs/api/kernels/432_meshes.ipynb #b475d860
 def check_mesh_request(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ from diffdrr.geometry import (
     convert,
     orientation_matrix,
 )
-from ..kernels import serial_for_few
+from ..kernels import Captured
 from .coarse import coarsen, extend, shallow_copy
 from .jacobian import jacobian_images
 from .rays import RayRenderer, check_density
@@ -89,6 +90,34 @@ def warn_if_black(
     reason = drr.explain(pose, calibration)[0] or "rays cross the volume, but only where its density is zero"
     which = "the picture is black:" if len(img) == 1 else f"all {len(img)} pictures are black, the first because"
     warnings.warn(f"{which} {reason}", BlackPicture, stacklevel=5)  # where drr(pose) is called
+
+# %% ../../nbs/api/rendering/506_drr.ipynb #a3a6cfe1
+def tensors_of(
+    args: tuple[AffineTransform | Float[Tensor, "B ..."], ...],  # a pose, or the parameters of one
+) -> list[Float[Tensor, "B ..."]]:
+    "Return the tensors that a pose is made of."
+    return [x.matrix if isinstance(x, AffineTransform) else x for x in args]
+
+
+def capture_picture(
+    drr: DRR,
+    args: tuple[AffineTransform | Float[Tensor, "B ..."], ...],  # a pose, or the parameters of one
+    gradient: bool,  # capture the derivative, too
+    options: dict[str, object],  # other arguments of `forward`
+) -> Callable[..., Float[Tensor, "B C ..."]]:  # of such a pose, or such parameters
+    "Capture what a DRR makes of a pose."
+    kinds = [type(x) if isinstance(x, AffineTransform) else None for x in args]
+    calibration = options.get("calibration")
+
+    def picture(*tensors: Float[Tensor, "B ..."]) -> Float[Tensor, "B C ..."]:
+        return drr(*(x if kind is None else kind(x) for kind, x in zip(kinds, tensors)), **options)
+
+    def read() -> list[Tensor]:
+        labels = [drr.labels] if options.get("mask_to_channels") and drr.labels is not None else []
+        return [*drr.parameters(), *drr.buffers(), *labels, *([] if calibration is None else calibration.buffers())]
+
+    captured = Captured(picture, tensors_of(args), read, gradient)
+    return lambda *args: captured(*tensors_of(args))
 
 # %% ../../nbs/api/rendering/506_drr.ipynb #13293fad
 class DRR(RayRenderer):
@@ -198,12 +227,11 @@ class DRR(RayRenderer):
             the second with `reshape=False`
         """
         pose = pose_for(self, args, parameterization, convention, degrees)
-        with serial_for_few(len(pose) * self.detector.target.shape[1], self.device):
-            rays = self.detector(pose, calibration)
+        rays = self._rays(pose, calibration)
         if self.checkpoint_gradients:
-            img = checkpoint(self.render, self.density, *rays, mask_to_channels, use_reentrant=False, **kwargs)
+            img = checkpoint(self._integrate, self.density, *rays, mask_to_channels, use_reentrant=False, **kwargs)
         else:
-            img = self.render(self.density, *rays, mask_to_channels, **kwargs)
+            img = self._integrate(self.density, *rays, mask_to_channels, **kwargs)
         warn_if_black(self, pose, calibration, img)
         return self.reshape_transform(img, batch_size=len(rays[1]))
 
@@ -242,6 +270,26 @@ class DRR(RayRenderer):
         pose = pose_for(self, args, parameterization, convention, degrees)
         images = jacobian_images(self, pose, calibration, frame, intrinsics, kwargs)
         return tuple(self.reshape_transform(x, batch_size=len(x)) for x in images)
+
+    def capture(
+        self, *args: AffineTransform | Float[Tensor, "B ..."], gradient: bool = True, **options
+    ) -> Callable[..., Float[Tensor, "B C ..."]]:
+        """Capture a picture in a CUDA graph: a function that does what `drr(*args, **options)` does, started as one.
+
+        Small pictures wait for the host, which then has nothing to do. The function takes poses, or parameters, of the
+        same batch size and precision, and what it returns has gradients by them, once. Volume, labels and camera may be
+        written into, but not exchanged. Raises a `ValueError` on a CPU, and if anything but the pose has a gradient;
+        the function raises a `ValueError` for other inputs, and a `RuntimeError` if what it reads was exchanged, or for
+        a derivative of another than the last picture.
+
+        Args:
+            *args: a pose, or the rotation and the translation of one
+            gradient: capture the derivative by the pose, too
+            **options: other arguments of `forward`
+        """
+        given = options.get("parameterization"), options.get("convention"), options.get("degrees", False)
+        pose_for(self, args, *given)  # for its errors
+        return capture_picture(self, args, gradient, options)
 
     def coarsen(self, pixels: int, voxels: tuple[int, int, int], density: Float[Tensor, "X Y Z"] | None = None) -> DRR:
         """Return a DRR with larger pixels and larger voxels in the same places, without label map.

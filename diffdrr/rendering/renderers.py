@@ -81,7 +81,7 @@ class Renderer(nn.Module):
             align_corners: the outer centres lie on the outer faces
         """
         source, target = (to_centres(x, shape, self.voxel_shift, align_corners) for x in (source, target))
-        return Rays(source, target, img[:, 0])
+        return Rays(source, target, img.squeeze(1))
 
     def rule(
         self,

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Real
 from torch import Tensor, nn
 
-from ..geometry import ORIENTATIONS, AffineTransform, Camera, Detector, RigidTransform
-from ..kernels import Rays, serial_for_few
+from ..geometry import ORIENTATIONS, AffineTransform, Camera, Detector, RigidTransform, detector_frames
+from ..kernels import Rays, frame_rays, serial_for_few
 from ..volumes import Grid
 
 # %% auto #0
@@ -162,5 +162,19 @@ class Setup(nn.Module):
     ) -> tuple[Float[Tensor, "B M 3"], Float[Tensor, "B N 3"], Float[Tensor, "B N 1"]]:
         "Convert rays to voxel coordinates, and measure their length in mm."
         with serial_for_few(target[..., 0].numel(), self.device):
-            length = Rays.between(source, target).length
-            return self.affine_inverse(source), self.affine_inverse(target), length[..., None]
+            length, voxels = Rays.between(source, target).length, self.affine_inverse
+            return voxels(source), voxels(target), length[..., None]
+
+    def _rays(
+        self,
+        pose: AffineTransform,  # (B)
+        calibration: RigidTransform | None = None,  # (1 or B) instead of the detector's own
+    ) -> tuple[Float[Tensor, "B M 3"], Float[Tensor, "B N 3"], Float[Tensor, "B N 1"]]:
+        "Make the rays of poses in voxel coordinates, and measure their length in mm."
+        unit = self.detector.source, self.detector.target
+
+        def by_torch(*frames: Float[Tensor, "B 4 4"]) -> tuple[Float[Tensor, "B _ _"], ...]:
+            return self._in_voxels(*(AffineTransform(frame)(x) for frame, x in zip(frames, unit)))
+
+        with serial_for_few(len(pose) * unit[1].shape[1], self.device):
+            return frame_rays(by_torch, detector_frames(self.detector, pose, calibration), unit, self._affine_inverse)

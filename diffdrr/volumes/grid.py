@@ -35,7 +35,7 @@ def voxel_from_world(
 ) -> Float[Tensor, "4 4"]:  # voxel from world, float64
     "Invert an affine matrix in float64. Raises a `ValueError` if it is singular."
     check_affine(affine)
-    return torch.linalg.inv(affine.double())
+    return torch.linalg.inv(affine.double()).contiguous()  # it comes by columns, which kernels would copy each time
 
 # %% ../../nbs/api/volumes/201_grid.ipynb #645db213
 def check_volume(

@@ -9,7 +9,7 @@ from itertools import product
 
 import torch
 
-from diffdrr.kernels.gpu import launch, siddon, trilinear
+from diffdrr.kernels.gpu import frames, launch, siddon, trilinear
 from diffdrr.kernels.request import Rays, Rule
 
 SHAPE = (64, 60, 40)
@@ -84,9 +84,19 @@ def large(method: str, task: str) -> object:
         return call(method, task, *scene())
 
 
+def frame_calls(dtype: torch.dtype) -> dict[str, Call]:
+    "List the calls that make rays, and sum up their slopes."
+    matrix, unit = torch.eye(4, dtype=dtype)[None], torch.ones(1, 1100, 3, dtype=dtype)
+    scene = frames.Scene(unit[:, :1], unit, matrix, matrix, matrix)
+    slopes = Rays(unit[:, :1], unit, unit[..., 0])
+    return {"rays": partial(frames.make_rays, scene), "slopes": partial(frames.sum_slopes, scene, slopes)}
+
+
 def calls() -> dict[str, Call]:
     "List all calls, by what they are."
     found: dict[str, Call] = {}
+    for dtype, ending in ((torch.float32, ""), (torch.float64, " float64")):
+        found |= {f"frames {name}{ending}": call for name, call in frame_calls(dtype).items()}
     for method, task in product(METHODS, TASKS):
         found[f"{method} {task}"] = partial(call, method, task, *scene())
     for method, task in product(("Siddon", "exact", "sampled"), ("forward", "slopes", "adjoint")):

@@ -19,7 +19,7 @@ install(EMULATOR)
 def pytest_configure() -> None:
     "Import the kernels while nothing asks for the interpreter."
     os.environ["TRITON_INTERPRET"] = "0"
-    from diffdrr.kernels.gpu import siddon, trilinear  # noqa: F401
+    from diffdrr.kernels.gpu import frames, siddon, trilinear  # noqa: F401
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -119,7 +119,7 @@ def watching() -> Iterator[Record]:
     with ExitStack() as stack:
         for name in OPERATORS:
             stack.enter_context(patch.object(autograd, name, undeclared(name)))
-        stack.enter_context(patch.object(launch, "run", leave_out))
+        stack.enter_context(patch.object(launch, "start", leave_out))
         stack.enter_context(patch.object(precision, "is_full", lambda _: is_full("cuda")))
         stack.enter_context(patch.object(torch, "autocast", lambda _, **options: autocast("cpu", **options)))
         stack.enter_context(patch.dict(dispatch.DEVICES, triton="meta"))

@@ -145,6 +145,7 @@ SIMPLE = {  # all operands are of the type that the instruction ends with
     "not": (np.invert, 1),
     "mov": (np.copy, 1),
     "fma": (fused, 3),
+    "sqrt": (np.sqrt, 1),
 }
 COMPARED = dict(lt=np.less, le=np.less_equal, gt=np.greater, ge=np.greater_equal, eq=np.equal, ne=np.not_equal)
 

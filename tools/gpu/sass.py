@@ -65,7 +65,7 @@ def opcode(instruction: str) -> str:
 
 
 def find_loop(code: list[str], labels: dict[str, int]) -> tuple[int, int]:  # first and last instruction
-    "Find the longest of the innermost loops that touch the memory of the GPU."
+    "Find the longest of the innermost loops that touch the memory of the GPU; without a loop, all is one turn."
     loops = []
     for last, instruction in enumerate(code):
         target = re.search(r"^BRA\b.*\((\.L_x_\d+)\)", instruction)
@@ -73,7 +73,7 @@ def find_loop(code: list[str], labels: dict[str, int]) -> tuple[int, int]:  # fi
         if first < last - 4 and any(PIPE_OF.get(opcode(x)) in ("load", "add") for x in code[first:last]):
             loops.append((first, last))
     inner = [a for a in loops if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
-    return max(inner, key=lambda loop: loop[1] - loop[0])
+    return max(inner, key=lambda loop: loop[1] - loop[0], default=(0, len(code) - 1))
 
 
 def cost_of(cubin: bytes) -> Cost:

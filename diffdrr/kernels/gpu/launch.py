@@ -210,15 +210,25 @@ def try_out(
         idle_kernel[(1,)]()
 
 
+def start(
+    kernel: Any,
+    grid: tuple[int, ...],  # programs
+    place: Tensor,  # on the device to start it on
+    **arguments: Any,
+) -> None:
+    "Start a kernel, unless there is nothing to do."
+    if 0 not in grid:
+        with torch.cuda.device_of(place):
+            kernel[grid](**arguments)
+
+
 def run(
     kernel: Any,
     launch: Launch,
     **tensors: Any,  # arguments of this kernel
 ) -> None:
-    "Start a kernel, unless there are no rays."
-    if launch.rays.target.numel():
-        with torch.cuda.device_of(launch.rays.target):
-            kernel[launch.grid](**launch.arguments, **tensors)
+    "Start a kernel on rays."
+    start(kernel, launch.grid, launch.rays.target, **launch.arguments, **tensors)
 
 # %% ../../../nbs/api/kernels/gpu/420_launch.ipynb #c9943d06
 def integrate(
