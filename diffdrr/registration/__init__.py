@@ -10,6 +10,7 @@ import lazy_loader
 
 # %% ../../nbs/api/registration/710_registration.ipynb #be6afabc
 NAMES = {
+    "calibration": ["Calibration", "calibrate"],
     "module": ["Registration"],
     "objective": ["Comparison", "Objective", "Penalty"],
     "optimiser": ["Iterate", "first_order", "levenberg_marquardt", "normal_equations", "weight_of_penalty"],
