@@ -19,7 +19,16 @@ from .objective import Objective
 from .pipeline import Attempt, Registrar, check_search
 from .placement import Placement
 from .result import uncertainty_of_position
-from .uncertainty import Equations, covariance, disagreement, inverse, noise_of, others, weigh
+from diffdrr.registration.uncertainty import (
+    C_ARM,
+    Equations,
+    covariance,
+    disagreement,
+    inverse,
+    noise_of,
+    others,
+    weigh,
+)
 from .views import as_list, same
 from ..xrays import XRay
 
@@ -156,7 +165,8 @@ class Calibration:
 def doubt(
     attempts: Sequence[Attempt],  # of each X-ray
     still: bool,  # whether the last step was short
-    uncertain: float,  # standard deviation of the position that is known least, mm
+    intrinsics: Mapping[str, float],  # what was found, mm
+    deviations: Sequence[float],  # of each, mm
 ) -> str | None:  # None if there is none
     "Say why a calibration should not be trusted."
     for i, one in enumerate(attempts):
@@ -164,11 +174,13 @@ def doubt(
             return f"X-ray {i} is not to be trusted on its own, so leave it out: {one.reason}"
     if not still:
         return f"poses and intrinsics still move after {ITERATIONS} steps; give better initial poses or intrinsics"
-    if uncertain > attempts[0].objective.pixel:
-        return (
-            f"the pictures do not tell the intrinsics from the poses, which are uncertain by {uncertain:.1f} mm; take "
-            "more X-rays from other sides, or say how well the intrinsics are known, as refine={'sdd': 10.0}"
-        )
+    for (name, mm), deviation in zip(intrinsics.items(), deviations):
+        if deviation > C_ARM.get(name, 0.01 * mm):
+            return (
+                f"the pictures do not tell {name} from the poses: it is uncertain by {deviation:.1f} mm, as "
+                "much as that of a C-arm that nobody calibrated; take more X-rays from other sides, or say how well "
+                "intrinsics are known, as refine={'sdd': 10.0}"
+            )
     return None
 
 # %% ../../nbs/api/registration/725_calibration.ipynb #c7250016
@@ -257,6 +269,5 @@ def make_calibration(
         of_poses.append(covariance(alone, alone.start(at.motion), robustness)[0] + follow @ of_shared @ follow.mT)
     poses = RigidTransform(torch.cat([one.cameras(at, 0)[0].matrix for one, at in zip(objectives, placements)]))
     intrinsics = {name: float(getattr(xray.camera, name)) + mm for name, mm in offsets.items()}
-    of_poses = torch.stack(of_poses)
-    reason = doubt(attempts, still, max(map(uncertainty_of_position, of_poses)))
-    return Calibration(intrinsics, of_shared, poses, of_poses, reason)
+    reason = doubt(attempts, still, intrinsics, of_shared.diagonal().sqrt().tolist())
+    return Calibration(intrinsics, of_shared, poses, torch.stack(of_poses), reason)
