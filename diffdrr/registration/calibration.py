@@ -33,7 +33,7 @@ from .views import as_list, same
 from ..xrays import XRay
 
 # %% auto #0
-__all__ = ['Calibration', 'calibrate', 'make_calibration']
+__all__ = ['Calibration', 'calibrate']
 
 # %% ../../nbs/api/registration/725_calibration.ipynb #c7250007
 class Shared(NamedTuple):
@@ -198,6 +198,33 @@ def check_same_camera(
                     f"{i}; give both the same, or leave {name} out of refine"
                 )
 
+# %% ../../nbs/api/registration/725_calibration.ipynb #c7250024
+def make_calibration(
+    attempts: Sequence[Attempt],  # of each X-ray
+    xray: XRay,  # the first one, as it was given
+    refine: Sequence[str] | Mapping[str, float],
+    robustness: float,  # of the last stage
+) -> Calibration:
+    "Go on from single registrations to that of all, and say how certain it is."
+    objectives = [
+        Objective(one.views, one.window, list(refine), one.prior, one.bends) for one in (a.objective for a in attempts)
+    ]
+    known = list(refine.values()) if isinstance(refine, Mapping) else [0.0] * len(refine)
+    precision = torch.tensor([1 / x**2 if 0 < x < float("inf") else 0.0 for x in known], dtype=torch.float64)
+    motions = [one.trace[-1].guess.placement.motion for one in attempts]
+    placements, still = settle(objectives, motions, precision.to(motions[0].device), robustness)
+    of_shared, follows = covariance_of_shared(objectives, placements, precision.to(motions[0].device), robustness)
+    offsets = dict(zip(refine, placements[0].offsets[0].tolist()))
+    of_poses = []
+    for one, at, follow in zip(objectives, placements, follows):
+        right = [v._replace(xray=replace(v.xray, camera=v.shift_camera(**offsets))) for v in one.views]
+        alone = Objective(right, one.window, (), one.prior, one.bends)
+        of_poses.append(covariance(alone, alone.start(at.motion), robustness)[0] + follow @ of_shared @ follow.mT)
+    poses = RigidTransform(torch.cat([one.cameras(at, 0)[0].matrix for one, at in zip(objectives, placements)]))
+    intrinsics = {name: float(getattr(xray.camera, name)) + mm for name, mm in offsets.items()}
+    reason = doubt(attempts, still, intrinsics, of_shared.diagonal().sqrt().tolist())
+    return Calibration(intrinsics, of_shared, poses, torch.stack(of_poses), reason)
+
 # %% ../../nbs/api/registration/725_calibration.ipynb #c7250017
 @serial_torch()  # many small pictures
 def calibrate(
@@ -244,30 +271,3 @@ def calibrate(
     found = [registrar._find(*each, spread, n_starts, 3, seed, False) for each in zip(xrays, inits, masks)]
     attempts, views = [one for one, _ in found], [view for _, (view,) in found]
     return make_calibration(attempts, views[0].xray, refine, registrar.strategy.schedule[-1].robustness)
-
-
-def make_calibration(
-    attempts: Sequence[Attempt],  # of each X-ray
-    xray: XRay,  # the first one, as it was given
-    refine: Sequence[str] | Mapping[str, float],
-    robustness: float,  # of the last stage
-) -> Calibration:
-    "Go on from single registrations to that of all, and say how certain it is."
-    objectives = [
-        Objective(one.views, one.window, list(refine), one.prior, one.bends) for one in (a.objective for a in attempts)
-    ]
-    known = list(refine.values()) if isinstance(refine, Mapping) else [0.0] * len(refine)
-    precision = torch.tensor([1 / x**2 if 0 < x < float("inf") else 0.0 for x in known], dtype=torch.float64)
-    motions = [one.trace[-1].guess.placement.motion for one in attempts]
-    placements, still = settle(objectives, motions, precision.to(motions[0].device), robustness)
-    of_shared, follows = covariance_of_shared(objectives, placements, precision.to(motions[0].device), robustness)
-    offsets = dict(zip(refine, placements[0].offsets[0].tolist()))
-    of_poses = []
-    for one, at, follow in zip(objectives, placements, follows):
-        right = [v._replace(xray=replace(v.xray, camera=v.shift_camera(**offsets))) for v in one.views]
-        alone = Objective(right, one.window, (), one.prior, one.bends)
-        of_poses.append(covariance(alone, alone.start(at.motion), robustness)[0] + follow @ of_shared @ follow.mT)
-    poses = RigidTransform(torch.cat([one.cameras(at, 0)[0].matrix for one, at in zip(objectives, placements)]))
-    intrinsics = {name: float(getattr(xray.camera, name)) + mm for name, mm in offsets.items()}
-    reason = doubt(attempts, still, intrinsics, of_shared.diagonal().sqrt().tolist())
-    return Calibration(intrinsics, of_shared, poses, torch.stack(of_poses), reason)
