@@ -101,12 +101,13 @@ def levenberg_marquardt(
     """
     placement = start
     residual, jacobian = objective.linearize(start)
+    penalty = objective.penalty(start)
     damping = torch.full((len(start),), 1e-3, dtype=torch.float64, device=residual.device)
     moving = torch.arange(len(start), device=residual.device)
     trace = [Iterate(start, objective.similarity(residual))]
     for _ in range(iterations):
         now, slopes = residual[moving], jacobian[moving]
-        deviation, known = objective.deviation(now), objective.penalty(placement[moving])
+        deviation, known = objective.deviation(now), None if penalty is None else Penalty(*(x[moving] for x in penalty))
         scale = robustness * deviation
         loss, forgiven = geman_mcclure(now, scale)
         normal, gradient = normal_equations(now, slopes, objective.weights * forgiven)
@@ -119,11 +120,14 @@ def levenberg_marquardt(
         loss_there, _ = geman_mcclure(residual_there, scale)
         rise = ((loss_there - loss) * objective.weights).sum(dim=-1)
         if known is not None:
-            rise = rise + weight * (objective.penalty(trial).square() - known.square())
+            known_there = objective.penalty(trial)
+            rise = rise + weight * (known_there.square() - known.square())
         damping[moving], ahead = next_damping(damping[moving], rise, 2 * (gradient * step).sum(dim=-1))
         kept = (rise < 0).nonzero()[:, 0]  # a mask as an index would wait for a GPU each time
         taken = moving[kept]
         residual[taken], jacobian[taken] = residual_there[kept], jacobian_there[kept]
+        if known is not None:
+            penalty = Penalty(*(x.index_copy(0, taken, y[kept]) for x, y in zip(penalty, known_there)))
         placement = placement.replaced(taken, trial[kept])
         trace.append(Iterate(placement, objective.similarity(residual)))
         moving = moving[ahead * objective.length(step) > tolerance * objective.pixel]
