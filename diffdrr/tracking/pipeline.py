@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..checks import number, some_of
-from ..files import check_folder
+from ..files import check_folder, check_json
 from ..geometry import RigidTransform, check_pose
 from ..kernels import serial_torch
-from ..registration import check_json
 from .bodies import check_known, check_responses
 from .finder import BodyFinder
 from .follow import Follower
