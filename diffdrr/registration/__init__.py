@@ -17,7 +17,7 @@ NAMES = {
     "pipeline": ["STILL", "Registrar", "check_search", "register"],
     "placement": ["Guesses"],
     "regressor": ["N_ANGULAR_COMPONENTS", "PoseRegressor"],
-    "result": ["RegistrationResult", "check_json"],
+    "result": ["RegistrationResult"],
     "robust": ["geman_mcclure", "median_deviation"],
     "search": ["SCHEDULE", "Stage", "draw_motions"],
     "uncertainty": ["OTHER_WINDOWS", "Evidence", "covariance_of_blocks", "disagreement", "inverse", "weigh"],

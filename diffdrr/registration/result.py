@@ -5,7 +5,6 @@
 # %% ../../nbs/api/registration/723_result.ipynb #0d96dc96
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..files import whole_file
+from ..files import read_json, write_json
 from ..geometry import RigidTransform, matmul, matrix_to_twist
 from .objective import Objective, Prior
 from .placement import Placement
@@ -24,7 +23,7 @@ from .uncertainty import Geometry
 from .views import View
 
 # %% auto #0
-__all__ = ['RegistrationResult', 'check_json']
+__all__ = ['RegistrationResult']
 
 # %% ../../nbs/api/registration/723_result.ipynb #dfc93e8a
 if TYPE_CHECKING:
@@ -249,7 +248,6 @@ class RegistrationResult:
         Args:
             path: a file that ends in .json
         """
-        path = check_json(path)
         poses = {name: getattr(self, name).matrix.tolist() for name in ("pose", "pose_in_scanner")}
         plain = {
             name: getattr(self, name)
@@ -258,8 +256,7 @@ class RegistrationResult:
         added = None if self.from_geometry is None else self.from_geometry.tolist()
         tables = {"covariance": self.covariance.tolist(), "from_geometry": added, "trace": self.trace.to_dict("list")}
         content = {"dtype": str(self.pose.matrix.dtype).removeprefix("torch."), **poses, **plain, **tables}
-        with whole_file(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1))
+        write_json(path, content)
 
     @classmethod
     def load(cls, path: str | Path) -> RegistrationResult:
@@ -270,9 +267,7 @@ class RegistrationResult:
         """
         from pandas import DataFrame
 
-        path = check_json(path)
-        try:
-            content = json.loads(path.read_text())
+        def made(content: dict) -> RegistrationResult:
             dtype = getattr(torch, content.pop("dtype"))
             for name in ("pose", "pose_in_scanner"):
                 content[name] = RigidTransform(torch.tensor(content[name], dtype=dtype))
@@ -281,14 +276,5 @@ class RegistrationResult:
                     content[name] = torch.tensor(content[name], dtype=torch.float64)
             content["trace"] = DataFrame(content["trace"])
             return cls(**content)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{str(path)!r} does not hold the result of a registration: {error}") from error
 
-# %% ../../nbs/api/registration/723_result.ipynb #a5b1f02a
-def check_json(
-    path: str | Path,  # what the caller gave
-) -> Path:
-    "Raise a `ValueError` unless a file is called like one for a result."
-    if Path(path).suffix != ".json":
-        raise ValueError(f"path must end in .json, not {Path(path).name!r}")
-    return Path(path)
+        return read_json(path, "the result of a registration", made)
