@@ -97,7 +97,9 @@ def test_named_backend_that_cannot_serve_says_why(options, reason):
         drr(frontal())
 
 
-@pytest.mark.parametrize("labels", [False, True], ids=["sum", "labels"])
+@pytest.mark.parametrize(
+    "labels", [pytest.param(False, id="sum"), pytest.param(True, id="labels", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("renderer", RENDERERS)
 def test_torch_compiles_the_whole_render(renderer, labels):
     "`fullgraph=True` raises where the graph would break."

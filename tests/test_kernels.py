@@ -169,7 +169,7 @@ def test_every_number_is_written(rule, labelled, monkeypatch):
 
 
 @rules
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)
 def test_half_precision_volumes_are_read_as_such(rule, dtype):
     volume, _, source, target = scene(4, (9, 8, 7), 500, 1)
     rays, half = between(source, target), volume.to(dtype).requires_grad_()

@@ -245,7 +245,7 @@ def test_fdk_goes_through_voxels_some_at_a_time(monkeypatch: pytest.MonkeyPatch)
         (SIRT, dict(subsets=6), 10),
         (CGLS, {}, 8),
         (TotalVariation, dict(weight=0.01), 80),
-        (Descent, dict(optimizer=torch.optim.Adam, rate=1e-3), 150),
+        pytest.param(Descent, dict(optimizer=torch.optim.Adam, rate=1e-3), 150, marks=pytest.mark.slow),
     ],
 )
 def test_methods_find_the_attenuation_of_water(ball, method, options, steps):
@@ -257,6 +257,7 @@ def test_methods_find_the_attenuation_of_water(ball, method, options, steps):
     assert min(solver.residuals) == pytest.approx(solver.residuals[-1], rel=0.5)
 
 
+@pytest.mark.slow
 def test_total_variation_minimises_its_objective_and_helps_against_few_views(ball):
     projector, pictures, inside, outside = ball
     few = projector[::9]
@@ -279,6 +280,7 @@ def lbfgs(parameters, lr):
     return torch.optim.LBFGS(parameters, lr=1.0, max_iter=12, line_search_fn="strong_wolfe")
 
 
+@pytest.mark.slow
 def test_lbfgs_works_too(ball):
     projector, pictures = (x[::4] for x in ball[:2])
 

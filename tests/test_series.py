@@ -771,7 +771,9 @@ print(unit * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 """
 
 
-@pytest.mark.parametrize("slope", [1, 1.001], ids=["whole numbers", "fractions"])
+@pytest.mark.parametrize(
+    "slope", [pytest.param(1, id="whole numbers"), pytest.param(1.001, id="fractions", marks=pytest.mark.slow)]
+)
 def test_memory(tmp_path, slope):
     "Reading takes no more than three times the voxels in float32."
     pytest.importorskip("resource")

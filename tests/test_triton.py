@@ -103,7 +103,7 @@ def test_odd_shapes(kernel, shape):
 def test_batch_of_volumes(kernel, labelled):
     "Two pictures of two volumes, 17 x 18 rays, in tiles that stick out."
     module, rule = KERNELS[kernel]
-    volume, labels, rays = scene((5, 4, 6), 17 * 18, pictures=2, volumes=2)
+    volume, labels, rays = scene((3, 2, 4), 17 * 18, pictures=2, volumes=2)
     rule = (by_label(rule, labels) if labelled else rule)._replace(width=18)
     with poisoned():
         assert close(module.render(volume, rays, rule), reference.render(volume, rays, rule))
@@ -230,7 +230,9 @@ def test_labels_of_any_integers(integers):
     assert torch.equal(siddon.render(volume, rays, by_label(Rule("siddon"), labels.to(integers))), theirs)
 
 
-@pytest.mark.parametrize("integers", [torch.uint8, torch.int32, torch.int64], ids=str)
+@pytest.mark.parametrize(
+    "integers", [torch.int32, *(pytest.param(x, marks=pytest.mark.slow) for x in (torch.uint8, torch.int64))], ids=str
+)
 @kernels
 def test_labels_that_changed_unseen(kernel, integers):
     "Written through `.data`, labels without a channel count for the nearest one. Nothing is written or read elsewhere."
@@ -251,7 +253,7 @@ def every_use_of_labels(module, gradient: torch.Tensor, volume: torch.Tensor, ra
     return [module.render(volume, rays, rule), *module.ray_gradient(gradient, volume, rays, rule), back]
 
 
-@pytest.mark.parametrize("kernel", ["siddon", "exact"])
+@pytest.mark.parametrize("kernel", ["siddon", pytest.param("exact", marks=pytest.mark.slow)])
 def test_float32_of_a_long_march(kernel):
     "A cone beam through 300 voxels from a source 900 voxels away, against float64."
     module, rule = KERNELS[kernel]
@@ -381,6 +383,7 @@ whole, half = dict(PER_UNIT=1, UNROLL=2), dict(PER_UNIT=2, UNROLL=2)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "jobs",
     [
@@ -499,7 +502,7 @@ def test_a_picture_says_how_wide_it_is(monkeypatch, renderer):
     monkeypatch.setattr(dispatch, "DEVICES", {"numba": "nothing", "triton": "cpu"})
     widths, picture_shape = [], launch.picture_shape
     monkeypatch.setattr(launch, "picture_shape", lambda n, width: widths.append(width) or picture_shape(n, width))
-    subject = example(shape=(8, 8, 8), spacing=(45.0, 45.0, 40.0))
+    subject = example(shape=(4, 4, 4), spacing=(90.0, 90.0, 80.0))
     drr = DRR(subject, 1020.0, height=20, width=24, delx=16.0, renderer=renderer)
     pose = pose_from_view("AP", 850.0)
     image, exact = drr(pose, **drr.renderer.exact), drr.renderer.exact

@@ -110,8 +110,8 @@ MUTANTS = (
     ),
     Mutant(
         "geometry/106_detector",
-        "world_from_unit = calibration.compose(world_from_camera)",
-        "world_from_unit = world_from_camera.compose(calibration)",
+        "world_from_unit = matmul(world_from_camera, calibration.matrix)",
+        "world_from_unit = matmul(calibration.matrix, world_from_camera)",
         (GEOMETRY,),
     ),
     Mutant("geometry/107_opencv", "signs[:, None] * rotation", "signs * rotation", (OWN, GEOMETRY)),
