@@ -133,7 +133,7 @@ class NotebookItem(pytest.Item):
 
 
 def clean_up() -> None:
-    """Free what a notebook left: its figures, and its shell with all names, which IPython keeps until Python ends, and
+    """Free what a notebook left: its figures and its names, and the shell, which IPython keeps until Python ends, and
     which the next shell would keep as the main module before it."""
     pyplot = sys.modules.get("matplotlib.pyplot")
     if pyplot:
@@ -141,6 +141,7 @@ def clean_up() -> None:
     shell, InteractiveShell._instance = InteractiveShell._instance, None
     atexit.unregister(shell.atexit_operations)
     shell.restore_sys_module_state()
+    shell.user_ns.clear()  # what else refers to the shell may stay
     del shell
     gc.collect()
     gc.freeze()  # what it has imported stays

@@ -50,7 +50,7 @@ NAMES = {  # by task, and by the room that each name comes from
         ],
     },
     "Register": {
-        "registration": ["register", "RegistrationResult", "Registration", "PoseRegressor"],
+        "registration": ["register", "Registrar", "RegistrationResult", "calibrate", "Registration", "PoseRegressor"],
         "studies": ["register_table"],
     },
     "Find bodies": {

@@ -5,15 +5,17 @@
 # %% ../nbs/api/011_files.ipynb #e5fb7aea
 from __future__ import annotations
 
+import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 # %% auto #0
-__all__ = ['check_folder', 'whole_file', 'whole_folder', 'numbered_lines', 'numbers_of']
+__all__ = ['check_folder', 'whole_file', 'whole_folder', 'numbered_lines', 'numbers_of', 'check_json', 'write_json', 'read_json']
 
 # %% ../nbs/api/011_files.ipynb #b2a5a7f0
 def check_folder(
@@ -89,3 +91,36 @@ def numbers_of(
         if not (math.isfinite(found) or (missing and math.isnan(found))):
             raise ValueError(f"{where} must hold finite numbers, not {word!r}; correct it")
     return [float(word) for word in words]
+
+# %% ../nbs/api/011_files.ipynb #9fe643e2
+def check_json(
+    path: str | Path,  # what the caller gave
+) -> Path:
+    "Raise a `ValueError` unless a file is called like one for a result."
+    if Path(path).suffix != ".json":
+        raise ValueError(f"path must end in .json, not {Path(path).name!r}")
+    return Path(path)
+
+
+def write_json(
+    path: str | Path,  # ends in .json
+    content: object,  # lists, tables, numbers and words
+) -> None:
+    "Write a result. Raises a `ValueError` for another suffix."
+    with whole_file(check_json(path)) as temporary:
+        temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def read_json(
+    path: str | Path,  # ends in .json
+    what: str,  # it should hold, for the message
+    make: Callable[[Any], Any],  # a result of what it holds
+) -> Any:
+    """Read a result.
+
+    Raises a `FileNotFoundError` for a missing file, and a `ValueError` for one that holds something else."""
+    lines = [line for _, line in numbered_lines(check_json(path))]
+    try:
+        return make(json.loads("\n".join(lines)))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{str(path)!r} does not hold {what}: {error}") from error

@@ -45,20 +45,20 @@ def test_the_distance_of_the_truth_counts_standard_deviations():
     move.matrix[0, :3, 3] = centre
     found = pose_from_view("AP", 850.0)
     around = move.matrix @ twist_to_matrix(twist) @ torch.linalg.inv(move.matrix)
-    result = SimpleNamespace(pose=found, standard_deviation=torch.tensor([0.2] * 3 + [0.01] * 3).double())
-    result.covariance = torch.diag(result.standard_deviation**2)
-    distance = conditions.squared_distance(RigidTransform(around @ found.matrix), result, centre)
+    covariance = torch.tensor([0.2] * 3 + [0.01] * 3).double().square().diag()
+    distance = conditions.squared_distance(RigidTransform(around @ found.matrix), found, covariance, centre)
     assert distance == pytest.approx(4.0 + 4.0, rel=1e-3)
 
 
 def run(error: float, reason: str | None = None, distance: float = 5.0) -> Run:
-    return Run("frontal", 0, 50.0, error, 1.0, 0.8, distance, reason)
+    return Run("frontal", 0, 50.0, error, 1.0, 0.8, distance, 0.5 * distance, reason)
 
 
 def test_the_table_counts_verdicts():
-    (row,) = conditions.summarize([run(0.5), run(2.0, "odd"), run(4.0), run(90.0, "lost", 50.0)]).to_dict("records")
+    (row,) = conditions.summarize([run(0.5), run(2.0, "odd"), run(4.0), run(90.0, "lost", 20.0)]).to_dict("records")
     assert (row["wrong, not flagged"], row["right, but flagged"], row["worst, mm"]) == (1, 1, 90.0)
     assert (row["< 1 mm, %"], row["< 3 mm, %"], row["truth in the 95 % region, %"]) == (25.0, 50.0, 75.0)
+    assert row["with the geometry's, %"] == 100.0
 
 
 def test_conditions_are_chosen_by_name(capsys):
@@ -125,7 +125,7 @@ def test_a_condition_is_run_from_start_to_end(tmp_path):
             similarity=1.0,
             reason=None,
             covariance=torch.eye(6).double(),
-            standard_deviation=torch.ones(6).double(),
+            total_covariance=torch.eye(6).double(),
         )
 
     chosen.starts = 1

@@ -62,7 +62,7 @@ def canned(xray: XRay, init: RigidTransform, mask: torch.Tensor, **options) -> R
 def at_once(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     "Register at once, and list the CTs that are read."
     read, read_ct = [], run.read_ct
-    monkeypatch.setattr(run, "Registrar", lambda subject, refine: canned)
+    monkeypatch.setattr(run, "Registrar", lambda subject, labels, refine: canned)
     monkeypatch.setattr(run, "read_ct", lambda case: read.append(Path(case.ct).name) or read_ct(case))
     monkeypatch.setattr(run, "READ", run.Recent(2))
     return read
@@ -119,7 +119,7 @@ def test_a_run_goes_on_where_it_stopped(files: Path, tmp_path: Path, at_once: li
             raise KeyboardInterrupt
         return canned(xray, init, mask)
 
-    monkeypatch.setattr(run, "Registrar", lambda subject, refine: stops_at_the_third)
+    monkeypatch.setattr(run, "Registrar", lambda subject, labels, refine: stops_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         register_table(table_of(files), tmp_path / "results.csv", verbose=False)
     assert not (tmp_path / "results.csv").exists()
@@ -138,7 +138,7 @@ def test_what_a_result_depends_on_is_registered_again(files: Path, tmp_path: Pat
         done.append(options)
         return canned(*what)
 
-    monkeypatch.setattr(run, "Registrar", lambda subject, refine: registered)
+    monkeypatch.setattr(run, "Registrar", lambda subject, labels, refine: registered)
     table = table_of(files)
     register_table(table[:3], tmp_path / "results.csv", verbose=False)
     register_table(table, tmp_path / "results.csv", verbose=False)
@@ -184,6 +184,15 @@ def test_what_is_wrong_stays_in_its_row(files: Path, tmp_path: Path):
     assert found[columns].notna().all(axis=1).tolist() == found["error"].isna().tolist()
     written = pd.read_csv(tmp_path / "results.csv")
     assert written["error"].isna().tolist() == found["error"].isna().tolist()
+
+
+def test_structures_of_a_row_reach_the_registrar(files: Path, tmp_path: Path, at_once: list[str], monkeypatch):
+    asked = []
+    monkeypatch.setattr(run, "Registrar", lambda subject, labels, refine: asked.append(labels) or canned)
+    load_example_ct(shape=(32, 32, 32), spacing=(11.2, 11.2, 11.2)).mask.save(tmp_path / "labels.nii.gz")
+    table = table_of(files)[:3].assign(labels=str(tmp_path / "labels.nii.gz"), names="totalsegmentator")
+    register_table(table.assign(structures=["heart,5", "5", ""]), tmp_path / "results.csv", verbose=False)
+    assert [51, 5] in asked and [5] in asked and None in asked
 
 
 def test_what_is_said_of_a_ct_is_in_all_its_rows(files: Path, tmp_path: Path, at_once: list[str]):

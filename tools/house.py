@@ -41,6 +41,7 @@ TOO_MANY_PARAMETERS: dict[str, str] = {
     "autograd.Integral.vmap": AUTOGRAD,
     "autograd.rebuild": AUTOGRAD,
     "setup.Setup.set_intrinsics_": "a method of `DRR` with the signature of 0.6.1",
+    "pipeline.track": "the one call that most users make: each of its choices has a name and a default",
     "reading.read_xray": "what a file may not say, or say wrongly, has a name and a default each",
     "pipeline.register": "the one call that most users make: each of its choices has a name and a default",
 }

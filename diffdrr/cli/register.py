@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from ..checks import number, some_of, whole
-from .values import check_file, check_output, choices_of_slices, for_each, read_numbers, read_view
+from diffdrr.cli.values import (
+    check_belongs,
+    check_file,
+    check_output,
+    choices_of_slices,
+    for_each,
+    read_numbers,
+    read_view,
+)
 from ..files import whole_folder
 
 if TYPE_CHECKING:
@@ -80,6 +88,15 @@ def search_of(
     return dict(spread=spread, refine=some_of("--refine", refine, INTRINSICS), seed=options.seed)
 
 # %% ../../nbs/api/cli/975_register.ipynb #21180d8f
+def absolute(
+    names: str,  # of structures: a file, or `TOTALSEGMENTATOR`; or a label map
+) -> str:
+    "Make a path hold in any folder."
+    from diffdrr.volumes import TOTALSEGMENTATOR
+
+    return names if names.lower() == TOTALSEGMENTATOR else str(Path(names).absolute())
+
+
 @dataclass(frozen=True, kw_only=True)
 class RegisterOptions:
     "What `diffdrr register` can be told."
@@ -102,6 +119,9 @@ class RegisterOptions:
     pixels: int = 256  # along the longer side of the picture that is registered
     invert: bool = False  # swap large and small values, where bones are dark in overlay.png or the negative fits better
     seed: int = 0  # of the random starts
+    labels: str | None = None  # label map of the CT: a file; then some structures count, and the rest may have shifted
+    structures: str | None = None  # names or numbers of those, separated by commas; else vertebrae, sacrum and hips
+    names: str | None = None  # of the structures in --labels: a .csv with columns structure,id, or totalsegmentator
     series: str | None = None  # UID of one of several DICOM series in the folder of the CT
     phase: str | None = None  # of several in a DICOM series, as the error names them
     slice_spacing: float | None = None  # mm; interpolate DICOM slices that lie at uneven distances
@@ -115,6 +135,8 @@ class RegisterOptions:
         said = {name: for_each(f"--{name.replace('_', '-')}", getattr(self, name), n) for name in Shot._fields[1:]}
         shots = [Shot(str(Path(path).absolute()), *values) for path, values in zip(self.xrays, zip(*said.values()))]
         ct, chosen = str(Path(self.ct).absolute()), choices_of_slices(self)
+        files = {"labelmap": self.labels, "structures": self.names}
+        chosen |= {name: absolute(path) for name, path in files.items() if path is not None}
         return Case(ct, shots, self.orientation, self.pixels, self.invert, chosen)
 
 # %% ../../nbs/api/cli/975_register.ipynb #0a5b0cd0
@@ -123,6 +145,26 @@ def as_options(
 ) -> str:
     "Say what to do in the words of the command line."
     return re.sub("orientation='(..)' instead of '..'", r"--orientation \1", reason)
+
+# %% ../../nbs/api/cli/975_register.ipynb #5e1d07a3
+def structures_of(
+    options: RegisterOptions,
+) -> list[int] | None:  # labels; None for those that hold still, or for all of the CT where there is no label map
+    "Say whose pose is meant. Raises a `ValueError` where nothing says so, and for structures without a label map."
+    from diffdrr.registration import STILL
+    from diffdrr.volumes import labels_of, read_structures, table_of
+
+    check_belongs(options, ())
+    check_file("--labels", options.labels)
+    table = table_of(options.names, "--names")
+    given = read_structures(options.structures, table)
+    if given is not None:
+        return labels_of(given, table)
+    if options.labels is not None and table is None:
+        raise ValueError("--labels does not say what holds still; give the names of its structures as --names")
+    if table is not None and not table["structure"].str.startswith(STILL).any():
+        raise ValueError(f"--names holds none of {', '.join(STILL)}; say whose pose is meant, as --structures")
+    return None
 
 # %% ../../nbs/api/cli/975_register.ipynb #e184c215
 def register(
@@ -133,6 +175,7 @@ def register(
     from diffdrr.studies import make_drrs, read_ct, read_pictures
 
     folder, case, search = Path(options.output), options.case, search_of(options)
+    structures = structures_of(options)
     if folder.exists():
         raise ValueError(f"--output {options.output!r} exists; choose another name, or remove it")
     check_output(folder)
@@ -143,10 +186,8 @@ def register(
     start = initial_poses(options.init, pictures, case) if model is None else None
     drrs = make_drrs(read_ct(case), pictures)
     start = model(drrs[0], pictures[0]) if start is None else start
-    masks = [picture.mask for picture in pictures]
-    result = find_pose(
-        drrs, [picture.image for picture in pictures], start if model is None else model, masks, **search
-    )
+    images, masks = ([getattr(picture, name) for picture in pictures] for name in ("image", "mask"))
+    result = find_pose(drrs, images, start if model is None else model, masks, labels=structures, **search)
     with whole_folder(folder) as temporary:
         result.save(temporary / "result.json")
         save_overlay(temporary / "overlay.png", drrs, pictures, start, result.pose)

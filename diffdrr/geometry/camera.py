@@ -8,11 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import reduce
 
+import numpy as np
 import torch
 from jaxtyping import Float, Real
 from torch import Tensor
 
-from ..checks import one_of, positive, whole
+from ..checks import one_of, positive, shaped, whole
 from .precision import inverse, matmul
 
 # %% auto #0
@@ -221,6 +222,19 @@ def opencv_signs(
     "Return the matrix that takes our camera coordinates to OpenCV's: x to the right of the picture, y down."
     return torch.diag(torch.tensor([-1.0 if reverse_x_axis else 1.0, -1.0, 1.0, 1.0]))
 
+# %% ../../nbs/api/geometry/105_camera.ipynb #466f8429
+def as_matrix(
+    name: str,  # of the argument
+    matrix: Real[Tensor, "..."] | Real[np.ndarray, "..."],  # what the caller gave
+    pattern: str,  # its shape, such as "3 3"; several are separated by "|"
+) -> Float[Tensor, "..."]:
+    """Return a matrix as a tensor: what comes from OpenCV is NumPy's.
+
+    Raises a `ValueError` for another shape, and a `TypeError` for what is no matrix."""
+    shaped(name, matrix, pattern)
+    matrix = torch.as_tensor(matrix)
+    return matrix if matrix.is_floating_point() else matrix.float()
+
 # %% ../../nbs/api/geometry/105_camera.ipynb #0778f7db
 @dataclass(frozen=True, eq=False)
 class Camera:
@@ -283,7 +297,7 @@ class Camera:
     @classmethod
     def from_opencv(
         cls,
-        intrinsic: Float[Tensor, "3 3"],
+        intrinsic: Float[Tensor, "3 3"] | Float[np.ndarray, "3 3"],
         height: int,
         width: int,
         sdd: float | Float[Tensor, ""],
@@ -291,7 +305,7 @@ class Camera:
     ) -> Camera:
         """Translate an intrinsic matrix of OpenCV's convention, where the centre of the first pixel is (0, 0).
 
-        Raises a `ValueError` for skew or focal lengths that are not positive.
+        Raises a `ValueError` for another shape, skew, or focal lengths that are not positive.
 
         Args:
             intrinsic: of the picture, in OpenCV's convention: positive focal lengths, no skew
@@ -300,7 +314,8 @@ class Camera:
             sdd: source-to-detector distance, mm
             reverse_x_axis: show the patient's right on the left of the picture
         """
-        K = intrinsic / intrinsic[2, 2]
+        K = as_matrix("intrinsic", intrinsic, "3 3")
+        K = K / K[2, 2]
         if K[0, 1].abs() > 1e-6 * K[0, 0].abs():
             raise ValueError(f"intrinsic must have no skew: intrinsic[0, 1] is {K[0, 1].item()}; rectify the picture")
         if not (K[0, 0] > 0 and K[1, 1] > 0):

@@ -157,10 +157,10 @@ def read_mayacam(path: str | Path, sdd: float | None = None, scale: float = 1.0)
         warnings.warn(f"{found}; if the file is in centimetres, give scale=10", stacklevel=2)
     sdd = 1.5 * distance if sdd is None else sdd
     try:
-        camera = Camera.from_opencv(torch.from_numpy(K), height, width, sdd)
+        camera = Camera.from_opencv(K, height, width, sdd)
     except ValueError as error:
         raise ValueError(f"the camera of {name!r} cannot be used: {error}") from error
-    return camera, RigidTransform(pose_from_opencv(torch.from_numpy(extrinsic), torch.eye(4)).matrix.float())
+    return camera, RigidTransform(pose_from_opencv(extrinsic, torch.eye(4)).matrix.float())
 
 # %% ../../nbs/api/geometry/111_mayacam.ipynb #ebafd2dc
 def write_mayacam(path: str | Path, camera: Camera, pose: RigidTransform) -> None:

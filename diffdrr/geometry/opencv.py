@@ -5,12 +5,12 @@
 # %% ../../nbs/api/geometry/107_opencv.ipynb #194b9438
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..checks import shaped
-from .camera import number, opencv_signs, principal_offset
+from .camera import as_matrix, number, opencv_signs, principal_offset
 from .detector import Detector
 from .pose import RigidTransform
 from .precision import matmul
@@ -34,17 +34,20 @@ def opencv_camera(
 
 # %% ../../nbs/api/geometry/107_opencv.ipynb #4ae4ccda
 def pose_from_opencv(
-    extrinsic: Float[Tensor, "4 4"] | Float[Tensor, "B 4 4"],
+    extrinsic: Float[Tensor, "4 4"] | Float[Tensor, "B 4 4"] | Float[np.ndarray, "4 4"] | Float[np.ndarray, "B 4 4"],
     reorient: Float[Tensor, "4 4"],
     reverse_x_axis: bool = True,
 ) -> RigidTransform:
-    """Return the pose of an OpenCV camera. Raises a `ValueError` if it would have to mirror the picture.
+    """Return the pose of an OpenCV camera, of the matrix's type: `.to(torch.float32)` is that of most DRRs.
+
+    Raises a `ValueError` for another shape, or if it would have to mirror the picture.
 
     Args:
         extrinsic: camera from world, in OpenCV's convention
         reorient: of the subject, see `orientation_matrix`
         reverse_x_axis: as for the `DRR`
     """
+    extrinsic = as_matrix("extrinsic", extrinsic, "4 4|B 4 4")
     signs = opencv_signs(reverse_x_axis).to(extrinsic)
     world_from_camera = matmul(torch.linalg.inv(extrinsic), signs)
     matrix = matmul(world_from_camera, torch.linalg.inv(reorient.to(extrinsic)))
@@ -55,14 +58,13 @@ def pose_from_opencv(
 
 # %% ../../nbs/api/geometry/107_opencv.ipynb #0ba8c236
 def decompose_projection_matrix(
-    P: Float[Tensor, "3 4"],  # projection matrix, of any scale
+    P: Float[Tensor, "3 4"] | Float[np.ndarray, "3 4"],  # projection matrix, of any scale
 ) -> tuple[Float[Tensor, "3 3"], Float[Tensor, "4 4"]]:  # K with a positive diagonal and K[2, 2] = 1; [R | t], rigid
     """Take a projection matrix apart into intrinsic and extrinsic matrix, in OpenCV's convention, in float64.
 
     Pixels stay as the matrix counts them: take 0.5 off `K[:2, 2]` for `Camera.from_opencv` if it counts from the
     corner of the first one. Raises a `ValueError` for a matrix without a camera at a finite place."""
-    shaped("P", P, "3 4")
-    P = P.double()
+    P = as_matrix("P", P, "3 4").double()
     scale = torch.linalg.det(P[:, :3])
     if not scale.abs() > 0:
         raise ValueError("P must have an invertible left 3 x 3 block: a camera at a finite place")

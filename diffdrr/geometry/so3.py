@@ -47,13 +47,12 @@ def hat_inv(
 
 # %% ../../nbs/api/geometry/102_so3.ipynb #0a370ad5
 def taylor(
-    x: Float[Tensor, "*B"],  # squared angle
-    first: int,  # the series is the sum over n of (-x)^n / (2n + first)!
+    x: Float[Tensor, "*B"],  # squared angle, at most 0.5
 ) -> Float[Tensor, "*B"]:
-    "Sum the first terms of the power series shared by the coefficients of the exponential maps (Horner's scheme)."
-    total = torch.zeros_like(x)
-    for n in reversed(range(8)):
-        total = 1 / factorial(2 * n + first) - x * total
+    "Sum the first terms of (t - sin(t)) / t^3: the sum over n of (-x)^n / (2n + 3)! (Horner's scheme)."
+    x, total = -x, torch.full_like(x, 1 / factorial(17))
+    for n in reversed(range(7)):
+        total = x * total + 1 / factorial(2 * n + 3)
     return total
 
 # %% ../../nbs/api/geometry/102_so3.ipynb #3132cb98
@@ -64,14 +63,12 @@ def exp_coefficients(
 ]:  # sin(t)/t, (1 - cos(t))/t^2 and (t - sin(t))/t^3
     "Evaluate the coefficients of the exponential maps of SO(3) and SE(3) as smooth functions of the squared angle."
     small = x < 0.5
-    safe = torch.where(
-        small, torch.ones_like(x), x
-    )  # keeps the square root away from zero in the branch that is not taken
-    near = torch.where(small, x, torch.zeros_like(x))
-    theta = safe.sqrt()
-    a = torch.where(small, taylor(near, 1), theta.sin() / theta)
-    b = torch.where(small, taylor(near, 2), (1 - theta.cos()) / safe)
-    c = torch.where(small, taylor(near, 3), (theta - theta.sin()) / (safe * theta))
+    near, safe = torch.where(small, x, 0), torch.where(small, 1, x)  # no root of zero in the branch that is not taken
+    theta, (of_whole, of_half) = safe.sqrt(), taylor(torch.stack([near, near / 4]))
+    sine = theta.sin()
+    a = torch.where(small, 1 - near * of_whole, sine / theta)
+    b = torch.where(small, (1 - near / 4 * of_half).square() / 2, (1 - theta.cos()) / safe)
+    c = torch.where(small, of_whole, (theta - sine) / (safe * theta))
     return a, b, c
 
 # %% ../../nbs/api/geometry/102_so3.ipynb #b18de73f

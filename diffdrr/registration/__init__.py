@@ -10,13 +10,14 @@ import lazy_loader
 
 # %% ../../nbs/api/registration/710_registration.ipynb #be6afabc
 NAMES = {
+    "calibration": ["Calibration", "calibrate"],
     "module": ["Registration"],
     "objective": ["Comparison", "Objective", "Penalty"],
     "optimiser": ["Iterate", "first_order", "levenberg_marquardt", "normal_equations", "weight_of_penalty"],
-    "pipeline": ["Registrar", "check_search", "register"],
+    "pipeline": ["STILL", "Registrar", "check_search", "register"],
     "placement": ["Guesses"],
     "regressor": ["N_ANGULAR_COMPONENTS", "PoseRegressor"],
-    "result": ["RegistrationResult", "check_json"],
+    "result": ["RegistrationResult"],
     "robust": ["geman_mcclure", "median_deviation"],
     "search": ["SCHEDULE", "Stage", "draw_motions"],
     "uncertainty": ["OTHER_WINDOWS", "Evidence", "covariance_of_blocks", "disagreement", "inverse", "weigh"],

@@ -203,10 +203,10 @@ class Objective(Comparison):
         i: int,  # which view
     ) -> tuple[RigidTransform, RigidTransform]:  # poses and calibrations, (B) each
         "Return where a view is seen from."
-        xray, k = self.views[i].xray, len(self.refine)
+        view, k = self.views[i], len(self.refine)
         offsets = placement.offsets[:, i * k : (i + 1) * k].unbind(dim=1)
-        calibration = xray.camera.shift(**dict(zip(self.refine, offsets))).calibration.to(placement.motion)
-        pose = RigidTransform(matmul(placement.motion, xray.pose.matrix))
+        calibration = view.shift_camera(**dict(zip(self.refine, offsets))).calibration.to(placement.motion)
+        pose = RigidTransform(matmul(placement.motion, view.xray.pose.matrix))
         return pose, RigidTransform(calibration.expand(len(placement), 4, 4))
 
     def _rows(
@@ -250,7 +250,8 @@ class Objective(Comparison):
             )
             turned = matmul(twist_at_origin(self.pivot).mT, derivatives[:, :6].flatten(2))
             turned = turned.reshape(derivatives[:, :6].shape)
-            seen.append((picture, torch.cat([turned, derivatives[:, columns]], dim=1)))
+            units = derivatives.new_tensor([view.unit(name) for name in self.refine])[:, None, None]
+            seen.append((picture, torch.cat([turned, derivatives[:, columns] * units], dim=1)))
         return seen
 
     @torch.no_grad()

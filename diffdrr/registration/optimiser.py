@@ -17,7 +17,8 @@ from .placement import Guesses, Placement
 from .robust import geman_mcclure
 
 # %% auto #0
-__all__ = ['Iterate', 'normal_equations', 'weight_of_penalty', 'add_penalty', 'levenberg_marquardt', 'first_order']
+__all__ = ['Iterate', 'normal_equations', 'weight_of_penalty', 'add_penalty', 'damped_step', 'next_damping',
+           'levenberg_marquardt', 'first_order']
 
 # %% ../../nbs/api/registration/719_optimiser.ipynb #2aab05d1
 @dataclass(frozen=True, eq=False)
@@ -61,6 +62,30 @@ def add_penalty(
     known = normal_equations(penalty.deviation, penalty.slopes, weight[:, None].expand_as(penalty.deviation))
     return tuple(a + b for a, b in zip(equations, known))
 
+# %% ../../nbs/api/registration/719_optimiser.ipynb #5be1d0a1
+def damped_step(
+    normal: Float[Tensor, "B P P"],
+    gradient: Float[Tensor, "B P"],
+    damping: Float[Tensor, "B"],
+) -> Float[Tensor, "B P"]:
+    "Compute a step. The damping multiplies the diagonal, so the units of the parameters do not matter."
+    diagonal = normal.diagonal(dim1=-2, dim2=-1).clamp(min=1e-12)
+    damped = normal + torch.diag_embed(damping[:, None] * diagonal)
+    return -torch.linalg.solve_ex(damped, gradient).result  # `solve` waits for a GPU, to look for errors
+
+
+def next_damping(
+    damping: Float[Tensor, "B"],
+    rise: Float[Tensor, "B"],  # of the loss
+    slope: Float[Tensor, "B"],  # of the loss along the step, at its beginning; negative
+) -> tuple[Float[Tensor, "B"], Float[Tensor, "B"]]:  # and which part of the step the next one will be, at most about
+    """Lower the damping after a step that lowered the loss, and raise it after one that went too far, to where a parabola
+    is lowest (Nocedal and Wright, section 3.5)."""
+    better = rise < 0
+    bend = 1 - 2 * rise / slope.clamp(max=-torch.finfo(slope.dtype).tiny)
+    after = torch.where(better, damping / 10, bend.fmax(10 * damping)).clamp(1e-7, 1e7)
+    return after, torch.where(better, 1, 1 / (1 + after))
+
 # %% ../../nbs/api/registration/719_optimiser.ipynb #fbec24d3
 def levenberg_marquardt(
     objective: Comparison,
@@ -72,40 +97,40 @@ def levenberg_marquardt(
     """Minimise a robust sum of squares by damped Gauss-Newton steps (Levenberg, 1944; Marquardt, 1963; Nocedal and
     Wright, Numerical Optimization, 2006, section 10.3).
 
-    The damping multiplies the diagonal of the normal matrix, so the units of the parameters do not matter. A step
-    that does not lower the loss is not taken. If the objective has a penalty, it is part of the loss.
+    A step that does not lower the loss is not taken. If the objective has a penalty, it is part of the loss.
     """
     placement = start
     residual, jacobian = objective.linearize(start)
+    penalty = objective.penalty(start)
     damping = torch.full((len(start),), 1e-3, dtype=torch.float64, device=residual.device)
     moving = torch.arange(len(start), device=residual.device)
     trace = [Iterate(start, objective.similarity(residual))]
     for _ in range(iterations):
         now, slopes = residual[moving], jacobian[moving]
-        deviation, known = objective.deviation(now), objective.penalty(placement[moving])
+        deviation, known = objective.deviation(now), None if penalty is None else Penalty(*(x[moving] for x in penalty))
         scale = robustness * deviation
         loss, forgiven = geman_mcclure(now, scale)
         normal, gradient = normal_equations(now, slopes, objective.weights * forgiven)
         if known is not None:
             weight = weight_of_penalty(objective, now, deviation)
             normal, gradient = add_penalty((normal, gradient), known, weight)
-        diagonal = normal.diagonal(dim1=-2, dim2=-1).clamp(min=1e-12)
-        damped = normal + torch.diag_embed(damping[moving, None] * diagonal)
-        step = -torch.linalg.solve_ex(damped, gradient).result.to(now)  # `solve` waits for a GPU, to look for errors
+        step = damped_step(normal, gradient, damping[moving]).to(now)
         trial = placement[moving].moved(step, objective.pivot)
         residual_there, jacobian_there = objective.linearize(trial)
         loss_there, _ = geman_mcclure(residual_there, scale)
         rise = ((loss_there - loss) * objective.weights).sum(dim=-1)
         if known is not None:
-            rise = rise + weight * (objective.penalty(trial).square() - known.square())
-        better = rise < 0
-        kept = better.nonzero()[:, 0]  # a mask as an index would wait for a GPU each time
+            known_there = objective.penalty(trial)
+            rise = rise + weight * (known_there.square() - known.square())
+        damping[moving], ahead = next_damping(damping[moving], rise, 2 * (gradient * step).sum(dim=-1))
+        kept = (rise < 0).nonzero()[:, 0]  # a mask as an index would wait for a GPU each time
         taken = moving[kept]
         residual[taken], jacobian[taken] = residual_there[kept], jacobian_there[kept]
+        if known is not None:
+            penalty = Penalty(*(x.index_copy(0, taken, y[kept]) for x, y in zip(penalty, known_there)))
         placement = placement.replaced(taken, trial[kept])
-        damping[moving] = torch.where(better, damping[moving] / 10, damping[moving] * 10).clamp(min=1e-7)
         trace.append(Iterate(placement, objective.similarity(residual)))
-        moving = moving[objective.length(step) > tolerance * objective.pixel]
+        moving = moving[ahead * objective.length(step) > tolerance * objective.pixel]
         if len(moving) == 0:
             break
     return trace

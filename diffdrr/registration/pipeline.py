@@ -33,7 +33,7 @@ from diffdrr.registration.result import (
     trace_table,
 )
 from .search import SCHEDULE, Stage, Step, Strategy, best_starts, refine_candidates
-from .uncertainty import GEOMETRY, Geometry, covariance, score_geometry
+from .uncertainty import C_ARM, GEOMETRY, Geometry, covariance, score_geometry
 from .views import Guess, View, as_list, check_sight, drr_of, is_guess, make_views
 from ..rendering import DRR
 from ..volumes import as_labels, labels_of, select_labels
@@ -290,6 +290,7 @@ def make_result(
     views: Sequence[View],  # as they were given
     robustness: float,  # of the last stage
     seconds: float,
+    known: Mapping[str, float],  # see `register`
 ) -> RegistrationResult:
     "Express the last guess in every way a user may want it."
     objective, last = best.objective, best.trace[-1].guess
@@ -311,6 +312,8 @@ def make_result(
         trace=trace_table(best.trace, objective.views[0].xray.pose),
         seconds=seconds,
         sensitivity=sensitivity_of(geometry) if geometry else {},
+        known=dict(known),
+        from_geometry=geometry.covariance(known)[0] if geometry else None,
     )
 
 # %% ../../nbs/api/registration/724_pipeline.ipynb #9f7bc1cb
@@ -339,15 +342,17 @@ def check_search(
     refine: Sequence[str] | Mapping[str, float] = (),
     schedule: Sequence[Stage] = SCHEDULE,
     attempts: int = 3,
+    known: Mapping[str, float] = C_ARM,
 ) -> None:
     "Raise a `ValueError` for a search that makes no sense. See `register` for the arguments."
     if not isinstance(spread, Sequence) or len(spread) != 2 or not all(0 <= x < math.inf for x in spread):
         raise ValueError(f"spread must be two standard deviations, in degrees and mm, such as (15, 45), not {spread!r}")
     whole("n_starts", n_starts)
     whole("attempts", attempts)
-    if isinstance(refine, Mapping):
-        for name, deviation in refine.items():
-            number(f"refine[{name!r}]", deviation, 0, remedy="it is how far off the intrinsic may be, in mm")
+    some_of("known", known, GEOMETRY)
+    for what, named in (("refine", refine), ("known", known)):
+        for name, deviation in named.items() if isinstance(named, Mapping) else ():
+            number(f"{what}[{name!r}]", deviation, 0, remedy="it is how far off the intrinsic may be, in mm")
     if isinstance(refine, str) or len(set(refine)) < len(refine):
         raise ValueError(f"refine must be a list of different intrinsics, such as ['sdd'], not {refine!r}")
     some_of("refine", refine, INTRINSICS)
@@ -413,6 +418,7 @@ class Registrar:
         refine: intrinsics to refine at the end
         solver: or `first_order`
         schedule: from coarse to fine
+        known: how well the geometry is known, see `register`
     """
 
     def __init__(
@@ -422,9 +428,10 @@ class Registrar:
         refine: Sequence[str] | Mapping[str, float] = (),
         solver: Callable[[Objective, Placement, float], list[Iterate]] = levenberg_marquardt,
         schedule: Sequence[Stage] = SCHEDULE,
+        known: Mapping[str, float] = C_ARM,
     ):
-        check_search(refine=refine, schedule=schedule)
-        self.drr, self.shown, self.recall = drr, None, Recall()
+        check_search(refine=refine, schedule=schedule, known=known)
+        self.drr, self.shown, self.recall, self.known = drr, None, Recall(), known
         self.strategy = Strategy(schedule, refine, solver)
         self.labels = structures_of(drr[0] if isinstance(drr, (list, tuple)) and len(drr) else drr, labels)
 
@@ -439,6 +446,37 @@ class Registrar:
         for drr, one in zip(drrs, xrays):
             drr.set_camera_(one.camera)
         return drrs
+
+    def _find(
+        self,
+        xray: Shaped[Tensor, "..."] | XRay | Sequence[Tensor | XRay],
+        init: RigidTransform | Guess | None,
+        mask: Shaped[Tensor, "..."] | Sequence[Tensor] | None,
+        spread: Sequence[float],
+        n_starts: int,
+        attempts: int,
+        seed: int,
+        verbose: bool,
+    ) -> tuple[Attempt, list[View]]:
+        "Find the pose, and say how it was found."
+        refine, schedule = self.strategy.refine, self.strategy.schedule
+        check_search(spread, n_starts, refine, schedule, attempts)
+        strategy = self.strategy._replace(prior=prior_of(spread, refine))
+        views = make_views(self._drrs(xray), xray, init, mask)
+        if "sdd" in refine and any(view.xray.camera.beam == "parallel" for view in views):
+            raise ValueError("refine must leave out sdd: parallel rays come from no source")
+        given = make_pyramid(views, [stage.pixels for stage in schedule], self.labels, self.recall)
+        for view in given[schedule[0].pixels]:
+            check_sight(view)
+        extents = both_extents(given)
+        goes_on = starts_go_on(extents, schedule[0], n_starts, spread, seed)
+        plan = attempts_of(n_starts, attempts, is_guess(init))
+        best = search(extents[goes_on], strategy, plan, spread, seed, verbose)
+        best, goes_on = settle_extent(best, extents, goes_on, strategy)
+        if best.reason is not None or not is_alike(best):
+            better = name_right_side(best, extents[goes_on], strategy, n_starts, spread, seed)
+            best = best._replace(reason=better or best.reason)
+        return best, views
 
     @serial_torch()  # many small pictures
     def __call__(
@@ -464,24 +502,9 @@ class Registrar:
             seed: of the random starts
             verbose: show a progress bar
         """
-        begin, refine, schedule = time.perf_counter(), self.strategy.refine, self.strategy.schedule
-        check_search(spread, n_starts, refine, schedule, attempts)
-        strategy = self.strategy._replace(prior=prior_of(spread, refine))
-        views = make_views(self._drrs(xray), xray, init, mask)
-        if "sdd" in refine and any(view.xray.camera.beam == "parallel" for view in views):
-            raise ValueError("refine must leave out sdd: parallel rays come from no source")
-        given = make_pyramid(views, [stage.pixels for stage in schedule], self.labels, self.recall)
-        for view in given[schedule[0].pixels]:
-            check_sight(view)
-        extents = both_extents(given)
-        goes_on = starts_go_on(extents, schedule[0], n_starts, spread, seed)
-        plan = attempts_of(n_starts, attempts, is_guess(init))
-        best = search(extents[goes_on], strategy, plan, spread, seed, verbose)
-        best, goes_on = settle_extent(best, extents, goes_on, strategy)
-        if best.reason is not None or not is_alike(best):
-            better = name_right_side(best, extents[goes_on], strategy, n_starts, spread, seed)
-            best = best._replace(reason=better or best.reason)
-        return make_result(best, views, schedule[-1].robustness, time.perf_counter() - begin)
+        begin = time.perf_counter()
+        best, views = self._find(xray, init, mask, spread, n_starts, attempts, seed, verbose)
+        return make_result(best, views, self.strategy.schedule[-1].robustness, time.perf_counter() - begin, self.known)
 
 # %% ../../nbs/api/registration/724_pipeline.ipynb #ef6ab63d
 def register(
@@ -498,6 +521,7 @@ def register(
     seed: int = 0,
     verbose: bool = True,
     labels: int | str | Sequence[int | str] | None = None,
+    known: Mapping[str, float] = C_ARM,
 ) -> RegistrationResult:
     """Find the pose of an X-ray, or of several taken of a patient who does not move.
 
@@ -528,6 +552,8 @@ def register(
         verbose: show a progress bar
         labels: structures whose pose is meant, by label or name, in a CT that was read whole; everything else may have
             shifted since the CT. By default those of `STILL` that the CT has names for; [] for all of the CT as one body
+        known: how well the geometry is known that is not refined: standard deviations of sdd, x0 and y0 in mm, for
+            `result.total_covariance`; {} for a calibrated camera. It does not change the pose
     """
-    registrar = Registrar(drr, labels, refine, solver, schedule)
+    registrar = Registrar(drr, labels, refine, solver, schedule, known)
     return registrar(xray, init, mask, spread, n_starts, attempts, seed, verbose)

@@ -94,7 +94,8 @@ def coarsen(
     mask = (bin_pixels(xray.mask, n) > 0.99).to(xray.mask)
     mask = -F.max_pool2d(-mask, 3, stride=1, padding=1)  # away from edges that are none of the patient's
     xray = replace(xray, image=bin_pixels(xray.image, n), mask=mask, camera=xray.camera.bin(n))
-    return view._replace(drr=drr, xray=xray, part=part_of(fine, drr, voxels, labels, recall))
+    part = part_of(fine, drr, voxels, labels, recall)
+    return view._replace(drr=drr, xray=xray, part=part, binned=n * view.binned)
 
 # %% ../../nbs/api/registration/717_pyramid.ipynb #e6a53894
 def within(

@@ -5,7 +5,6 @@
 # %% ../../nbs/api/registration/723_result.ipynb #0d96dc96
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..files import whole_file
+from ..files import read_json, write_json
 from ..geometry import RigidTransform, matmul, matrix_to_twist
 from .objective import Objective, Prior
 from .placement import Placement
@@ -24,7 +23,7 @@ from .uncertainty import Geometry
 from .views import View
 
 # %% auto #0
-__all__ = ['RegistrationResult', 'check_json']
+__all__ = ['RegistrationResult']
 
 # %% ../../nbs/api/registration/723_result.ipynb #dfc93e8a
 if TYPE_CHECKING:
@@ -170,6 +169,8 @@ class RegistrationResult:
         seconds: how long it took
         sensitivity: how far the pose moves at the isocentre for each mm that an intrinsic is wrong in all views, mm; none
             where intrinsics are refined. Pixels that are 1 % too large are like a detector that is 1 % too near.
+        known: how well the geometry was taken to be known: standard deviations, mm
+        from_geometry: what that adds to the covariance of the twist; None where intrinsics are refined
     """
 
     pose: RigidTransform
@@ -181,6 +182,8 @@ class RegistrationResult:
     trace: DataFrame
     seconds: float
     sensitivity: dict[str, float] = field(default_factory=dict)
+    known: dict[str, float] = field(default_factory=dict)
+    from_geometry: Float[Tensor, "6 6"] | None = None
 
     @property
     def failed(self) -> bool:
@@ -198,12 +201,21 @@ class RegistrationResult:
 
         They hold noise, also where pixels share it, and by how much the pose depends on the way of comparing, which a
         wrong model shows in. What every comparison shares is not in them: a patient who moved in one piece with all
-        that the pictures show, or a wrong geometry, for which see `sensitivity`.
+        that the pictures show, or a wrong geometry, for which see `total_covariance` and `sensitivity`.
 
         Returns:
             mm, rad, mm
         """
         return self.covariance.diagonal().sqrt()
+
+    @property
+    def total_covariance(self) -> Float[Tensor, "P P"]:
+        """Add to the covariance what the geometry may be wrong by, alike in all views.
+
+        Returns:
+            like `covariance`
+        """
+        return self.covariance if self.from_geometry is None else self.covariance + self.from_geometry
 
     def __str__(self) -> str:
         def listed(numbers: Tensor, digits: str) -> str:
@@ -211,14 +223,20 @@ class RegistrationResult:
 
         verdict = f"FAILED: {self.reason}" if self.failed else "found"
         angles, translation = (x[0] for x in self.pose.convert("euler_angles", "ZXY", degrees=True))
-        millimetres, degrees = self.standard_deviation[:3], self.standard_deviation[3:6].rad2deg()
+
+        def within(covariance: Tensor) -> str:
+            deviation = covariance.diagonal().sqrt()
+            return f"{listed(deviation[:3], '.3g')} mm, {listed(deviation[3:6].rad2deg(), '.3g')} degrees"
+
         lines = [
             f"{verdict} in {self.seconds:.1f} s, {self.iterations} iterations, local correlation {self.similarity:.3f}",
             f"rotation (ZXY)  {listed(angles, '.3f')} degrees",
             f"translation     {listed(translation, '.3f')} mm",
-            f"uncertainty     {listed(millimetres, '.3g')} mm, {listed(degrees, '.3g')} degrees about the isocentre "
-            "(one standard deviation)",
+            f"uncertainty     {within(self.covariance)} about the isocentre (one standard deviation)",
         ]
+        if self.from_geometry is not None:
+            known = ", ".join(f"{name} to {mm:g} mm" for name, mm in self.known.items())
+            lines.append(f"with geometry   {within(self.total_covariance)}, known: {known or 'exactly'}")
         if self.sensitivity:
             moves = ", ".join(f"{mm:.2f} mm by each mm of {name}" for name, mm in self.sensitivity.items())
             lines.append(f"if wrong        it is off by {moves}")
@@ -230,13 +248,15 @@ class RegistrationResult:
         Args:
             path: a file that ends in .json
         """
-        path = check_json(path)
         poses = {name: getattr(self, name).matrix.tolist() for name in ("pose", "pose_in_scanner")}
-        plain = {name: getattr(self, name) for name in ("similarity", "intrinsics", "reason", "seconds", "sensitivity")}
-        tables = {"covariance": self.covariance.tolist(), "trace": self.trace.to_dict("list")}
+        plain = {
+            name: getattr(self, name)
+            for name in ("similarity", "intrinsics", "reason", "seconds", "sensitivity", "known")
+        }
+        added = None if self.from_geometry is None else self.from_geometry.tolist()
+        tables = {"covariance": self.covariance.tolist(), "from_geometry": added, "trace": self.trace.to_dict("list")}
         content = {"dtype": str(self.pose.matrix.dtype).removeprefix("torch."), **poses, **plain, **tables}
-        with whole_file(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1))
+        write_json(path, content)
 
     @classmethod
     def load(cls, path: str | Path) -> RegistrationResult:
@@ -247,23 +267,14 @@ class RegistrationResult:
         """
         from pandas import DataFrame
 
-        path = check_json(path)
-        try:
-            content = json.loads(path.read_text())
+        def made(content: dict) -> RegistrationResult:
             dtype = getattr(torch, content.pop("dtype"))
             for name in ("pose", "pose_in_scanner"):
                 content[name] = RigidTransform(torch.tensor(content[name], dtype=dtype))
-            content["covariance"] = torch.tensor(content["covariance"], dtype=torch.float64)
+            for name in ("covariance", "from_geometry"):
+                if content.get(name) is not None:
+                    content[name] = torch.tensor(content[name], dtype=torch.float64)
             content["trace"] = DataFrame(content["trace"])
             return cls(**content)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{str(path)!r} does not hold the result of a registration: {error}") from error
 
-# %% ../../nbs/api/registration/723_result.ipynb #a5b1f02a
-def check_json(
-    path: str | Path,  # what the caller gave
-) -> Path:
-    "Raise a `ValueError` unless a file is called like one for a result."
-    if Path(path).suffix != ".json":
-        raise ValueError(f"path must end in .json, not {Path(path).name!r}")
-    return Path(path)
+        return read_json(path, "the result of a registration", made)

@@ -5,7 +5,7 @@
 # %% ../../nbs/api/registration/720_uncertainty.ipynb #0afaab0b
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -160,6 +160,7 @@ def covariance(
 
 # %% ../../nbs/api/registration/720_uncertainty.ipynb #3e45a0f7
 GEOMETRY = ("sdd", "x0", "y0")
+C_ARM = {"sdd": 10.0, "x0": 5.0, "y0": 5.0}  # how well they are known where nobody calibrated: standard deviations, mm
 ROUNDING = 0.01  # residuals up to this, in local standard deviations, say nothing
 
 
@@ -169,12 +170,30 @@ class Geometry(NamedTuple):
     sensitivity: Float[Tensor, "B 6 3"]  # how far the pose moves if each is wrong in all views, for each mm
     score: Float[Tensor, "B"]  # by how many standard deviations the pictures would fit better with others
 
+    def covariance(
+        self,
+        known: Mapping[str, float],  # standard deviation of each intrinsic of `GEOMETRY`, mm; 0 for those left out
+    ) -> Float[Tensor, "B 6 6"]:
+        "Say how far the pose may be off because the geometry is."
+        deviations = self.sensitivity.new_tensor([known.get(name, 0.0) for name in GEOMETRY])
+        return (self.sensitivity * deviations.square()) @ self.sensitivity.mT
+
 
 def drop_of_loss(
     equations: Equations,
 ) -> Float[Tensor, "B"]:
     "Compute how far a step lowers half the loss."
     return -(equations.gradient * equations.step()).sum(dim=-1)
+
+
+def noise_of(
+    objective: Objective,
+    placement: Placement,  # of B guesses
+    seen: Sequence[tuple[Tensor, Tensor]],  # see `Objective.differentiate`
+) -> Float[Tensor, "B"]:
+    "Compute what a squared standard deviation is worth in mean squares of residuals."
+    residual, _ = objective.linearize(placement, seen)
+    return weight_of_penalty(objective, residual, objective.deviation(residual).clamp(min=ROUNDING))
 
 
 def score_geometry(
@@ -189,8 +208,5 @@ def score_geometry(
     total = weigh(free, start, robustness, seen).total
     pose = Equations(total.normal[:, :6, :6], total.gradient[:, :6])
     coupled = total.normal[:, :6, 6:].unflatten(2, (-1, len(GEOMETRY))).sum(dim=2)
-    residual, _ = free.linearize(start, seen)
-    deviation = free.deviation(residual).clamp(min=ROUNDING)
-    noise = weight_of_penalty(free, residual, deviation)
     gain = (drop_of_loss(total) - drop_of_loss(pose)).clamp(min=0)
-    return Geometry(-inverse(pose.normal) @ coupled, (gain / noise).sqrt())
+    return Geometry(-inverse(pose.normal) @ coupled, (gain / noise_of(free, start, seen)).sqrt())

@@ -38,6 +38,19 @@ class View(NamedTuple):
     part: DRR | None = None  # shows the structures alone whose pose is meant, if that is not the whole CT
     shifts: Float[Tensor, "1 K H W"] | None = None  # what each mm adds by which some of the rest may have shifted
 
+    binned: int = 1  # rows and columns of pixels of the X-ray as it was given that became one
+
+    def shift_camera(self, **offsets: float | Float[Tensor, "*B"]) -> Camera:
+        "Return the camera with something added to some intrinsics of the X-ray as it was given, mm."
+        return self.xray.camera.shift(**{name: mm * self.unit(name) for name, mm in offsets.items()})
+
+    def unit(
+        self,
+        name: str,  # of an intrinsic
+    ) -> int:
+        "Say how much larger an intrinsic is than that of the X-ray as it was given."
+        return self.binned if name in ("delx", "dely") else 1
+
     def pixel_at_isocentre(self) -> float:
         "Compute the width of what a pixel sees at the centre of the volume, in mm."
         camera = self.xray.camera

@@ -49,13 +49,13 @@ def standardize_locally(
     The product of two such pictures, averaged, is their local correlation coefficient (Cachier and Pennec, MICCAI
     2000): it does not see haze and gain that vary slowly.
     """
-    weight = blur(mask, sigma).clamp(min=1e-3)
+    weight, part = blur(mask, sigma).clamp(min=1e-3), mask / mask.sum()
 
     def local_mean(x: Tensor) -> Tensor:
         return blur(x * mask, sigma) / weight
 
     def mean(x: Tensor) -> Tensor:
-        return (x * mask).sum(dim=(-2, -1), keepdim=True) / mask.sum()
+        return (x * part).sum(dim=(-2, -1), keepdim=True)
 
     centred = picture - local_mean(picture)
     rounding = mean(picture.square()) * (100 * torch.finfo(picture.dtype).eps) ** 2 + torch.finfo(picture.dtype).tiny
@@ -64,5 +64,6 @@ def standardize_locally(
     if derivatives is None:
         return standardized
     slopes = derivatives - local_mean(derivatives)
-    slopes_of_deviation = (local_mean(centred * slopes) + floor * mean(centred * slopes)) / deviation
+    product = centred * slopes
+    slopes_of_deviation = (local_mean(product) + floor * mean(product)) / deviation
     return standardized, (slopes - standardized * slopes_of_deviation) / deviation

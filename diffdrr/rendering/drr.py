@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -227,11 +228,13 @@ class DRR(RayRenderer):
             the second with `reshape=False`
         """
         pose = pose_for(self, args, parameterization, convention, degrees)
-        rays = self._rays(pose, calibration)
+        if getattr(self.render, "__func__", None) is RayRenderer.render:
+            render, rays = self._integrate, self._rays(pose, calibration)
+        else:  # a subclass renders in its own way
+            render, rays = self.render, self.detector(pose, calibration)
         if self.checkpoint_gradients:
-            img = checkpoint(self._integrate, self.density, *rays, mask_to_channels, use_reentrant=False, **kwargs)
-        else:
-            img = self._integrate(self.density, *rays, mask_to_channels, **kwargs)
+            render = partial(checkpoint, render, use_reentrant=False)
+        img = render(self.density, *rays, mask_to_channels, **kwargs)
         warn_if_black(self, pose, calibration, img)
         return self.reshape_transform(img, batch_size=len(rays[1]))
 

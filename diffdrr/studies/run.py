@@ -26,6 +26,7 @@ from diffdrr.studies.table import (
     case_of,
     check_columns,
     kinds_of_results,
+    meant_in,
     read_frame,
     rows_of,
     stamps_of,
@@ -54,12 +55,13 @@ def remarks_of(
 
 def read_with_remarks(
     case: Case,
+    structures: Sequence[int | str] | None,  # whose pose is meant; `labels` of `register`
     refine: Sequence[str] | Mapping[str, float],  # see `register`
 ) -> tuple[Registrar, list[str]]:
     "Read a CT to register X-rays to, and keep what is said of it, because it holds for every row with this CT."
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", UserWarning)
-        return Registrar(read_ct(case), refine=refine), remarks_of(said)
+        return Registrar(read_ct(case), structures, refine), remarks_of(said)
 
 
 def result_columns(
@@ -87,7 +89,7 @@ def register_row(
     names, search = [row.get(name) for name in OF_CT], dict(search)
     refine, files = search.pop("refine", ()), [row[name] for name in ("ct", "labels", "names") if name in row]
     key = (folder, *names, json.dumps([refine, *(state_of(folder / file) for file in files)]))
-    registrar, remarks = READ.get(key, partial(read_with_remarks, case, refine))
+    registrar, remarks = READ.get(key, partial(read_with_remarks, case, meant_in(row, case), refine))
     for remark in remarks:
         warnings.warn(remark)
     return result_columns(registrar(picture, init, picture.mask, verbose=False, **search))

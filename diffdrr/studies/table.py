@@ -53,13 +53,18 @@ COLUMNS = {  # what each may hold, and what it means
     "labels": (str, "label map of the CT: a file"),
     "names": (str, "of its structures: a .csv with columns structure,id, or totalsegmentator"),
     "subset": (str, "structures to keep, by name or number, separated by commas"),
+    "structures": (
+        str,
+        "of the label map: those whose pose is meant, as for subset; the rest may shift; vertebrae, sacrum and hips if "
+        "left out and named",
+    ),
     "series": (str, "UID of one of several DICOM series in the folder of the CT"),
     "phase": (str, "of several in a DICOM series"),
     "slice_spacing": (float, "mm; interpolate DICOM slices that lie at uneven distances"),
 }
 NEEDED = ("ct", "xray")
 OF_FILES = ("ct", "xray", "labels", "names", "init", "model")
-OF_CT = ("ct", "labels", "names", "subset", "orientation", "series", "phase", "slice_spacing")
+OF_CT = ("ct", "labels", "names", "subset", "structures", "orientation", "series", "phase", "slice_spacing")
 
 # %% ../../nbs/api/studies/952_table.ipynb #bc1dbc58
 FOUND = {
@@ -206,7 +211,7 @@ def case_of(
     for name in NEEDED:
         if name not in row:
             raise ValueError(f"{name} is empty; give the name of a file")
-    for name in ("names", "subset"):
+    for name in ("names", "subset", "structures"):
         if name in row and "labels" not in row:
             raise ValueError(f"{name} needs the label map of the CT; give it in the column labels")
     values = {name: value_of(name, text) for name, text in row.items()}
@@ -218,6 +223,14 @@ def case_of(
         chosen["labels"] = read_structures(row.get("subset"), chosen["structures"])
     orientation = one_of("orientation", values.get("orientation", "PA"), ("AP", "PA"))
     return Case(str(folder / row["ct"]), [shot], orientation, pixels, values.get("invert", False), chosen)
+
+
+def meant_in(
+    row: Mapping[str, str],
+    case: Case,  # of the row
+) -> list[int | str] | None:  # None for those that `register` takes by default
+    "Say whose pose is meant in a row. Raises a `ValueError` for names that nobody knows."
+    return read_structures(row.get("structures"), case.chosen.get("structures"))
 
 
 def names_of(

@@ -100,6 +100,18 @@ def check_known(
         some_of(f"the bodies of known[{i}]", one.bodies, bodies)
 
 
+def check_responses(
+    responses: Sequence[nn.Module] | None,
+) -> None:
+    "Raise a `TypeError` for anything but a list of modules."
+    if responses is not None and (
+        not isinstance(responses, Sequence) or not all(isinstance(one, nn.Module) for one in responses)
+    ):
+        raise TypeError(
+            f"responses must be a list, such as [Response(...)] with one for each camera, not {responses!r}"
+        )
+
+
 def responses_for(
     responses: Sequence[nn.Module] | None,
     xrays: Sequence[XRay],
@@ -107,7 +119,8 @@ def responses_for(
     "Take a response for each X-ray, or what it says of its values. Raises a `ValueError` for another number."
     if responses is None:
         return [Response.of(xray) for xray in xrays]
-    if isinstance(responses, nn.Module) or len(responses) != len(xrays):
+    check_responses(responses)
+    if len(responses) != len(xrays):
         raise ValueError(f"responses must be a list of {len(xrays)}, one for each of xrays, not {responses!r}")
     return list(responses)
 

@@ -15,9 +15,8 @@ from jaxtyping import Float
 from roma import special_procrustes
 from torch import Tensor, nn
 
-from ..compare import Response
 from ..geometry import RigidTransform, make_matrix
-from ..registration import levenberg_marquardt
+from ..registration import Iterate, levenberg_marquardt
 from .bodies import BodySearch, find_body
 from .follow import Finding
 from .joints import PosePrior
@@ -26,6 +25,7 @@ from .objective import BodyObjective
 from .placement import BodyPlacement
 from .refinement import STAGES, Setup, corners_of, covariance_of_patches
 from .regions import coarsen_body, regions_around
+from .sight import responses_of
 from ..xrays import XRay
 
 # %% auto #0
@@ -48,6 +48,7 @@ COARSE = Level(pixels=16, rays=3, soft=0.0, window=0.15, reach=0.2, robustness=t
 MIDDLE = Level(pixels=32, rays=2, soft=0.0, window=0.1, reach=0.1, robustness=4.0, iterations=4)
 FINE = Level(pixels=80, rays=1, soft=0.8, window=0.05, reach=0.07, robustness=4.0, iterations=3)
 STEEPEST = 0.5  # see `BodyObjective`
+TOLERANCE = 0.1  # pixels of a step after which it is enough
 
 # %% ../../nbs/api/tracking/756_finder.ipynb #030b644e
 def uncertainty_of(
@@ -98,7 +99,14 @@ class Sight(NamedTuple):
 
     xrays: Sequence[XRay]  # of one moment
     poses: Mapping[str, RigidTransform]  # (1) of all bodies
-    name: str  # of the body that is looked for
+    names: Sequence[str]  # of the bodies that are looked for
+
+
+def span_of(
+    points: Float[Tensor, "N 3"],  # mm
+) -> float:  # mm
+    "Measure the longest side of the box around points."
+    return float((points.amax(dim=0) - points.amin(dim=0)).max())
 
 
 def rigid(
@@ -132,6 +140,7 @@ class BodyFinder:
 
     bodies: Mapping[str, nn.Module]  # by name
     how: BodySearch = BodySearch(n_starts=150, stages=STAGES[:3])  # to search
+    known: Sequence[object] = ()  # joints and priors, see `tracking.joints`
     made: dict = field(default_factory=dict)  # bodies with larger voxels, for all frames
 
     def refine(
@@ -139,32 +148,31 @@ class BodyFinder:
     ) -> dict[str, Finding]:
         "Improve guesses level by level, in two rounds if there are several bodies."
         poses, found = {name: guess.pose for name, guess in guesses.items()}, {}
+        priors = {name: PosePrior(name, pose, LOOSE**2 * guesses[name].covariance) for name, pose in poses.items()}
         for again in range(min(len(names), 2)):
             for name in names:
-                sight, size = Sight(xrays, poses, name), self.size(name)
+                sight, size = Sight(xrays, poses, [name]), self.size(name)
                 levels = [FINE] if again else levels_for(uncertainty_of(guesses[name], size / 2) / size)
-                start, guess = self.start(poses[name].matrix, xrays), guesses[name]
-                prior = PosePrior(name, guess.pose, LOOSE**2 * guess.covariance)
-                found[name] = self.improve(sight, start, levels, [prior])
+                start = self.start(poses[name].matrix, xrays)
+                found[name] = self.improve(sight, start, levels, [priors[name]])
                 poses = {**poses, name: found[name].pose}
-        return found
+        return self.together(xrays, poses, found, priors)
 
     def search(
         self, xrays: Sequence[XRay], guesses: Mapping[str, Prediction], names: Sequence[str]
     ) -> dict[str, Finding]:
         "Search as `register_bodies` does, and improve what it finds."
-        poses, found = {name: guess.pose for name, guess in guesses.items()}, {}
+        poses, found, priors = {name: guess.pose for name, guess in guesses.items()}, {}, {}
         for name in names:
             guess = guesses[name]._replace(covariance=wider(guesses[name].covariance))
             still = {other: (self.bodies[other], pose) for other, pose in poses.items() if other != name}
-            responses = [Response.of(xray) for xray in xrays]
-            known = [PosePrior(name, *guess)]
-            setup = Setup({name: self.bodies[name]}, xrays, responses, known, still)
+            priors[name] = PosePrior(name, *guess)
+            setup = Setup({name: self.bodies[name]}, xrays, responses_of(xrays), [priors[name]], still)
             spread = deviations_of(guess.covariance)
             best = find_body(name, setup, guess.pose, spread, self.how).refinement.last.placement[:1]
-            found[name] = self.improve(Sight(xrays, poses, name), best, [FINE], known)
+            found[name] = self.improve(Sight(xrays, poses, [name]), best, [FINE], [priors[name]])
             poses = {**poses, name: found[name].pose}
-        return found
+        return self.together(xrays, poses, found, priors)
 
     def improve(
         self, sight: Sight, placement: BodyPlacement, levels: Sequence[Level], known: Sequence[PosePrior]
@@ -178,12 +186,11 @@ class BodyFinder:
             known: what is predicted
         """
         for level in levels:
-            objective = self.objective(sight, placement, level, known)
-            trace = levenberg_marquardt(objective, placement, level.robustness, level.iterations, tolerance=0.03)
-            placement = trace[-1].placement
+            objective, last = self.descend(sight, placement, level, known)
+            placement = last.placement
         objective.known = []  # what the pictures tell
         spread = covariance_of_patches(objective, placement, level.robustness).cpu()
-        similarity = trace[-1].similarity.item()
+        similarity = last.similarity.item()
         alike = similarity >= ALIKE and bool(spread.isfinite().all())
         if alike:
             return Finding(rigid(placement.poses[0]), spread, similarity, None)
@@ -192,35 +199,81 @@ class BodyFinder:
         )
         return Finding(rigid(placement.poses[0]), torch.eye(6).double(), similarity, reason)
 
-    def objective(
-        self, sight: Sight, placement: BodyPlacement, level: Level, known: Sequence[PosePrior]
-    ) -> Remembering:
-        """Compare a body with X-rays.
+    def together(
+        self,
+        xrays: Sequence[XRay],
+        poses: Mapping[str, RigidTransform],
+        found: dict[str, Finding],
+        priors: Mapping[str, PosePrior],
+    ) -> dict[str, Finding]:
+        """Improve the bodies that were found once more, all at once, by what is known of them.
+
+        Args:
+            xrays: of one moment
+            poses: (1) of all bodies
+            found: what each body's own pictures tell
+            priors: what was predicted
+        """
+        names = [name for name, finding in found.items() if finding.reason is None]
+        known = [term for term in self.known if set(term.bodies) <= set(names)]
+        if not known:
+            return found
+        start = self.start(torch.cat([poses[name].matrix for name in names]), xrays)
+        own = [priors[name] for name in names]
+        objective, last = self.descend(Sight(xrays, poses, names), start, FINE, [*own, *known])
+        objective.known = known  # but not what was predicted
+        spread = covariance_of_patches(objective, last.placement, FINE.robustness).cpu()
+        if not spread.isfinite().all():
+            return found
+        better = {}
+        for k, name in enumerate(names):
+            its = slice(6 * k, 6 * k + 6)
+            pose = rigid(last.placement.poses[:, k])
+            better[name] = found[name]._replace(pose=pose, covariance=spread[its, its])
+        return {**found, **better}
+
+    def descend(
+        self, sight: Sight, placement: BodyPlacement, level: Level, known: Sequence[object]
+    ) -> tuple[Remembering, Iterate]:
+        """Improve a guess at one level.
+
+        Args:
+            sight: who is looked for
+            placement: a guess
+            level: how finely
+            known: what is predicted, and joints
+        """
+        objective = self.objective(sight, placement, level, known)
+        return objective, levenberg_marquardt(objective, placement, level.robustness, level.iterations, TOLERANCE)[-1]
+
+    def objective(self, sight: Sight, placement: BodyPlacement, level: Level, known: Sequence[object]) -> Remembering:
+        """Compare bodies with X-rays.
 
         Args:
             sight: who is looked for
             placement: guesses
             level: how finely
-            known: what is predicted
+            known: what is predicted, and joints
         """
-        name, size = sight.name, self.size(sight.name)
-        corners = corners_of(self.bodies[name], placement.poses[:, 0])
-        responses = [Response.of(xray) for xray in sight.xrays]
-        shape = dict(pixels=level.pixels, window=level.window, rays=level.rays, soft=level.soft)
-        regions = regions_around(sight.xrays, responses, corners, margin=level.reach * size / 2, **shape)
-        still = {other: (self.bodies[other], pose) for other, pose in sight.poses.items() if other != name}
-        reach = level.reach * size
-        body = self.coarse(name, level)
-        return Remembering({name: body}, regions, placement, reach, still, known, STEEPEST)
+        size, names = max(map(self.size, sight.names)), sight.names
+        corners = [corners_of(self.bodies[name], poses) for name, poses in zip(names, placement.poses.unbind(dim=1))]
+        corners = torch.cat(corners, dim=1)
+        wider = 1.0 if len(names) == 1 else span_of(corners[0]) / size  # pixels and windows are as large as for one
+        shape = dict(pixels=round(level.pixels * wider), window=level.window / wider, rays=level.rays, soft=level.soft)
+        margin = level.reach * size / 2
+        regions = regions_around(sight.xrays, responses_of(sight.xrays), corners, margin=margin, **shape)
+        still = {other: (self.bodies[other], pose) for other, pose in sight.poses.items() if other not in names}
+        bodies = {name: self.coarse(name, level) for name in names}
+        return Remembering(bodies, regions, placement, level.reach * size, still, known, STEEPEST)
 
-    def start(self, matrix: Float[Tensor, "B 4 4"], xrays: Sequence[XRay]) -> BodyPlacement:
-        """Place a body for X-rays.
+    def start(self, matrix: Float[Tensor, "K 4 4"], xrays: Sequence[XRay]) -> BodyPlacement:
+        """Place bodies for X-rays.
 
         Args:
-            matrix: guesses, room from body
+            matrix: room from body, of each
             xrays: of one moment
         """
-        return BodyPlacement(matrix.to(xrays[0].image)[:, None])
+        return BodyPlacement(matrix.to(xrays[0].image)[None])
 
     def coarse(self, name: str, level: Level) -> nn.Module:
         """Return a body with voxels that are no finer than a level needs, if it has any.
@@ -240,5 +293,4 @@ class BodyFinder:
         Args:
             name: of the body
         """
-        corners = self.bodies[name].corners
-        return float((corners.amax(dim=0) - corners.amin(dim=0)).max())
+        return span_of(self.bodies[name].corners)

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..geometry import RigidTransform, matrix_to_axis_angle
 from .motion import Prediction, predict
@@ -166,6 +166,7 @@ class Follower:
     corners: dict[str, Float[Tensor, "8 3"]]  # of the bodies, in the frame of each, mm, float64
     init: dict[str, Prediction]  # before the first frame
     change: Sequence[float] | None = None  # see `predict`
+    responses: Sequence[nn.Module] | None = None  # of the detectors
 
     def empty(self) -> Track:
         "Make a track without frames."

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..checks import number, some_of
-from ..files import check_folder
+from ..files import check_folder, check_json
 from ..geometry import RigidTransform, check_pose
 from ..kernels import serial_torch
-from ..registration import check_json
+from .bodies import check_known, check_responses
 from .finder import BodyFinder
 from .follow import Follower
 from .motion import Prediction, check_change, smooth
@@ -59,17 +59,27 @@ def check_case(
         number("spread", deviation, least=0)
 
 
+def described(
+    value: object,  # a joint, a response, or what they hold
+) -> list | dict:
+    "Describe an object by its kind and what it holds."
+    if isinstance(value, Tensor):
+        return value.tolist()
+    held = {name: part for name, part in vars(value).items() if not name.startswith("_")}
+    tensors = value.state_dict() if isinstance(value, nn.Module) else {}
+    return {type(value).__name__: held | tensors}
+
+
 def case_of(
     bodies: Mapping[str, nn.Module],
     init: Mapping[str, RigidTransform],
-    spread: Sequence[float],
-    change: Sequence[float] | None,
+    **others: object,  # by name; None and what is empty are as if they were not given
 ) -> dict[str, Any]:
     "Describe what a track depends on, in what a file can hold."
     corners = {name: body.corners.double().round(decimals=3).tolist() for name, body in bodies.items()}
     poses = {name: pose.matrix[0].double().round(decimals=6).tolist() for name, pose in init.items()}
-    case = {"bodies": corners, "init": poses, "spread": list(spread), "change": change and list(change)}
-    return json.loads(json.dumps(case))
+    given = {name: list(value) for name, value in others.items() if value}
+    return json.loads(json.dumps({"bodies": corners, "init": poses, **given}, default=described))
 
 
 def begin(
@@ -82,8 +92,9 @@ def begin(
     if path is None or not Path(path).exists():
         return empty
     track = Track.load(path)
-    for name, value in case.items():
-        if track.about.get("case", {}).get(name) != value:
+    before = track.about.get("case", {})
+    for name in {**case, **before}:
+        if before.get(name) != case.get(name):
             raise ValueError(
                 f"{str(path)!r} holds a track with other {name}; give another path, or remove the file to begin anew"
             )
@@ -103,6 +114,7 @@ def moments_from(
 def unknown_moments(
     moments: Iterable[Sequence[XRay]],
     track: Track,  # so far
+    responses: Sequence[nn.Module] | None = None,  # of the detectors
 ) -> Iterator[tuple[int, list[XRay]]]:  # numbers, and moments
     """Go through the moments that a track does not have yet.
 
@@ -110,7 +122,7 @@ def unknown_moments(
     frame, print_of_it = track.about.get("last", [len(track), None])
     most, warned = 0, False
     for i, xrays in enumerate(moments_from(moments, frame), start=frame):
-        xrays = in_one_dtype(check_moment(xrays, i))
+        xrays = in_one_dtype(check_moment(xrays, i, responses))
         if i == frame and print_of_it not in (None, fingerprint([xray for xray in xrays if shows_something(xray)])):
             raise ValueError(
                 f"moments must be those of the track in path, but frame {i} shows something else; give another path, "
@@ -141,6 +153,8 @@ def track(
     smoothing: bool = True,
     path: str | Path | None = None,
     verbose: bool = True,
+    known: Sequence[object] = (),
+    responses: Sequence[nn.Module] | None = None,
 ) -> Track:
     """Track bodies through a sequence.
 
@@ -160,18 +174,22 @@ def track(
         smoothing: over the whole track, see `smooth`
         path: a file that ends in .json, written every few seconds; a second call continues there
         verbose: show a progress bar
+        known: joints between bodies, and other priors, in every frame, see `Joint`, `Band` and `PosePrior`
+        responses: of the detectors, one for each camera; None for what the X-rays say of their values
     """
     check_case(bodies, init, spread)
     check_change(change)
+    check_known(known, bodies)
+    check_responses(responses)
     if path is not None:
         check_folder(check_json(path))
     deviations = torch.tensor([spread[1]] * 3 + [math.radians(spread[0])] * 3, dtype=torch.float64).clamp(min=1e-6)
     poses = {name: RigidTransform(init[name].matrix.detach().cpu().double()) for name in bodies}
     start = {name: Prediction(pose, torch.diag(deviations.square())) for name, pose in poses.items()}
     corners = {name: body.corners.detach().cpu().double() for name, body in bodies.items()}
-    follower = Follower(BodyFinder(bodies), corners, start, change)
-    found = begin(follower, path, case_of(bodies, poses, spread, change))
-    found = follow_all(follower, found, moments, path, verbose)
+    follower = Follower(BodyFinder(bodies, known=known), corners, start, change, responses)
+    case = case_of(bodies, poses, spread=spread, change=change, known=known, responses=responses)
+    found = follow_all(follower, begin(follower, path, case), moments, path, verbose)
     return smooth(found, change) if smoothing else found
 
 
@@ -187,7 +205,7 @@ def follow_all(
     before, saved = len(found), time.monotonic()
     try:
         with tqdm(total=total, initial=before, desc="track", disable=not verbose) as bar:
-            for frame, xrays in unknown_moments(moments, found):
+            for frame, xrays in unknown_moments(moments, found, follower.responses):
                 found = follower.extend(found, frame, xrays)
                 bar.update()
                 if path is not None and time.monotonic() - saved > SAVED:

@@ -5,7 +5,6 @@
 # %% ../../nbs/api/tracking/747_result.ipynb #053a3578
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..files import whole_file
+from ..files import read_json, write_json
 from ..geometry import RigidTransform
-from ..registration import check_json
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -106,8 +104,7 @@ class BodiesResult:
             "trace": self.trace.to_dict("list"),
             **{name: getattr(self, name) for name in ("similarity", "reasons", "seconds")},
         }
-        with whole_file(check_json(path)) as temporary:
-            temporary.write_text(json.dumps(content, indent=1))
+        write_json(path, content)
 
     @classmethod
     def load(cls, path: str | Path) -> BodiesResult:
@@ -118,12 +115,10 @@ class BodiesResult:
         """
         from pandas import DataFrame
 
-        path = check_json(path)
-        try:
-            content = json.loads(path.read_text())
+        def made(content: dict) -> BodiesResult:
             dtype = getattr(torch, content.pop("dtype"))
             poses = {name: RigidTransform(torch.tensor(x, dtype=dtype)) for name, x in content.pop("poses").items()}
             covariance = torch.tensor(content.pop("covariance"), dtype=torch.float64)
             return cls(poses, covariance, trace=DataFrame(content.pop("trace")), **content)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{str(path)!r} does not hold the result of a registration: {error}") from error
+
+        return read_json(path, "the result of a registration", made)

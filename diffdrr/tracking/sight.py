@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..compare import Response
 from .regions import box_around
 from ..xrays import XRay
 
@@ -20,10 +21,25 @@ from ..xrays import XRay
 __all__ = []
 
 # %% ../../nbs/api/tracking/754_sight.ipynb #7161ccca
+@dataclass(frozen=True, eq=False)
+class RespondingXRay(XRay):
+    "An X-ray, and the response of its detector, see `compare.Response`."
+
+    response: nn.Module = None
+
+
+def responses_of(
+    xrays: Sequence[XRay],
+) -> list[nn.Module]:
+    "Take the response that comes with each X-ray, or what it says of its values."
+    return [xray.response if isinstance(xray, RespondingXRay) else Response.of(xray) for xray in xrays]
+
+
 def check_moment(
     xrays: Sequence[XRay] | None,  # what the caller gave
     frame: int,
-) -> list[XRay]:
+    responses: Sequence[nn.Module] | None = None,  # of the detectors
+) -> list[XRay]:  # with the responses, if there are any
     "Raise a `TypeError` or a `ValueError` for what is no moment."
     xrays = [] if xrays is None else xrays
     if isinstance(xrays, XRay) or not all(isinstance(xray, XRay) for xray in xrays):
@@ -36,7 +52,14 @@ def check_moment(
             f"XRays of moments must have a pose, room from camera, which one in frame {frame} has not; "
             "diffdrr.geometry.pose_from_opencv makes one of a calibration"
         )
-    return list(xrays)
+    if responses is None or not len(xrays):
+        return list(xrays)
+    if len(xrays) != len(responses):
+        raise ValueError(
+            f"each of moments must have an X-ray for each of {len(responses)} responses, not {len(xrays)} as frame "
+            f"{frame}; give a black picture where one is missing"
+        )
+    return [RespondingXRay(**vars(xray), response=response) for xray, response in zip(xrays, responses)]
 
 
 def shows_something(

@@ -5,7 +5,6 @@
 # %% ../../nbs/api/tracking/751_tracks.ipynb #b6a7ac83
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,9 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..checks import finite, one_of, shaped, some_of
-from ..files import numbered_lines, whole_file
+from ..files import read_json, write_json
 from ..geometry import AffineTransform, RigidTransform, check_pose, deviation_columns, hat, pose_columns
-from ..registration import check_json
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -214,8 +212,7 @@ class Track:
         Args:
             path: ends in .json
         """
-        with whole_file(check_json(path)) as temporary:
-            temporary.write_text(json.dumps(plain(vars(self)), indent=1, allow_nan=False))
+        write_json(path, plain(vars(self)))
 
     @classmethod
     def load(cls, path: str | Path) -> Track:
@@ -224,11 +221,7 @@ class Track:
         Args:
             path: a file that `save` wrote
         """
-        lines = [line for _, line in numbered_lines(check_json(path))]
-        try:
-            return track_of(json.loads("\n".join(lines)))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{str(path)!r} does not hold a track: {error}") from error
+        return read_json(path, "a track", track_of)
 
 # %% ../../nbs/api/tracking/751_tracks.ipynb #2a8eca38
 def plain(
