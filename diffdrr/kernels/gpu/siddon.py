@@ -137,10 +137,11 @@ def begin_march(
     i_p, step_p = find_cell(p, part.enter, -0.5, n.p, 1)
     i_q, step_q = find_cell(q, part.enter, -0.5, n.q, 1)
     offset = i_m * stride.m + i_p * stride.p + i_q * stride.q
-    # there are no planes of an axis that the ray does not move along
-    plane_m = tl.where(m.moves, next_plane(i_m, m.direction, -0.5, 1), float("inf"))
-    plane_p = tl.where(p.moves, next_plane(i_p, p.direction, -0.5, 1), float("inf"))
-    plane_q = tl.where(q.moves, next_plane(i_q, q.direction, -0.5, 1), float("inf"))
+    # there are no planes of an axis that the ray does not move along; a ray that misses stays where it is
+    hit, far = whole.enter < whole.leave, float("inf")
+    plane_m = tl.where(m.moves, tl.where(hit, next_plane(i_m, m.direction, -0.5, 1), source.m), far)
+    plane_p = tl.where(p.moves, tl.where(hit, next_plane(i_p, p.direction, -0.5, 1), source.p), far)
+    plane_q = tl.where(q.moves, tl.where(hit, next_plane(i_q, q.direction, -0.5, 1), source.q), far)
     jump = Turned(stride.m * step_m, stride.p * step_p, stride.q * step_q)
     course = Course(source, Turned(m.inverse, p.inverse, q.inverse), Turned(step_m, step_p, step_q), jump, part.leave)
     front = Front(part.enter, offset, Turned(plane_m, plane_p, plane_q))
@@ -169,14 +170,14 @@ def cut_slab(course, front):  # `Slab`, and the front after it
     "Cut what rays do in a slab into three pieces."
     a, plane, s, inverse = front.a, front.plane, course.source, course.inverse
     exists = a < course.end
-    after = tl.maximum(tl.minimum((plane.m - s.m) * inverse.m, course.end), a)
+    after = tl.minimum((plane.m - s.m) * inverse.m, course.end)
     at_p, at_q = (plane.p - s.p) * inverse.p, (plane.q - s.q) * inverse.q
     crosses_p, crosses_q = exists & (at_p < after), exists & (at_q < after)
     middle = front.offset + tl.where(at_p <= at_q, course.jump.p, course.jump.q)
     last = front.offset + tl.where(crosses_p, course.jump.p, 0) + tl.where(crosses_q, course.jump.q, 0)
     plane_p = plane.p + tl.where(crosses_p, course.step.p, 0)
     plane_q = plane.q + tl.where(crosses_q, course.step.q, 0)
-    at_p, at_q = tl.minimum(tl.maximum(at_p, a), after), tl.minimum(tl.maximum(at_q, a), after)
+    at_p, at_q = tl.minimum(at_p, after), tl.minimum(at_q, after)
     one, two = tl.minimum(at_p, at_q), tl.maximum(at_p, at_q)
     crosses, crosses_both = crosses_p | crosses_q, crosses_p & crosses_q
     slab = Slab(a, one, two, after, at_p, at_q, front.offset, middle, last, exists, crosses, crosses_both)
