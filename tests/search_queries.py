@@ -93,7 +93,7 @@ QUERIES = {
     "segmentaion": ["tutorials/segmentation"],
     "reconstrution": ["tutorials/reconstruction"],
     "orientaton": ["tutorials/orientations_and_frames"],
-    "calibraton": ["api/geometry/camera"],
+    "calibraton": ["api/registration/calibration"],
     "hounsfeld": ["api/volumes/attenuation"],
     "dicmo": ["tutorials/own_data#dicom"],
     "sidon": ["api/rendering/renderers", "tutorials/trilinear_vs_siddon"],
