@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -172,15 +173,18 @@ def is_dark(page) -> bool:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_page(browser, site: Path, address: str, scheme: str):
     found = {}
-    for path in sorted(site.rglob("*.html")):
-        with opened(browser, address, color_scheme=scheme, viewport=DESKTOP) as (page, problems):
-            page.goto(address + path.relative_to(site).as_posix())
-            assert is_dark(page) == (scheme == "dark")
-            problems += page.evaluate(AUDIT)
-            page.set_viewport_size(PHONE)
-            problems += page.evaluate(AUDIT)
-        if problems:
-            found[path.relative_to(site).as_posix()] = problems
+    for _, paths in groupby(sorted(site.rglob("*.html")), key=lambda path: path.parent):
+        with opened(browser, address, color_scheme=scheme) as (page, problems):
+            for path in paths:
+                page.set_viewport_size(DESKTOP)
+                page.goto(address + path.relative_to(site).as_posix())
+                assert is_dark(page) == (scheme == "dark")
+                problems += page.evaluate(AUDIT)
+                page.set_viewport_size(PHONE)
+                problems += page.evaluate(AUDIT)
+                if problems:
+                    found[path.relative_to(site).as_posix()] = list(problems)
+                    problems.clear()
     assert found == {}
 
 
