@@ -308,10 +308,13 @@ def test_nothing_visible(similarity):
 
 @every_similarity
 @pytest.mark.parametrize("masked", [False, True], ids=["all pixels", "weights"])
-def test_gradient(similarity, masked):
+@pytest.mark.parametrize(
+    "fast", [pytest.param(True, id="a direction"), pytest.param(False, id="each pixel", marks=pytest.mark.slow)]
+)
+def test_gradient(similarity, masked, fast):
     x1, x2 = (x[:, :1, :9, :10].clone().requires_grad_() for x in pictures())
     mask = random_weights(2, 9, 10) + 0.1 if masked else None
-    assert gradcheck(lambda a, b: similarity(a, b, mask), (x1, x2), fast_mode=True)
+    assert gradcheck(lambda a, b: similarity(a, b, mask), (x1, x2), fast_mode=fast)
 
 
 @every_similarity

@@ -14,7 +14,7 @@ from torch import Tensor
 from .dispatch import DEVICES
 
 # %% auto #0
-__all__ = ['Captured', 'describe', 'unshared']
+__all__ = ['Captured']
 
 # %% ../../nbs/api/kernels/434_capture.ipynb #5a749067
 def check_capture(
@@ -31,6 +31,24 @@ def check_capture(
         raise ValueError(
             f"a captured function has gradients by its inputs only, not by what it reads besides; {remedy}"
         )
+
+# %% ../../nbs/api/kernels/434_capture.ipynb #5d638807
+def describe(
+    x: Tensor,
+) -> str:
+    "Say what a graph must know of an input."
+    return f"{x.dtype} of shape {tuple(x.shape)} on {x.device}"
+
+
+def unshared(
+    x: Tensor,
+) -> Tensor:
+    "Give an input a gradient in memory of its own: a graph writes it to the same place each time."
+    if not x.requires_grad:
+        return x
+    x = x.view_as(x)
+    x.register_hook(torch.clone)
+    return x
 
 # %% ../../nbs/api/kernels/434_capture.ipynb #907bb66a
 class Captured:
@@ -98,21 +116,3 @@ class Captured:
                 raise RuntimeError(f"the graph holds the derivative of its last call only, and this is older; {remedy}")
 
         return check
-
-
-def describe(
-    x: Tensor,
-) -> str:
-    "Say what a graph must know of an input."
-    return f"{x.dtype} of shape {tuple(x.shape)} on {x.device}"
-
-
-def unshared(
-    x: Tensor,
-) -> Tensor:
-    "Give an input a gradient in memory of its own: a graph writes it to the same place each time."
-    if not x.requires_grad:
-        return x
-    x = x.view_as(x)
-    x.register_hook(torch.clone)
-    return x

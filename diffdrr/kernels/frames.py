@@ -28,13 +28,15 @@ def can_serve(
 ) -> bool:
     "Say whether the kernels can make these rays."
     first, fixed = frames[1], (*unit, voxel_from_world)
-    if torch.compiler.is_compiling() or in_transform() or any(x.requires_grad for x in fixed):
+    if torch.compiler.is_compiling() or why_not("triton", first, first, "sum") is not None:
+        return False
+    if in_transform() or any(x.requires_grad for x in fixed):
         return False
     B, M, N = len(first), unit[0].shape[1], unit[1].shape[1]
     shapes = [tuple(x.shape) for x in (*frames, *fixed)]
     as_read = M in (1, N) and shapes == [(B, 4, 4), (B, 4, 4), (1, M, 3), (1, N, 3), (1, 4, 4)]
     alike = all(x.dtype == first.dtype and x.device == first.device for x in (*frames, *fixed))
-    return as_read and alike and why_not("triton", first, first, "sum") is None
+    return as_read and alike
 
 # %% ../../nbs/api/kernels/433_frames.ipynb #f7c5cc9d
 class FrameRays(torch.autograd.Function):

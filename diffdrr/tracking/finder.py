@@ -48,7 +48,7 @@ COARSE = Level(pixels=16, rays=3, soft=0.0, window=0.15, reach=0.2, robustness=t
 MIDDLE = Level(pixels=32, rays=2, soft=0.0, window=0.1, reach=0.1, robustness=4.0, iterations=4)
 FINE = Level(pixels=80, rays=1, soft=0.8, window=0.05, reach=0.07, robustness=4.0, iterations=3)
 STEEPEST = 0.5  # see `BodyObjective`
-TOLERANCE = 0.1  # pixels of a step after which it is enough
+TOLERANCE = 0.03  # pixels of a step after which it is enough
 
 # %% ../../nbs/api/tracking/756_finder.ipynb #030b644e
 def uncertainty_of(
