@@ -19,7 +19,7 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_files import random_pixels, slice_dataset, straight
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian, XRayAngiographicImageStorage
@@ -167,7 +167,8 @@ def series_agrees(folder: Path, subject, messages: list[str]) -> None:
     for dataset in files:
         start, axes = numbers_in(dataset, "ImagePositionPatient", 3), numbers_in(dataset, "ImageOrientationPatient", 6)
         spacing = numbers_in(dataset, "PixelSpacing", 2)
-        if messages and (start is None or axes is None or spacing is None):
+        scout = "LOCALIZER" in str(dataset.get("ImageType", "")).upper()
+        if messages and (scout or start is None or axes is None or spacing is None):
             continue  # left out, with a warning
         assert start is not None and axes is not None and spacing is not None, "a file without geometry was read"
         rows, columns = np.mgrid[: dataset.Rows, : dataset.Columns]
@@ -207,6 +208,9 @@ CT_TAGS = spoilt(
     bytes_of=st.tuples(st.integers(0, 4), spoilt_bytes),
     missing=st.sets(st.integers(0, 4), max_size=2),
     twice=st.sets(st.integers(0, 4), max_size=1),
+)
+@example(  # a localizer between slices that are evenly spaced without it
+    spoils=[(3, spoil_text("ImageType", "LOCALIZER"))], bytes_of=(0, bytes), missing={1}, twice=set()
 )
 def test_a_series_is_read_as_its_slices_say(spoils, bytes_of, missing, twice):
     folder = Path(tempfile.mkdtemp())
