@@ -64,8 +64,17 @@ def pictures(
     return img, *torch.autograd.grad((img * weights).sum(), (volume, rotation, translation))
 
 
-@pytest.mark.parametrize("labels", [False, True], ids=["sum", "labels"])
-@pytest.mark.parametrize("orientation, beam", [("AP", "cone"), ("AP", "parallel"), ("PA", "cone"), (None, "cone")])
+PLACES = [("AP", "cone"), ("AP", "parallel"), ("PA", "cone"), (None, "cone")]  # orientation and beam
+
+
+@pytest.mark.parametrize(
+    "orientation, beam, labels",
+    [
+        *((*place, False) for place in PLACES),
+        (*PLACES[0], True),
+        *(pytest.param(*place, True, marks=pytest.mark.slow) for place in PLACES[1:]),
+    ],
+)
 @pytest.mark.parametrize("renderer", RENDERERS)
 def test_float64(renderer, orientation, beam, labels):
     reference, compiled = (

@@ -94,6 +94,7 @@ def test_lungs_grow_and_organs_go_where_they_should():
         assert there < 0.5 * (after[x, y, z] - before[x, y, z]).abs().mean()
 
 
+@pytest.mark.slow
 @needs_chest
 def test_parts_of_the_ct_stay_where_they_were():
     whole = conditions.shown_by_ct("whole")

@@ -51,6 +51,7 @@ def test_heart_and_liver_are_on_their_sides(subject, frontal):
     assert torch.allclose(channels.sum(dim=0), drr(frontal)[0, 0], atol=1e-3 * channels.sum(dim=0).max().item())
 
 
+@pytest.mark.slow
 def test_structures_are_rendered_alone(frontal):
     ids = pd.read_csv(DATA / "chest_structures.csv").set_index("structure").id
     spine = read(

@@ -200,6 +200,7 @@ def test_noise_is_no_reason_to_doubt(drr: DRR, xray: XRay, true: RigidTransform,
     assert error(result, true) < 3 and result.similarity < 0.8 and not result.failed
 
 
+@pytest.mark.slow
 def test_a_pose_that_does_not_stand_out_is_doubted(drr: DRR, xray: XRay, true: RigidTransform):
     upside_down = RigidTransform(torch.diag(torch.tensor([-1.0, 1, -1, 1])) @ true.matrix)
     run = dict(schedule=QUICK, n_starts=20, attempts=1, verbose=False)
@@ -284,7 +285,7 @@ def test_the_right_side_is_named(small: dict[str, DRR], read: str, view: str, fi
     assert result.failed and f"the X-ray fits {fits}" in result.reason and remedy in result.reason
 
 
-@pytest.mark.parametrize("seed", [*range(2), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 20))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 20))])
 def test_the_right_side_is_never_blamed(small: dict[str, DRR], seed: int):
     "Pictures are so unlike the CT that all sides are tried; every third begins upside down."
     view, orientation = ("AP", "LAO 30", "PA", "RAO 20")[seed % 4], ("AP", "PA")[seed % 2]

@@ -170,6 +170,7 @@ def test_cts_take_turns(tmp_path: Path):
     assert "- `one.nii.gz` (SHA-256 " in card and "- `two.nii.gz` (SHA-256 " in card and str(tmp_path) not in card
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:2 of 3 rows have an error")
 def test_a_table_begins_where_the_network_says(alone: Path, tmp_path: Path):
     subject = load_example_ct(shape=(24, 24, 24), spacing=(16.0, 16.0, 16.0))

@@ -98,7 +98,9 @@ def test_odd_shapes(kernel, shape):
         assert close(module.render(volume, rays, rule), reference.render(volume, rays, rule))
 
 
-@pytest.mark.parametrize("labelled", [False, True], ids=["sum", "labels"])
+@pytest.mark.parametrize(
+    "labelled", [pytest.param(False, id="sum"), pytest.param(True, id="labels", marks=pytest.mark.slow)]
+)
 @kernels
 def test_batch_of_volumes(kernel, labelled):
     "Two pictures of two volumes, 17 x 18 rays, in tiles that stick out."
@@ -109,7 +111,7 @@ def test_batch_of_volumes(kernel, labelled):
         assert close(module.render(volume, rays, rule), reference.render(volume, rays, rule))
 
 
-@pytest.mark.parametrize("kernel", ["siddon", "exact"])
+@pytest.mark.parametrize("kernel", ["siddon", pytest.param("exact", marks=pytest.mark.slow)])
 def test_labels_and_volumes_may_be_shared(kernel):
     "One of both serves all pictures."
     module, rule = KERNELS[kernel]
@@ -496,7 +498,7 @@ def test_the_host_never_waits(renderer):
 
 
 @pytest.mark.skipif(CUDA, reason="the interpreter plays the GPU")
-@pytest.mark.parametrize("renderer", ["siddon", "trilinear"])
+@pytest.mark.parametrize("renderer", ["siddon", pytest.param("trilinear", marks=pytest.mark.slow)])
 def test_a_picture_says_how_wide_it_is(monkeypatch, renderer):
     "Other rays than those of all pixels do not, and any width gives the same picture."
     monkeypatch.setattr(dispatch, "DEVICES", {"numba": "nothing", "triton": "cpu"})
