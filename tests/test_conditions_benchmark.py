@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from benchmarks import conditions, radiographs, registration
 from benchmarks.conditions import CONDITIONS, Run
 from diffdrr.geometry import RigidTransform, pose_from_view, twist_to_matrix
+from diffdrr.registration import levenberg_marquardt, register
 
 needs_chest = pytest.mark.skipif(not radiographs.CT.exists(), reason="the real chest CT is not beside the project")
 
@@ -132,3 +134,19 @@ def test_a_condition_is_run_from_start_to_end(tmp_path):
     chosen.starts = 1
     (row,) = conditions.report(right, chosen).to_dict("records")
     assert row["runs"] == 1 and row["worst, mm"] > 5 and len((tmp_path / "log").read_text().splitlines()) == 1
+
+
+@pytest.mark.slow
+@needs_chest
+def test_a_long_valley_is_walked_to_its_end(tmp_path):
+    """After 30 iterations a stage, the pose of this X-ray was 6.8 mm off, on its way, and trusted. Fewer iterations leave it
+    on its way with a reason."""
+    chosen = registration.parse(["--only", "ends cut", "--cache", str(tmp_path)])
+    subject = conditions.shown_by_ct("ends cut")
+    hasty = partial(levenberg_marquardt, iterations=30)
+    there, on_its_way = (
+        conditions.run("ends cut", subject, 1001, partial(register, solver=solver, attempts=1, verbose=False), chosen)
+        for solver in (levenberg_marquardt, hasty)
+    )
+    assert there.error < 1 and there.reason is None
+    assert on_its_way.error > 3 and "the last step still moved the CT" in on_its_way.reason

@@ -91,7 +91,7 @@ def levenberg_marquardt(
     objective: Comparison,
     start: Guesses,  # of B guesses, improved side by side
     robustness: float = 2.0,  # standard deviations where the loss levels off; infinite for least squares
-    iterations: int = 30,  # at most
+    iterations: int = 100,  # at most: in narrow valleys of the loss more than 30 are needed
     tolerance: float = 0.01,  # stop when a step moves the CT by less than this part of a pixel
 ) -> list[Iterate]:  # before the first iteration, and after each
     """Minimise a robust sum of squares by damped Gauss-Newton steps (Levenberg, 1944; Marquardt, 1963; Nocedal and

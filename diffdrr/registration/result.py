@@ -34,6 +34,7 @@ PEAK_PIXELS, PEAK_WINDOW = 64, 0.05  # where poses are compared: details count, 
 OTHERS, ASIDE = 32, (20.0, 0.4)  # how many; how far off about each axis, in degrees and parts of the CT's radius
 LEAST_PEAK = 2.2  # peak ratio times local correlation
 FAR = 4.5  # standard deviations from the initial pose
+AT_REST = 0.1  # part of a pixel that the last step may still move the CT
 
 
 def peak_ratio(
@@ -89,8 +90,8 @@ def reason_to_doubt(
             f"of {broad:.2f}, and their product should be {LEAST_PEAK} or more; "
             "try a better initial pose or a larger spread"
         )
-    if last_move > objective.pixel:
-        return f"the last step still moved the CT by {last_move.item():.1f} mm"
+    if last_move > AT_REST * objective.pixel:
+        return f"the last step still moved the CT by {last_move.item():.1f} mm; give the solver more iterations"
     return None
 
 # %% ../../nbs/api/registration/723_result.ipynb #27035cfe
