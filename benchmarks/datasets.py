@@ -133,10 +133,10 @@ def capture_range(
     succeeded: pd.Series,
     width: float = 1.0,  # of a bin, mm
 ) -> float:  # mm
-    "Find the largest starting error up to which nearly all registrations succeed, in each bin. An empty bin ends it."
+    "Find the largest starting error up to which nearly all registrations succeed, in each bin that has any."
     rates = succeeded.groupby((start // width).astype(int)).mean()
-    enough = rates.reindex(range(int(rates.index.max()) + 1), fill_value=0.0) >= CAPTURED
-    return float(width * enough.cummin().sum())
+    enough = (rates >= CAPTURED).cummin()
+    return float(width * (rates.index[enough].max() + 1)) if enough.any() else 0.0
 
 
 def summarize(

@@ -538,8 +538,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     practical.add_argument(
         "--log",
         type=Path,
-        help="a file to which each registration is appended, as a line of JSON; what it holds is not done again, and the "
-        "report is of all of it",
+        help="a file to which each registration is appended, as a line of JSON; what it holds is not done again, and "
+        "the report is of all of it",
     )
     chosen = parser.parse_args(arguments)
     if not 0 <= chosen.recipe_seeds <= chosen.seeds or chosen.seeds < 1:

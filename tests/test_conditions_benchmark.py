@@ -130,7 +130,7 @@ def test_the_report_says_what_was_measured():
     rows += with_origin(run(12.0, "lost", condition="sdd", seed=7), commit="another", date="2026-12-02")
     text = trust.as_markdown(pd.DataFrame(rows))
     assert "2026-12-01 and 2026-12-02, commit one and another, diffdrr" in text
-    assert "4 registrations of simulated X-rays of chest.nii.gz, seeds 0 to 2, 7." in text
+    assert "4 registrations of simulated X-rays of chest.nii.gz, seeds 0 to 2, 7: 2026" in text
     assert "| all | 4 | 2 | 1 | 33.3 (0.8 to 90.6) | 0.0 (0.0 to 84.2) | 50.0 (1.3 to 98.7) |" in text
     assert "Where only the picture differs: 0 mm" in text and "- geometry: a wrong geometry, taken for right" in text
 

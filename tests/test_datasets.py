@@ -368,8 +368,9 @@ def test_capture_range_ends_where_registrations_fail():
     assert evaluation.capture_range(start, always) == 10.0
     assert evaluation.capture_range(start, never) == 0.0
     assert evaluation.capture_range(start, start % 1 >= 0.05) == 10.0  # 19 of 20 succeed
-    apart = (start < 2) | (start >= 3)  # and no start from 2 to 3 mm
-    assert evaluation.capture_range(start[apart], always[apart]) == 2.0
+    apart = (start < 2) | (start >= 3)  # no start from 2 to 3 mm
+    assert evaluation.capture_range(start[apart], always[apart]) == 10.0
+    assert evaluation.capture_range(start[apart], start[apart] < 3) == 2.0
 
 
 def test_doubtful_xrays_are_left_out(copy):
