@@ -67,13 +67,21 @@ def capture_curve(
     return pd.DataFrame(rows)
 
 
+def inside(
+    runs: pd.DataFrame,
+    region: str,  # a key of `REGIONS`
+    level: float,  # of the truths that the region should hold
+) -> pd.Series:
+    "Say which truths lie within their regions. A start that was refused has no region, and is left out."
+    return runs[region].dropna() < chi2.ppf(level, FREEDOM)
+
+
 def calibration(
     runs: pd.DataFrame,
     region: str,  # a key of `REGIONS`
 ) -> pd.DataFrame:  # a row for each level
-    "Count the truths within the regions that should hold a given part of them. A refused start has no region."
-    squares = runs[region].dropna()
-    shares = [Share.of(squares < chi2.ppf(level, FREEDOM)) for level in LEVELS]
+    "Count the truths within the regions that should hold a given part of them."
+    shares = [Share.of(inside(runs, region, level)) for level in LEVELS]
     return pd.DataFrame(shares).assign(nominal=[100 * level for level in LEVELS], share=shares)
 
 
@@ -106,7 +114,7 @@ def summarize(
     runs: pd.DataFrame,
 ) -> pd.DataFrame:  # a row for each condition
     "Lay errors, verdicts, calibration and times out."
-    rows, within = [], chi2.ppf(0.95, FREEDOM)
+    rows = []
     for name, group in runs.groupby("condition", sort=False):
         wrong, flagged = group["error"] >= WRONG, group["reason"].notna()
         rows.append(
@@ -116,8 +124,8 @@ def summarize(
                 "worst, mm": group["error"].max(),
                 "wrong, not flagged": int((wrong & ~flagged).sum()),
                 "right, but flagged": int((~wrong & flagged).sum()),
-                "truth in the 95 % region, %": 100 * (group["distance"] < within).mean(),
-                "with the geometry's, %": 100 * (group["total"] < within).mean(),
+                "truth in the 95 % region, %": 100 * inside(group, "distance", 0.95).mean(),
+                "with the geometry's, %": 100 * inside(group, "total", 0.95).mean(),
                 "seconds": group["seconds"].median(),
             }
         )

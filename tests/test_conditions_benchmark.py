@@ -107,7 +107,11 @@ def test_what_is_calibrated_holds_as_many_truths_as_it_should():
     assert list(found["nominal"]) == [50, 68, 80, 90, 95, 99]
     assert ((found["percent"] - found["nominal"]).abs() < 2.5).all()  # three deviations of 4000
     assert (trust.calibration(runs, "total")["percent"] > found["percent"]).all()
-    assert list(trust.calibration_table(runs)["runs"]) == [4000] * 8  # a refused start has no region
+    refused = pd.concat([runs[:10], *[runs[-1:]] * 10])  # has no region
+    pd.testing.assert_frame_equal(trust.calibration(refused, "total"), trust.calibration(runs[:10], "total"))
+    assert list(trust.calibration_table(refused)["runs"]) == [10] * 8
+    (row,) = trust.summarize(refused).to_dict("records")
+    assert row["runs"] == 20 and row["with the geometry's, %"] == 100 * (runs["total"][:10] < 12.592).mean()
 
 
 def test_successes_are_counted_by_how_far_starts_were_off():
