@@ -61,9 +61,9 @@ def read_deviations(
     except ValueError:
         deviations = {}
     if len(deviations) < len(pairs):
-        raise ValueError(f"{flag} must be different names with a number each, such as {flag} sdd=2,x0=1, not {text!r}")
+        raise ValueError(f"{flag} must be different names with a number each, such as 'sdd=2,x0=1', not {text!r}")
     some_of(flag, deviations, names)
-    return {name: number(f"{flag} {name}", value, least=0) for name, value in deviations.items()}
+    return {name: number(f"{flag} {name!r}", value, least=0) for name, value in deviations.items()}
 
 # %% ../../nbs/api/cli/972_values.ipynb #a45c278f
 def read_place(
