@@ -2,8 +2,8 @@
 
     NUMBA_NUM_THREADS=1 python -m benchmarks.registration --only frontal lateral --starts 20
 
-The X-rays are those of `radiographs.py`. Errors are mean target registration errors over points in the vertebrae; a pose
-is wrong from 3 mm on.
+The X-rays are those of `radiographs.py`. Errors are mean target registration errors over points in the vertebrae. With
+`--log`, a run that was stopped goes on, and `trust.py` makes the report of all that the log holds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -25,14 +26,14 @@ from diffdrr.geometry import RigidTransform, matrix_to_twist, pose_from_view, tw
 from diffdrr.volumes import read
 from diffdrr.xrays import XRay
 
+from . import machine
 from .radiographs import CAMERA, Exposure, cached_radiograph, chest, field_of, vertebral_points
-from .report import markdown_table
+from .scene import CT
 
 SOD = 850.0  # mm
 TURNS = (6.0, 15.0)  # standard deviations of the true poses about the view, degrees and mm
 STARTS = (10.0, 30.0)  # of the starts about the true poses
-EXACT, WRONG = 1.0, 3.0  # mm
-WITHIN_95 = 12.592  # chi-squared with 6 degrees of freedom
+FURTHEST = (60.0, 180.0)  # of the starts that go far, degrees and mm
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,15 @@ class Condition:
     wrong: dict[str, float] = field(default_factory=dict)  # intrinsics, and how far they are off: part, for x0 in mm
     refine: tuple[str, ...] = ()
     labels: str | None = None  # group of the structures whose pose is meant; None for the default of `register`
+    far: bool = False  # starts are uniform in size up to `FURTHEST`, instead of N(0, `STARTS`)
+
+    @property
+    def kind(self) -> str:
+        "What the model does not know of, beside noise."
+        changed = self.exposure.breath or self.exposure.abdomen or self.exposure.shoulders
+        if self.wrong:
+            return "geometry refined" if self.refine else "geometry"
+        return "patient" if changed or self.labels or self.ct != "whole" else "picture"
 
 
 def collimated(handling: str) -> Condition:
@@ -86,6 +96,7 @@ CONDITIONS = {
     "biplane, refine sdd": Condition(("AP", "left lateral"), wrong={"sdd": 0.02}, refine=("sdd",)),
     "refine sdd": Condition(wrong={"sdd": 0.02}, refine=("sdd",)),
     "refine principal point": Condition(wrong={"x0": 10.0}, refine=("x0", "y0")),
+    "frontal, far starts": Condition(far=True),
 }
 
 
@@ -134,10 +145,14 @@ def shown_by_ct(what: str) -> Subject:
 def random_motion(
     spread: tuple[float, float],  # degrees and mm
     *seed: int,
+    uniform: bool = False,  # in size, up to the spread, which is otherwise a standard deviation about and along each axis
 ) -> RigidTransform:  # (1)
     "Draw a twist about the isocentre."
-    normal = np.random.default_rng(seed).standard_normal((2, 3))
-    twist = np.concatenate([spread[1] * normal[0], np.deg2rad(spread[0]) * normal[1]])
+    generator = np.random.default_rng(seed)
+    drawn = generator.standard_normal((2, 3))
+    if uniform:
+        drawn *= generator.uniform() / np.linalg.norm(drawn, axis=1, keepdims=True)
+    twist = np.concatenate([spread[1] * drawn[0], np.deg2rad(spread[0]) * drawn[1]])
     return RigidTransform(twist_to_matrix(torch.tensor(twist[None], dtype=torch.float32)))
 
 
@@ -183,7 +198,8 @@ def run(
 ) -> Run:
     "Take X-rays, begin off the truth, register, and measure. A start that is refused counts as noticed."
     condition, points = CONDITIONS[name], vertebral_points()
-    turn, off = random_motion(TURNS, seed, 0).matrix, random_motion(STARTS, seed, 1)
+    turn = random_motion(TURNS, seed, 0).matrix
+    off = random_motion(FURTHEST if condition.far else STARTS, seed, 1, uniform=condition.far)
     poses = [RigidTransform(turn @ pose_from_view(view, SOD, "AP").matrix) for view in condition.views]
     images = [cached_radiograph(pose, condition.exposure, seed, chosen.cache) for pose in poses]
     init = RigidTransform(torch.cat([off.matrix @ pose.matrix for pose in poses]))
@@ -210,48 +226,42 @@ def run(
 def measure(
     method: Callable,
     chosen: argparse.Namespace,  # with `only`, `starts`, `first` and `cache`
+    done: set[tuple[str, int]],  # conditions and seeds to leave out
 ) -> Iterator[Run]:
     "Register under each condition."
     for name in chosen.only:
-        subject = shown_by_ct(CONDITIONS[name].ct)
-        for seed in tqdm(range(chosen.first, chosen.first + chosen.starts), desc=name):
+        seeds = [i for i in range(chosen.first, chosen.first + chosen.starts) if (name, i) not in done]
+        subject = shown_by_ct(CONDITIONS[name].ct) if seeds else None
+        for seed in tqdm(seeds, desc=name):
             yield run(name, subject, seed, method, chosen)
 
 
-def summarize(runs: list[Run]) -> pd.DataFrame:  # a row for each condition
-    "Lay errors, verdicts, calibration and times out."
-    rows = []
-    for name, group in pd.DataFrame([asdict(one) for one in runs]).groupby("condition", sort=False):
-        wrong, flagged = group["error"] >= WRONG, group["reason"].notna()
-        rows.append(
-            {
-                "condition": name,
-                "runs": len(group),
-                f"< {EXACT:g} mm, %": 100 * (group["error"] < EXACT).mean(),
-                f"< {WRONG:g} mm, %": 100 * (~wrong).mean(),
-                "median, mm": group["error"].median(),
-                "worst, mm": group["error"].max(),
-                "wrong, not flagged": int((wrong & ~flagged).sum()),
-                "right, but flagged": int((~wrong & flagged).sum()),
-                "truth in the 95 % region, %": 100 * (group["distance"] < WITHIN_95).mean(),
-                "with the geometry's, %": 100 * (group["total"] < WITHIN_95).mean(),
-                "seconds": group["seconds"].median(),
-            }
-        )
-    return pd.DataFrame(rows)
+def read_log(
+    path: Path,
+    origin: dict,  # what is stored of each registration beside its results
+) -> list[dict]:
+    "Read what was measured before. Raises a `ValueError` for a line that is not whole, or does not say on what it was."
+    rows, needed = [], [*(one.name for one in fields(Run)), *origin]
+    for i, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            raise ValueError(f"line {i} of --log {path} is not whole; remove it") from None
+        if lacking := [name for name in needed if name not in rows[-1]]:
+            raise ValueError(f"line {i} of --log {path} lacks {', '.join(lacking)}; add what is known, or remove it")
+    return rows
 
 
-def report(
+def collect(
     method: Callable,
     chosen: argparse.Namespace,
-) -> pd.DataFrame:
-    "Register under the chosen conditions and print the table. Each registration is a line of the log, if there is one."
-    runs = []
-    for one in measure(method, chosen):
-        runs.append(one)
+) -> pd.DataFrame:  # a row for each registration
+    "Register under the chosen conditions, except for what the log holds, and add that. Each is a line of the log."
+    origin = machine.session(chosen.threads) | {"ct": CT.name}
+    rows = read_log(chosen.log, origin) if chosen.log and chosen.log.exists() else []
+    for one in measure(method, chosen, {(row["condition"], row["seed"]) for row in rows}):
+        rows.append(asdict(one) | origin)
         if chosen.log:
             with chosen.log.open("a") as lines:
-                lines.write(json.dumps(asdict(one)) + "\n")
-    table = summarize(runs)
-    print("\n" + markdown_table(table))
-    return table
+                lines.write(json.dumps(rows[-1]) + "\n")
+    return pd.DataFrame(rows)

@@ -47,7 +47,7 @@ DOUBTFUL = {
     "18-2799": ("002", "004"),
 }  # https://github.com/rg2/DeepFluoroLabeling-IPCAI2020/issues/8
 SUCCESS = 2.0  # mm
-CAPTURED = 0.95  # of the starts within a millimetre
+CAPTURED = 0.95  # of the starts in a bin
 BISECTIONS = 50  # each halves the interval, so this is exact to rounding
 
 
@@ -129,12 +129,14 @@ def runs(
 
 
 def capture_range(
-    measured: pd.DataFrame,  # a row for each registration
+    start: pd.Series,  # starting errors, mm
+    succeeded: pd.Series,
+    width: float = 1.0,  # of a bin, mm
 ) -> float:  # mm
-    "Find the largest starting error up to which nearly all registrations succeed, in each millimetre."
-    rates = (measured["mrpd"] < SUCCESS).groupby(measured["start"].astype(int)).mean()
-    enough = rates.reindex(range(int(rates.index.max()) + 1), fill_value=0.0) >= CAPTURED
-    return float(enough.cummin().sum())
+    "Find the largest starting error up to which nearly all registrations succeed, in each bin that has any."
+    rates = succeeded.groupby((start // width).astype(int)).mean()
+    enough = (rates >= CAPTURED).cummin()
+    return float(width * (rates.index[enough].max() + 1)) if enough.any() else 0.0
 
 
 def summarize(
@@ -161,7 +163,7 @@ def summarize(
                 "mTRE < 1 mm, %": percent(group["mtre"] < 1),
                 "mTRE < 2 mm, %": percent(group["mtre"] < 2),
                 "within 1 degree, %": percent(group["degrees"] < 1),
-                "capture range, mm": capture_range(group),
+                "capture range, mm": capture_range(group["start"], group["mrpd"] < SUCCESS),
                 "reported as failed, %": percent(group["failed"]),
                 "seconds": group["seconds"].median(),
             }

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+
+import diffdrr
 
 ROOT = Path(__file__).parents[1]
 
@@ -68,6 +72,23 @@ def describe() -> dict[str, str | int]:
     }
 
 
+def session(
+    threads: int,  # of this process
+) -> dict[str, str | int]:
+    "Describe the machine, the day, and the programs that run on it."
+    versions = {"diffdrr": diffdrr.__version__, "torch": torch.__version__}
+    return describe() | {"date": str(datetime.date.today()), **versions, "threads": threads}
+
+
+def in_words(
+    about: Mapping[str, object],  # a session
+) -> str:
+    "Say when a report was measured, and on what."
+    return (
+        "{date}, commit {commit}, diffdrr {diffdrr}, torch {torch}, {threads} threads, {memory_gb} GB, {system}."
+    ).format_map(about)
+
+
 def slug(machine: dict[str, str | int]) -> str:
     "Make a file name of the machine."
     parts = [machine["cpu"], f"{machine['cores']} cores", machine["gpu"]]
@@ -80,3 +101,14 @@ def write(path: Path, text: str) -> None:
     temporary = path.with_suffix(path.suffix + ".new")
     temporary.write_text(text)
     temporary.replace(path)
+
+
+def write_report(
+    folder: Path,
+    stem: str,  # of the names of the files
+    texts: Mapping[str, str],  # by suffix
+) -> None:
+    "Write a report in several formats, and print where it is."
+    for suffix, text in texts.items():
+        write(folder / (stem + suffix), text)
+        print(f"written to {folder / (stem + suffix)}")

@@ -32,14 +32,13 @@ import torch
 from torchio import Subject
 from tqdm import tqdm
 
-import diffdrr
 from diffdrr.compare import rotation_error, target_registration_error, translation_error
 from diffdrr.geometry import RigidTransform, convert, twist_to_matrix
 from diffdrr.registration import register
 from diffdrr.rendering import DRR
 from diffdrr.volumes import load_example_ct, read
 
-from . import conditions, machine
+from . import conditions, machine, trust
 from .peers import FOLDER, Unavailable, prepare
 from .recipe import BLOCK, HEIGHT, Climb, Recipe, Start, climb
 from .report import markdown_table
@@ -427,7 +426,7 @@ def measure(
 
 def as_markdown(
     chosen: argparse.Namespace,
-    about: dict,  # the machine
+    about: dict,  # the session
     results: Measurements,
 ) -> str:
     "Write the report that people read."
@@ -436,9 +435,7 @@ def as_markdown(
     seeds = range(chosen.recipe_seeds)
     contents = [
         f"# Registration on {about['cpu']}, {about['cores']} cores",
-        f"{datetime.date.today()}, commit {about['commit']}, diffdrr {diffdrr.__version__}, torch "
-        f"{torch.__version__}, {chosen.threads} threads, {about['memory_gb']} GB, {about['system']}. "
-        f"Other programs kept {results.busy:.2f} cores busy meanwhile.",
+        f"{machine.in_words(about)} Other programs kept {results.busy:.2f} cores busy meanwhile.",
         f"X-rays of {chosen.ct.name if chosen.ct else 'the built-in example'}, {exposure.height} x {exposure.height} "
         f"pixels of {exposure.delx:g} mm, simulated with {exposure.oversampling} x {exposure.oversampling} rays for "
         "each pixel, "
@@ -471,7 +468,7 @@ def as_markdown(
 
 def as_json(
     chosen: argparse.Namespace,
-    about: dict,  # the machine
+    about: dict,  # the session
     results: Measurements,
 ) -> str:
     "Write the report that programs read, with every registration."
@@ -480,8 +477,6 @@ def as_json(
             "machine": about,
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "ct": chosen.ct.name if chosen.ct else "example",
-            "threads": chosen.threads,
-            "versions": {"diffdrr": diffdrr.__version__, "torch": torch.__version__},
             "exposure": asdict(Exposure()),
             "recipe": asdict(Recipe(limit=chosen.limit)),
             "sets": {name: SETS[name] for name in chosen.sets},
@@ -528,21 +523,49 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--results", type=Path, default=RESULTS, help="where the report is written (default: %(default)s)"
     )
     parser.add_argument("--name", help="of this machine, in the names of the files (default: made from its processor)")
-    practice = parser.add_argument_group("conditions of practice")
-    practice.add_argument(
+    practical = parser.add_argument_group("conditions of practice")
+    practical.add_argument(
         "--only", nargs="+", choices=conditions.CONDITIONS, metavar="CONDITION",
         help="register under these instead: " + "; ".join(conditions.CONDITIONS).replace("%", "%%"),
     )  # fmt: skip
-    practice.add_argument("--starts", type=int, default=100, help="X-rays under each (default: %(default)s)")
-    practice.add_argument("--first", type=int, default=0, help="seed of the first (default: %(default)s)")
-    practice.add_argument("--log", type=Path, help="a file to which each registration is appended, as a line of JSON")
+    practical.add_argument(
+        "--starts",
+        type=int,
+        default=100,
+        help="X-rays under each; 0 to report what the log holds (default: %(default)s)",
+    )
+    practical.add_argument("--first", type=int, default=0, help="seed of the first (default: %(default)s)")
+    practical.add_argument(
+        "--log",
+        type=Path,
+        help="a file to which each registration is appended, as a line of JSON; what it holds is not done again, and "
+        "the report is of all of it",
+    )
     chosen = parser.parse_args(arguments)
     if not 0 <= chosen.recipe_seeds <= chosen.seeds or chosen.seeds < 1:
         parser.error(
             f"--seeds must be at least 1, and --recipe-seeds from 0 to as many, not {chosen.seeds} and "
             f"{chosen.recipe_seeds}"
         )
+    if chosen.only and chosen.ct not in (None, CT):
+        parser.error(f"--ct {chosen.ct} is not for --only, whose X-rays are of {CT.name}; leave out one of the two")
+    logged = chosen.log is not None and chosen.log.exists()
+    if chosen.starts < (0 if logged else 1):
+        parser.error(f"--starts must be at least 1, or 0 for the report of a --log that exists, not {chosen.starts}")
     return chosen
+
+
+def practice(
+    method: Callable,  # see `conditions.run`
+    chosen: argparse.Namespace,
+) -> pd.DataFrame:  # a row for each registration
+    "Register under conditions of practice, print the report and store it."
+    runs = conditions.collect(method, chosen)
+    text = trust.as_markdown(runs)
+    print("\n" + text)
+    stem = f"{chosen.name or machine.slug(machine.describe())}-conditions"
+    machine.write_report(chosen.results, stem, {".md": text, ".csv": runs.to_csv(index=False)})
+    return runs
 
 
 def main(
@@ -552,15 +575,13 @@ def main(
     chosen = parse(arguments)
     torch.set_num_threads(chosen.threads)
     if chosen.only:
-        return conditions.report(lambda *given, **options: register(*given, **options, verbose=False), chosen)
-    about = machine.describe()
+        return practice(lambda *given, **options: register(*given, **options, verbose=False), chosen)
+    about = machine.session(chosen.threads)
     results = measure(chosen, lambda *given: register(*given, verbose=False))
     text = as_markdown(chosen, about, results)
     print("\n" + text)
     stem = f"{chosen.name or machine.slug(about)}-registration"
-    for suffix, contents in ((".md", text), (".json", as_json(chosen, about, results))):
-        machine.write(chosen.results / (stem + suffix), contents)
-        print(f"written to {chosen.results / (stem + suffix)}")
+    machine.write_report(chosen.results, stem, {".md": text, ".json": as_json(chosen, about, results)})
     return results
 
 

@@ -1,16 +1,20 @@
-"""The conditions of practice give what they claim, and their table counts verdicts."""
+"""The conditions of practice give what they claim, a run goes on where it was stopped, and its report counts right."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict, replace
 from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from benchmarks import conditions, radiographs, registration
+from benchmarks import conditions, machine, radiographs, registration, trust
 from benchmarks.conditions import CONDITIONS, Run
-from diffdrr.geometry import RigidTransform, pose_from_view, twist_to_matrix
+from diffdrr.geometry import RigidTransform, matrix_to_twist, pose_from_view, twist_to_matrix
 from diffdrr.registration import levenberg_marquardt, register
 
 needs_chest = pytest.mark.skipif(not radiographs.CT.exists(), reason="the real chest CT is not beside the project")
@@ -52,15 +56,102 @@ def test_the_distance_of_the_truth_counts_standard_deviations():
     assert distance == pytest.approx(4.0 + 4.0, rel=1e-3)
 
 
-def run(error: float, reason: str | None = None, distance: float = 5.0) -> Run:
-    return Run("frontal", 0, 50.0, error, 1.0, 0.8, distance, 0.5 * distance, reason)
+def test_far_starts_are_uniform_in_size():
+    motions = [conditions.random_motion((60.0, 180.0), seed, 1, uniform=True).matrix for seed in range(100)]
+    twists = matrix_to_twist(torch.cat(motions))
+    turn, shift = twists[:, 3:].norm(dim=1).rad2deg() / 60, twists[:, :3].norm(dim=1) / 180
+    torch.testing.assert_close(turn, shift, rtol=1e-3, atol=1e-3)
+    quarters = torch.histc(shift, 4, 0.0, 1.0)
+    assert quarters.sum() == 100 and (quarters - 25).abs().max() < 13  # three deviations
+
+
+def test_conditions_have_their_kinds():
+    kinds = {name: condition.kind for name, condition in CONDITIONS.items()}
+    assert set(kinds.values()) == set(trust.KINDS)
+    assert [kinds[name] for name in ("gamma", "biplane", "frontal, far starts")] == ["picture"] * 3
+    assert [kinds[name] for name in ("abdomen", "ribs", "ends cut", "lungs 1.6 %")] == ["patient"] * 4
+    assert [kinds[name] for name in ("pixel size", "biplane, sdd")] == ["geometry"] * 2
+    assert kinds["biplane, refine sdd"] == "geometry refined"
+
+
+def run(error: float, reason: str | None = None, distance: float = 5.0, **others) -> Run:
+    return replace(Run("frontal", 0, 50.0, error, 1.0, 0.8, distance, 0.5 * distance, reason), **others)
+
+
+def table(*runs: Run) -> pd.DataFrame:
+    return pd.DataFrame([asdict(one) for one in runs])
 
 
 def test_the_table_counts_verdicts():
-    (row,) = conditions.summarize([run(0.5), run(2.0, "odd"), run(4.0), run(90.0, "lost", 20.0)]).to_dict("records")
+    runs = table(run(0.5), run(2.0, "odd"), run(4.0), run(90.0, "lost", 20.0))
+    (row,) = trust.summarize(runs).to_dict("records")
     assert (row["wrong, not flagged"], row["right, but flagged"], row["worst, mm"]) == (1, 1, 90.0)
-    assert (row["< 1 mm, %"], row["< 3 mm, %"], row["truth in the 95 % region, %"]) == (25.0, 50.0, 75.0)
-    assert row["with the geometry's, %"] == 100.0
+    assert (row["< 1 mm, %"], row["< 3 mm, %"], row["> 10 mm, %"]) == (25.0, 50.0, 25.0)
+    assert (row["median, mm"], row["75th, mm"]) == (3.0, 25.5)
+    assert (row["truth in the 95 % region, %"], row["with the geometry's, %"]) == (75.0, 100.0)
+    found = trust.verdicts(runs)
+    assert (found["runs"], found["wrong"], found["flagged"]) == (4, 2, 2)
+    assert {found[f"{name}, %"].percent for name in ("wrong of the unflagged", "flagged of the right")} == {50.0}
+    assert found["flagged of the wrong, %"].percent == 50.0
+
+
+def test_intervals_are_exact():
+    never = trust.Share.of(pd.Series([False] * 10))
+    assert (never.percent, never.low) == (0.0, 0.0) and never.high == pytest.approx(100 * (1 - 0.025 ** (1 / 10)))
+    assert str(trust.Share.of(pd.Series([True, False] * 10))) == "50.0 (27.2 to 72.8)"
+    assert str(trust.Share.of(pd.Series([], dtype=bool))) == "-"
+
+
+def test_what_is_calibrated_holds_as_many_truths_as_it_should():
+    squares = np.random.default_rng(0).chisquare(6, 4000)
+    runs = table(*(run(0.5, distance=square) for square in squares), run(50.0, "refused", float("nan")))
+    found = trust.calibration(runs, "distance")
+    assert list(found["nominal"]) == [50, 68, 80, 90, 95, 99]
+    assert ((found["percent"] - found["nominal"]).abs() < 2.5).all()  # three deviations of 4000
+    assert (trust.calibration(runs, "total")["percent"] > found["percent"]).all()
+    refused = pd.concat([runs[:10], *[runs[-1:]] * 10])  # has no region
+    pd.testing.assert_frame_equal(trust.calibration(refused, "total"), trust.calibration(runs[:10], "total"))
+    assert list(trust.calibration_table(refused)["runs"]) == [10] * 8
+    (row,) = trust.summarize(refused).to_dict("records")
+    assert row["runs"] == 20 and row["with the geometry's, %"] == 100 * (runs["total"][:10] < 12.592).mean()
+
+
+def test_successes_are_counted_by_how_far_starts_were_off():
+    near, further = [run(0.5, start=5.0 + i) for i in range(10)], [run(2.0, start=25.0), run(9.0, start=39.0)]
+    curve = trust.capture_curve(table(*near, *further))
+    assert list(curve["to, mm"]) == [20.0, 40.0] and list(curve["runs"]) == [10, 2]
+    assert [(exact.percent, right.percent) for exact, right in zip(curve["exact"], curve["right"])] == [
+        (100.0, 100.0),
+        (0.0, 50.0),
+    ]
+
+
+def with_origin(*runs: Run, **changes) -> list[dict]:
+    origin = machine.session(threads=1) | {"ct": "chest.nii.gz"} | changes
+    return [asdict(one) | origin for one in runs]
+
+
+def test_the_report_says_what_was_measured():
+    rows = with_origin(run(0.5), run(4.0, seed=1), run(0.7, seed=2), commit="one", date="2026-12-01")
+    rows += with_origin(run(12.0, "lost", condition="sdd", seed=7), commit="another", date="2026-12-02")
+    text = trust.as_markdown(pd.DataFrame(rows))
+    assert "2026-12-01 and 2026-12-02, commit one and another, diffdrr" in text
+    assert "4 registrations of simulated X-rays of chest.nii.gz, seeds 0 to 2, 7: 2026" in text
+    assert "| all | 4 | 2 | 1 | 33.3 (0.8 to 90.6) | 0.0 (0.0 to 84.2) | 50.0 (1.3 to 98.7) |" in text
+    assert "Where only the picture differs: 0 mm" in text and "- geometry: a wrong geometry, taken for right" in text
+
+
+def test_a_log_must_be_whole_and_say_what_was_measured(tmp_path):
+    (whole,), log = with_origin(run(0.5)), tmp_path / "log"
+    origin = {name: whole[name] for name in ("commit", "ct")}
+    log.write_text(json.dumps(whole) + "\n")
+    assert conditions.read_log(log, origin) == [whole]
+    log.write_text(json.dumps(whole) + "\n" + json.dumps(whole)[:50])
+    with pytest.raises(ValueError, match="line 2 of --log .* is not whole; remove it"):
+        conditions.read_log(log, origin)
+    log.write_text(json.dumps(asdict(run(0.5))))
+    with pytest.raises(ValueError, match="line 1 of --log .* lacks commit, ct; add what is known, or remove it"):
+        conditions.read_log(log, origin)
 
 
 def test_conditions_are_chosen_by_name(capsys):
@@ -68,6 +159,12 @@ def test_conditions_are_chosen_by_name(capsys):
     with pytest.raises(SystemExit):
         registration.parse(["--only", "sunshine"])
     assert "lungs 1.6 %" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        registration.parse(["--only", "sdd", "--ct", "own.nii.gz"])
+    assert "--ct own.nii.gz is not for --only" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        registration.parse(["--only", "sdd", "--starts", "0"])
+    assert "--starts must be at least 1, or 0 for the report of a --log that exists, not 0" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -118,10 +215,32 @@ def test_groups_of_structures_are_listed():
         assert set(conditions.labels_of(group)) == set(radiographs.chest().mask.data[0][inside].tolist())
 
 
+def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch):
+    tried = []
+
+    def take(name, subject, seed, method, chosen):
+        tried.append((name, seed))
+        return run(0.5 + seed, condition=name, seed=seed)
+
+    def measured(*options):
+        where = ["--log", str(tmp_path / "log"), "--results", str(tmp_path), "--name", "here"]
+        return registration.practice(None, registration.parse([*options, *where]))
+
+    monkeypatch.setattr(conditions, "run", take)
+    monkeypatch.setattr(conditions, "shown_by_ct", lambda what: None)
+    assert len(measured("--only", "frontal", "--starts", "1")) == 1
+    both = measured("--only", "frontal", "--starts", "2")
+    again = measured("--only", "sdd", "--starts", "0")
+    assert tried == [("frontal", 0), ("frontal", 1)] and len((tmp_path / "log").read_text().splitlines()) == 2
+    pd.testing.assert_frame_equal(again, both)
+    stored = pd.read_csv(tmp_path / "here-conditions.csv", dtype={"commit": str})
+    assert list(stored.columns) == list(both.columns) and list(stored["error"]) == [0.5, 1.5]
+    assert (stored["commit"] == machine.commit()).all() and (stored["ct"] == radiographs.CT.name).all()
+    assert (tmp_path / "here-conditions.md").read_text() == trust.as_markdown(both)
+
+
 @needs_chest
 def test_a_condition_is_run_from_start_to_end(tmp_path):
-    chosen = registration.parse(["--only", "frontal", "--cache", str(tmp_path), "--log", str(tmp_path / "log")])
-
     def right(subject, xrays, init, refine, labels):
         return SimpleNamespace(
             pose=init,
@@ -131,9 +250,9 @@ def test_a_condition_is_run_from_start_to_end(tmp_path):
             total_covariance=torch.eye(6).double(),
         )
 
-    chosen.starts = 1
-    (row,) = conditions.report(right, chosen).to_dict("records")
-    assert row["runs"] == 1 and row["worst, mm"] > 5 and len((tmp_path / "log").read_text().splitlines()) == 1
+    chosen = registration.parse(["--only", "frontal", "--cache", str(tmp_path), "--starts", "1"])
+    (row,) = conditions.collect(right, chosen).to_dict("records")
+    assert row["error"] == row["start"] > 5 and row["distance"] == row["total"] > 0
 
 
 @pytest.mark.slow

@@ -361,14 +361,16 @@ def test_evaluation_of_a_registration_that_knows_the_truth(files):
 
 
 def test_capture_range_ends_where_registrations_fail():
-    start = (np.arange(200) + 0.5) / 20  # 20 in each of 10 mm
-    measured = pd.DataFrame({"start": start, "mrpd": np.where((start >= 4) & (start < 5), 3.0, 0.5)})
-    assert evaluation.capture_range(measured) == 4.0
-    assert evaluation.capture_range(measured.assign(mrpd=0.5)) == 10.0
-    assert evaluation.capture_range(measured.assign(mrpd=3.0)) == 0.0
-    assert (
-        evaluation.capture_range(measured.assign(mrpd=np.where(start % 1 < 0.05, 3.0, 0.5))) == 10.0
-    )  # 19 of 20 succeed
+    start = pd.Series((np.arange(200) + 0.5) / 20)  # 20 in each of 10 mm
+    always, never = start > 0, start < 0
+    assert evaluation.capture_range(start, (start < 4) | (start >= 5)) == 4.0
+    assert evaluation.capture_range(start, (start < 4) | (start >= 5), width=2.0) == 4.0
+    assert evaluation.capture_range(start, always) == 10.0
+    assert evaluation.capture_range(start, never) == 0.0
+    assert evaluation.capture_range(start, start % 1 >= 0.05) == 10.0  # 19 of 20 succeed
+    apart = (start < 2) | (start >= 3)  # no start from 2 to 3 mm
+    assert evaluation.capture_range(start[apart], always[apart]) == 10.0
+    assert evaluation.capture_range(start[apart], start[apart] < 3) == 2.0
 
 
 def test_doubtful_xrays_are_left_out(copy):

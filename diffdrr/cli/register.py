@@ -20,6 +20,7 @@ from diffdrr.cli.values import (
     check_output,
     choices_of_slices,
     for_each,
+    read_deviations,
     read_numbers,
     read_view,
 )
@@ -116,6 +117,7 @@ class RegisterOptions:
     logarithmic: list[bool] | None = None  # whether values are logarithms; a picture does not say
     spread: str = "15,45"  # how wrong the initial pose may be: standard deviations in degrees and mm
     refine: str = ""  # intrinsics to refine, too: any of sdd, delx, dely, x0, y0, separated by commas
+    known: str | None = None  # how far off sdd, x0, y0 may be, mm; 0 for those left out (default: sdd=10,x0=5,y0=5)
     pixels: int = 256  # along the longer side of the picture that is registered
     invert: bool = False  # swap large and small values, where bones are dark in overlay.png or the negative fits better
     seed: int = 0  # of the random starts
@@ -146,6 +148,19 @@ def as_options(
     "Say what to do in the words of the command line."
     return re.sub("orientation='(..)' instead of '..'", r"--orientation \1", reason)
 
+# %% ../../nbs/api/cli/975_register.ipynb #8a2dbe93
+def known_of(
+    options: RegisterOptions,
+) -> dict[str, dict[str, float]]:  # arguments of `registration.register`
+    "Say how well the geometry is known, if that is given. Raises a `ValueError` where it is refined."
+    from diffdrr.registration import C_ARM
+
+    if options.known is None:
+        return {}
+    if options.refine:
+        raise ValueError("--known is for a geometry that is not refined; give it or --refine, not both")
+    return {"known": read_deviations("--known", options.known, C_ARM)}
+
 # %% ../../nbs/api/cli/975_register.ipynb #5e1d07a3
 def structures_of(
     options: RegisterOptions,
@@ -174,7 +189,7 @@ def register(
     from diffdrr.registration import register as find_pose
     from diffdrr.studies import make_drrs, read_ct, read_pictures
 
-    folder, case, search = Path(options.output), options.case, search_of(options)
+    folder, case, search = Path(options.output), options.case, search_of(options) | known_of(options)
     structures = structures_of(options)
     if folder.exists():
         raise ValueError(f"--output {options.output!r} exists; choose another name, or remove it")

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from ..checks import number, some_of
 from ..files import check_folder
 
 if TYPE_CHECKING:
@@ -45,6 +47,23 @@ def read_view(
     from diffdrr.geometry import angles_of_view
 
     return tuple(read_numbers(flag, text, 2)) if "," in text else angles_of_view(text)
+
+# %% ../../nbs/api/cli/972_values.ipynb #35b4755e
+def read_deviations(
+    flag: str,  # of the option
+    text: str,  # names and numbers, separated by commas, such as sdd=2,x0=1
+    names: Iterable[str],  # that there are
+) -> dict[str, float]:
+    "Read how far off quantities may be. Raises a `ValueError` for other names, and for numbers below 0."
+    pairs = [part.partition("=") for part in text.split(",")]
+    try:
+        deviations = {name.strip(): float(value) for name, _, value in pairs}
+    except ValueError:
+        deviations = {}
+    if len(deviations) < len(pairs):
+        raise ValueError(f"{flag} must be different names with a number each, such as 'sdd=2,x0=1', not {text!r}")
+    some_of(flag, deviations, names)
+    return {name: number(f"{flag} {name!r}", value, least=0) for name, value in deviations.items()}
 
 # %% ../../nbs/api/cli/972_values.ipynb #a45c278f
 def read_place(

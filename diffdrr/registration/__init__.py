@@ -20,7 +20,7 @@ NAMES = {
     "result": ["RegistrationResult"],
     "robust": ["geman_mcclure", "median_deviation"],
     "search": ["SCHEDULE", "Stage", "draw_motions"],
-    "uncertainty": ["OTHER_WINDOWS", "Evidence", "covariance_of_blocks", "disagreement", "inverse", "weigh"],
+    "uncertainty": ["C_ARM", "OTHER_WINDOWS", "Evidence", "covariance_of_blocks", "disagreement", "inverse", "weigh"],
     "views": ["make_views"],
     "pyramid": ["make_pyramid"],
     "windows": ["blur", "standardize_locally"],
