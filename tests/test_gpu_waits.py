@@ -61,7 +61,7 @@ def euler(scene: Scene, **more):
 
 
 def euler_and_gradient(scene: Scene):
-    ends = [x.clone().requires_grad_() for x in (scene.rotation, scene.translation)]
+    ends = [x.detach().requires_grad_() for x in (scene.rotation, scene.translation)]  # a clone would be a launch
     image = scene.drr(*ends, **ANGLES, **scene.options)
     image.backward(torch.ones_like(image))
 

@@ -569,16 +569,50 @@ def test_rays_of_a_kernel(monkeypatch, choice):
     assert all(torch.allclose(*pair, rtol=1e-10, atol=1e-10) for pair in zip(ours, of_rays(drr), strict=True))
 
 
-def test_a_picture_from_rays_of_a_kernel(monkeypatch):
-    "A kernel makes the rays, one renders them, and one sums up the slopes; the rest is as ever."
-    drr, pose, started = small_drr(monkeypatch), pose_parameters(), []
-    start = launch.start
+def watch_starts(monkeypatch) -> list:
+    "List the kernels that are started from now on."
+    started, start = [], launch.start
     monkeypatch.setattr(launch, "start", lambda kernel, *a, **k: started.append(kernel) or start(kernel, *a, **k))
+    return started
+
+
+@pytest.mark.parametrize("frame", ["world", "camera"])
+@pytest.mark.parametrize("choice", DETECTORS)
+def test_a_jacobian_of_kernels(monkeypatch, choice, frame):
+    "Rays, slopes and what a twist makes of them come from kernels, and are those of the reference and torch."
+    drr, started = small_drr(monkeypatch, **DETECTORS[choice]), watch_starts(monkeypatch)
+    pose = convert(*pose_parameters(), **ANGLES)
+    with poisoned():
+        ours = drr.jacobian(pose, frame=frame)
+    kernels = [gpu_frames.rays_kernel, siddon.integrate_kernel, launch.weigh_kernel, gpu_frames.twist_kernel]
+    assert started == kernels
+    monkeypatch.setattr(frames, "can_serve", lambda *_: False)
+    drr.renderer.backend = "torch"
+    theirs = drr.jacobian(pose, frame=frame)
+    assert all(close(*pair) for pair in zip(ours, theirs, strict=True)) and started == kernels
+
+
+def test_a_jacobian_of_one_pose_and_two_cameras(monkeypatch):
+    "The frame in which the twist acts is one for both pictures."
+    drr, pose = small_drr(monkeypatch), convert(*(x[:1] for x in pose_parameters()), **ANGLES)
+    cameras = RigidTransform(calibration_matrix(*(pose.matrix.new_tensor(x) for x in INTRINSICS.values())))
+    image, columns = drr.jacobian(pose, calibration=cameras, frame="camera")
+    for i in range(2):
+        camera = RigidTransform(cameras.matrix[i : i + 1])
+        one = drr.jacobian(pose, calibration=camera, frame="camera")
+        assert close(image[i : i + 1], one[0]) and close(columns[i : i + 1], one[1])
+
+
+def test_a_picture_from_rays_of_a_kernel(monkeypatch):
+    "A kernel makes the rays, one renders them, one weighs the slopes, and one sums them up: as torch does."
+    drr, pose, started = small_drr(monkeypatch), pose_parameters(), watch_starts(monkeypatch)
     with poisoned():
         image = drr(*pose, **ANGLES)
         ours = image, *slopes_of([image], pose)
-    assert started == [gpu_frames.rays_kernel, siddon.integrate_kernel, gpu_frames.slopes_kernel]
+    weigh = launch.weigh_kernel
+    assert started == [gpu_frames.rays_kernel, siddon.integrate_kernel, weigh, gpu_frames.slopes_kernel]
     monkeypatch.setattr(frames, "can_serve", lambda *_: False)
+    drr.renderer.backend = "torch"
     image = drr(*pose, **ANGLES)
     theirs = image, *slopes_of([image], pose)
     assert all(torch.allclose(*pair, rtol=1e-10, atol=1e-10) for pair in zip(ours, theirs))

@@ -34,8 +34,8 @@ TOO_MANY_PARAMETERS: dict[str, str] = {
         for module in ("exact", "sampled", "siddon")
         for kernel in ("integrate", "channels", "adjoint")
     },
-    "frames.rays_kernel": GPU_KERNEL,
-    "frames.slopes_kernel": GPU_KERNEL,
+    **{f"frames.{kernel}_kernel": GPU_KERNEL for kernel in ("rays", "slopes", "twist")},
+    "launch.weigh_kernel": GPU_KERNEL,
     "autograd.IntegralGradient.forward": AUTOGRAD,
     "autograd.IntegralGradient.vmap": AUTOGRAD,
     "autograd.Integral.vmap": AUTOGRAD,

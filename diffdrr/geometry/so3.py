@@ -261,7 +261,8 @@ def euler_angles_to_matrix(
     c, s = euler_angles.cos(), euler_angles.sin()
     o, i = torch.zeros_like(c), torch.ones_like(c)
     about_x = torch.stack([i, o, o, o, c, -s, o, s, c], dim=-1).unflatten(-1, (3, 3)).unbind(dim=-3)
-    first, second, third = (R.roll((k, k), dims=(-2, -1)) for R, k in zip(about_x, map("XYZ".index, convention)))
+    moves = map("XYZ".index, convention)
+    first, second, third = (R.roll((k, k), dims=(-2, -1)) if k else R for R, k in zip(about_x, moves))
     return matmul(matmul(first, second), third)
 
 # %% ../../nbs/api/geometry/102_so3.ipynb #f5fb23be

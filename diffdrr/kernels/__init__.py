@@ -16,7 +16,7 @@ NAMES = {
     "cpu.threads": ["kernel_threads", "serial_for_few", "serial_torch"],
     "dispatch": ["BACKENDS", "backproject", "check_backend", "check_choices", "choose_backend", "project"],
     "capture": ["Captured"],
-    "frames": ["frame_rays"],
+    "frames": ["frame_rays", "frame_twists"],
     "meshes": ["MESH_BACKENDS", "crossings", "merge_crossings", "thickness"],
 }
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=NAMES)

@@ -56,12 +56,12 @@ LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 
 
 def operator(
-    name: str,  # of a function in every module with kernels
+    name: str,  # of a function in the modules that compute
     tensors: str,  # what it takes before rays and rule
     results: str,
     shapes: Callable,  # with the same arguments: returns empty results
 ) -> Callable:  # of the module, these tensors, rays and rule
-    "Declare what every module with kernels offers as an operator of torch."
+    "Declare what modules of kernels offer as an operator of torch."
     flat = FLAT.count(",") + 1
 
     def compute(*args):
@@ -97,6 +97,13 @@ def gradient_like(gradient, volume, rays, rule):
     return rays.target.new_empty(n_pictures, 6, n_rays), rays.target.new_empty(n_pictures, n_rays)
 
 
+def weighed_like(gradient, image, slopes, rays, rule):
+    n_pictures, n_rays = rays.target.shape[:2]
+    strides = 3 * n_rays, 1, n_rays
+    ends = (slopes.new_empty_strided(rays.target.shape, strides) for _ in range(2))
+    return *ends, slopes.new_empty(n_pictures, n_rays)
+
+
 def adjoint_like(pictures, volume, rays, rule):
     return volume.new_empty(volume.shape, dtype=torch.float64 if volume.dtype == torch.float64 else torch.float32)
 
@@ -104,6 +111,7 @@ def adjoint_like(pictures, volume, rays, rule):
 render = operator("render", "Tensor volume", "Tensor", picture_like)
 render_with_slopes = operator("render_with_slopes", "Tensor volume", "(Tensor, Tensor)", slopes_like)
 ray_gradient = operator("ray_gradient", "Tensor gradient, Tensor volume", "(Tensor, Tensor)", gradient_like)
+weigh = operator("weigh", "Tensor gradient, Tensor image, Tensor slopes", "(Tensor, Tensor, Tensor)", weighed_like)
 backproject = operator("backproject", "Tensor pictures, Tensor volume", "Tensor", adjoint_like)
 
 # %% ../../nbs/api/kernels/430_autograd.ipynb #ebeea7d4
@@ -201,9 +209,8 @@ class IntegralGradient(torch.autograd.Function):
             of_volume = backproject(job.module, gradient, volume, rays, rule).to(volume.dtype)
         if any(needed[1:]):
             if slopes.numel():
-                pixel = gradient[:, 0]
-                of_source, of_target = (end * pixel[..., None] for end in slopes.mT.split(3, dim=-1))
-                of_length = pixel * (image[:, 0] / (length + (length == 0)))  # the integral for length 1
+                launch = job.module.split(".")[0] + ".launch"
+                of_source, of_target, of_length = weigh(launch, gradient, image, slopes, rays, rule)
             else:
                 ends, of_length = ray_gradient(job.module, gradient, volume, rays, rule)
                 of_source, of_target = (

@@ -5,7 +5,8 @@
 # %% ../../nbs/api/rendering/504_jacobian.ipynb #32008ead
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,8 +14,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..checks import one_of
-from ..geometry import INTRINSICS, RigidTransform, calibration_slopes, matmul
-from ..kernels import serial_for_few
+from diffdrr.geometry import (
+    INTRINSICS,
+    AffineTransform,
+    RigidTransform,
+    calibration_slopes,
+    detector_frames,
+    matmul,
+)
+from ..kernels import frame_rays, frame_twists, serial_for_few
 
 if TYPE_CHECKING:
     from diffdrr.rendering.drr import DRR
@@ -51,6 +59,21 @@ def ray_slopes(
         img = drr._integrate(drr.density.detach(), *rays, **options)
     return img.detach(), torch.autograd.grad(img, rays, torch.ones_like(img), materialize_grads=True)
 
+# %% ../../nbs/api/rendering/504_jacobian.ipynb #5d9544f8
+def twist_derivatives(
+    drr: DRR,
+    find_ends: Callable[[], Sequence[Float[Tensor, "B _ 3"]]],  # of rays, world coordinates
+    slopes: Sequence[Float[Tensor, "B N 3"]],  # of pixels by these ends in voxel coordinates
+    pose: RigidTransform | None,  # (B) world from the frame where the twist acts; None for the world
+) -> Float[Tensor, "B 6 N"]:
+    "Differentiate pixels by the twist that moves their rays."
+    ends = find_ends()
+    gradients = [matmul(drr.affine_inverse.rotation.mT, g.mT) for g in slopes]  # by world coordinates
+    if pose is not None:
+        ends = [pose.inverse()(x) for x in ends]
+        gradients = [matmul(pose.rotation.mT, g) for g in gradients]
+    return slopes_by_twist(ends, gradients)
+
 # %% ../../nbs/api/rendering/504_jacobian.ipynb #40263dc6
 def intrinsic_derivatives(
     drr: DRR,
@@ -85,17 +108,21 @@ def jacobian_images(
     "Render a picture and its derivatives with respect to the pose."
     one_of("frame", frame, FRAMES)
     calibration = drr.detector.calibration if calibration is None else calibration
-    n_rays = len(pose) * drr.detector.target.shape[1]
+    unit, own = (drr.detector.source, drr.detector.target), pose if frame == "camera" else None
+
+    @cache
+    def find_ends() -> list[Float[Tensor, "B _ 3"]]:  # world coordinates
+        return [AffineTransform(matrix)(x) for matrix, x in zip(frames, unit)]
+
+    n_rays = len(pose) * unit[1].shape[1]
     with torch.no_grad(), serial_for_few(n_rays, drr.device):
-        ends = drr.detector(pose, calibration)
-        rays = drr._in_voxels(*ends)
+        frames = detector_frames(drr.detector, pose, calibration)
+        moved = frames, unit, drr._affine_inverse
+        rays = frame_rays(lambda *_: drr._in_voxels(*find_ends()), *moved)
     img, slopes = ray_slopes(drr, rays, options or {})
-    with torch.no_grad(), serial_for_few(img.shape[0] * img.shape[-1], drr.device):
-        gradients = [matmul(drr.affine_inverse.rotation.mT, g.mT) for g in slopes[:2]]  # by world coordinates
-        if frame == "camera":
-            ends = [pose.inverse()(x) for x in ends]
-            gradients = [matmul(pose.rotation.mT, g) for g in gradients]
-        columns = [slopes_by_twist(ends, gradients)]
-        if intrinsics:
-            columns.append(intrinsic_derivatives(drr, pose, calibration, slopes))
-        return img, torch.cat(columns, dim=1)
+    with torch.no_grad(), serial_for_few(n_rays, drr.device):
+        by_torch = partial(twist_derivatives, drr, find_ends, slopes[:2], own)
+        by_pose = frame_twists(by_torch, *moved, slopes[:2], own if own is None else own.matrix.expand_as(frames[1]))
+        if not intrinsics:
+            return img, by_pose
+        return img, torch.cat([by_pose, intrinsic_derivatives(drr, pose, calibration, slopes)], dim=1)

@@ -85,11 +85,17 @@ def large(method: str, task: str) -> object:
 
 
 def frame_calls(dtype: torch.dtype) -> dict[str, Call]:
-    "List the calls that make rays, and sum up their slopes."
+    "List the calls that make rays, and do something with their slopes."
     matrix, unit = torch.eye(4, dtype=dtype)[None], torch.ones(1, 1100, 3, dtype=dtype)
     scene = frames.Scene(unit[:, :1], unit, matrix, matrix, matrix)
-    slopes = Rays(unit[:, :1], unit, unit[..., 0])
-    return {"rays": partial(frames.make_rays, scene), "slopes": partial(frames.sum_slopes, scene, slopes)}
+    slopes, ends, pixel = Rays(unit[:, :1], unit, unit[..., 0]), (unit, unit), unit[..., :1].mT
+    return {
+        "rays": partial(frames.make_rays, scene),
+        "slopes": partial(frames.sum_slopes, scene, slopes),
+        "twists": partial(frames.twist_slopes, scene, ends),
+        "twists of a frame": partial(frames.twist_slopes, scene, ends, matrix),
+        "weights": partial(launch.weigh, pixel, pixel, pixel.expand(1, 6, -1), slopes, Rule("siddon")),
+    }
 
 
 def calls() -> dict[str, Call]:

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from diffdrr.geometry import precision
 from diffdrr.kernels import autograd, dispatch
 
-OPERATORS = ("render", "render_with_slopes", "ray_gradient", "backproject")
+OPERATORS = ("render", "render_with_slopes", "ray_gradient", "weigh", "backproject")
 WAITS = {"_local_scalar_dense", "item", "nonzero", "masked_select", "_unique2", "equal", "_linalg_check_errors"}
 ALLOCATES = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "sym_size"}
 MOVES = {"_to_copy", "copy_", "index", "index_put_"}

@@ -116,6 +116,19 @@ def differentiate_with(
         return ends * gradient[:, :1], total * gradient[:, 0]
     return ends, total
 
+# %% ../../../nbs/api/kernels/cpu/414_launch.ipynb #953d3133
+def weigh(
+    gradient: Float[Tensor, "B 1 N"],  # of a loss with respect to the picture
+    image: Float[Tensor, "B 1 N"],
+    slopes: Float[Tensor, "B 6 N"],
+    rays: Rays,
+    rule: Rule,  # whatever it is
+) -> tuple[Float[Tensor, "B N 3"], Float[Tensor, "B N 3"], Float[Tensor, "B N"]]:  # by source, target and length
+    "Compute the gradient of a loss with respect to rays from a picture and its slopes."
+    pixel, length = gradient[:, 0], rays.length
+    of_source, of_target = (end * pixel[..., None] for end in slopes.mT.split(3, dim=-1))
+    return of_source, of_target, pixel * (image[:, 0] / (length + (length == 0)))  # the integral for length 1
+
 # %% ../../../nbs/api/kernels/cpu/414_launch.ipynb #9e9dbfc4
 def backproject_with(
     backproject_rays: Callable[..., None],  # compiled: (kind, voxels, pictures, rays, *options, axis, first, last)

@@ -304,3 +304,49 @@ def backproject(
     pictures = pictures.detach().to(rays.target.dtype).contiguous()
     run(kernels.spread, launch, adjoint_ptr=adjoint, gradient_ptr=pictures, **kernels.more_to_spread(launch.rule))
     return adjoint
+
+# %% ../../../nbs/api/kernels/gpu/420_launch.ipynb #0626c80d
+@triton.jit(do_not_specialize=["N"])
+def weigh_kernel(
+    gradient_ptr,
+    image_ptr,
+    length_ptr,  # (B, N) each
+    slopes_ptr,  # (B, 6, N)
+    of_source_ptr,
+    of_target_ptr,
+    of_length_ptr,  # (B, 3, N), (B, 3, N) and (B, N) are filled
+    N,
+    BLOCK: tl.constexpr,
+):
+    "Weigh the slopes of each pixel by its ray."
+    place = find_rays(N, (N + BLOCK - 1) // BLOCK, 1, N, 1, BLOCK)
+    weight = tl.load(gradient_ptr + place.ray, mask=place.exists, other=0.0)
+    end = place.picture * 3 * N + place.pixel
+    slopes_ptr += end + place.picture * 3 * N
+    for axis in tl.static_range(3):
+        early = tl.load(slopes_ptr + axis * N, mask=place.exists, other=0.0)
+        late = tl.load(slopes_ptr + (3 + axis) * N, mask=place.exists, other=0.0)
+        tl.store(of_source_ptr + end + axis * N, weight * early, mask=place.exists)
+        tl.store(of_target_ptr + end + axis * N, weight * late, mask=place.exists)
+    length = tl.load(length_ptr + place.ray, mask=place.exists, other=0.0)
+    image = tl.load(image_ptr + place.ray, mask=place.exists, other=0.0)
+    tl.store(of_length_ptr + place.ray, weight * (image / tl.where(length == 0, 1.0, length)), mask=place.exists)
+
+
+def weigh(
+    gradient: Float[Tensor, "B 1 N"],  # of a loss with respect to the picture
+    image: Float[Tensor, "B 1 N"],
+    slopes: Float[Tensor, "B 6 N"],
+    rays: Rays,
+    rule: Rule,  # whatever it is
+) -> tuple[Float[Tensor, "B N 3"], Float[Tensor, "B N 3"], Float[Tensor, "B N"]]:  # by source, target and length
+    "Compute the gradient of a loss with respect to rays from a picture and its slopes."
+    B, N = rays.shape
+    of_source, of_target = (slopes.new_empty_strided((B, N, 3), (3 * N, 1, N)) for _ in range(2))
+    of_length = slopes.new_empty(B, N)
+    read = dict(gradient_ptr=gradient, image_ptr=image, length_ptr=rays.length, slopes_ptr=slopes)
+    read = {name: x.detach().to(slopes.dtype).contiguous() for name, x in read.items()}
+    filled = dict(of_source_ptr=of_source, of_target_ptr=of_target, of_length_ptr=of_length)
+    grid = (B * triton.cdiv(N, BLOCK),)
+    start(weigh_kernel, grid, slopes, **read, **filled, N=N, BLOCK=BLOCK, num_warps=BLOCK // 32, enable_fp_fusion=True)
+    return of_source, of_target, of_length
