@@ -160,10 +160,11 @@ class Found(NamedTuple):
 def likeness(
     objective: BodyObjective,
     placement: BodyPlacement,  # one guess
+    around: float,  # how far from the bodies pixels count, mm
 ) -> list[float]:  # of each view
     "Compute the local correlation coefficient of each view."
     residual, found, start = objective.residual(placement), [], 0
-    for target, mask in zip(objective.targets, objective.masks):
+    for target, mask in zip(objective.targets, objective.masks_within(around)):
         part = residual[:, start : start + target.shape[1]]
         weights, picture = mask.flatten(), part + target
         start += target.shape[1]
@@ -189,7 +190,7 @@ def reason_to_doubt(found: Found) -> str | None:  # None if there is none
     "Say why the pose of a body should not be trusted."
     objective, last = found.refinement.objective, found.refinement.last
     name, best = found.name, last.placement[:1]
-    alike = likeness(objective, best)
+    alike = likeness(objective, best, found.refinement.around)
     off = in_spreads(best.poses[0, 0], found, objective.pivot[0])
     if off.max() > FARTHEST / math.sqrt(3):
         return f"{name} moved by more than {FARTHEST} standard deviations of the start; check the pose to begin from"
@@ -467,6 +468,7 @@ def exchange(
     "Search with the pictures of two views exchanged, and name the views if the body fits better so."
     stages, xrays = search.stages[:2], found.setup.xrays
     n, usual = starts_of(search, found.spread), found.refinement.similarity_after(stages[-1])
+    best = found.refinement.last.similarity[0].item()
     if usual > 1 - BETTER:
         return None
     for i, j in combinations(range(len(xrays)), 2):
@@ -476,10 +478,13 @@ def exchange(
         for k, other in ((i, xrays[j]), (j, xrays[i])):
             others[k] = replace(xrays[k], camera=other.camera, pose=other.pose)
         setup, again = found.setup._replace(xrays=others), replace(search, n_starts=n, stages=stages)
-        similarity = find_once(found.name, setup, found.expected, found.spread, again).refinement.last.similarity[0]
-        if similarity > max(usual + BETTER, UNLIKE):
+        coarse = find_once(found.name, setup, found.expected, found.spread, again).refinement.last
+        if coarse.similarity[0] <= max(usual + BETTER, UNLIKE):
+            continue
+        similarity = refine(setup, coarse.placement, search.stages[len(stages) - 1 :]).last.similarity[0]
+        if similarity > max(best + BETTER, UNLIKE):
             return (
                 f"{found.name} fits better with the pictures of views {i} and {j} exchanged (local correlation "
-                f"{similarity:.2f}, not {usual:.2f}); check that each picture belongs to its camera"
+                f"{similarity:.2f}, not {best:.2f}); check that each picture belongs to its camera"
             )
     return None
