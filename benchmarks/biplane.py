@@ -181,6 +181,6 @@ def wrist_start(
     xrays: list[XRay],
     body: VoxelBody,
 ) -> RigidTransform:  # (1) room from body
-    "Lay a bone where a hand has marked its ends, and turn it about its shaft: half a turn off, it fits, too, but worse."
+    "Lay a bone where a hand has marked its ends, and turn it about its shaft, so that it fits best."
     laid = laid_between(body, *(triangulate(xrays, list(pixels)) for pixels in zip(*ENDS[name, frame])))
     return turned(laid, body.corners.mean(dim=0).float(), TURNS[name, frame])
