@@ -160,11 +160,10 @@ class Found(NamedTuple):
 def likeness(
     objective: BodyObjective,
     placement: BodyPlacement,  # one guess
-    around: float,  # how far from the bodies pixels count, mm
 ) -> list[float]:  # of each view
     "Compute the local correlation coefficient of each view."
     residual, found, start = objective.residual(placement), [], 0
-    for target, mask in zip(objective.targets, objective.masks_within(around)):
+    for target, mask in zip(objective.targets, objective.masks):
         part = residual[:, start : start + target.shape[1]]
         weights, picture = mask.flatten(), part + target
         start += target.shape[1]
@@ -190,7 +189,7 @@ def reason_to_doubt(found: Found) -> str | None:  # None if there is none
     "Say why the pose of a body should not be trusted."
     objective, last = found.refinement.objective, found.refinement.last
     name, best = found.name, last.placement[:1]
-    alike = likeness(objective, best, found.refinement.around)
+    alike = likeness(objective, best)
     off = in_spreads(best.poses[0, 0], found, objective.pivot[0])
     if off.max() > FARTHEST / math.sqrt(3):
         return f"{name} moved by more than {FARTHEST} standard deviations of the start; check the pose to begin from"

@@ -127,7 +127,7 @@ class BodyObjective(Comparison):
         self.pixel, self.near = min(self.pixels), near
         self.looks = [look_at_bodies(self.every, *self._rays(near, i)) for i in range(len(regions))]
         seen = [look.moving for look in self.looks]
-        self.masks = self.masks_within(reach)
+        self.masks = [self._mask(x, i, reach) for i, x in enumerate(seen)]
         middles = [x[x > 0].median().item() if (x > 0).any() else 1.0 for x in seen]
         self.thin = [min(1.0, region.opacity / x) for region, x in zip(regions, middles)]
         weights = torch.cat([mask.flatten() for mask in self.masks])
@@ -139,20 +139,12 @@ class BodyObjective(Comparison):
         pictures = pixels.unflatten(2, (height * n, width * n))
         return pictures if n == 1 else F.avg_pool2d(pictures, n)
 
-    def masks_within(self, reach: float) -> list[Float[Tensor, "H W"]]:  # of each view
-        """Find the pixels near the bodies, at the guesses that it was made for.
-
-        Args:
-            reach: how far from a body, mm
-        """
-        masks = [region.xray.mask for region in self.regions]
+    def _mask(self, seen: Float[Tensor, "B 1 N"], i: int, reach: float) -> Float[Tensor, "H W"]:
+        "Find the pixels that count."
+        mask = self.regions[i].xray.mask
         if reach < torch.inf:
-            near = [
-                self._averaged((look.moving > 0).to(mask), i).ceil()
-                for i, (look, mask) in enumerate(zip(self.looks, masks))
-            ]
-            masks = [mask * grow(x, reach / pixel) for mask, x, pixel in zip(masks, near, self.pixels)]
-        return [mask[0, 0] for mask in masks]
+            mask = mask * grow(self._averaged((seen > 0).to(mask), i).ceil(), reach / self.pixels[i])
+        return mask[0, 0]
 
     def _rays(self, placement: BodyPlacement, i: int) -> tuple[list[Rays], list[Rays]]:
         "Make the rays in the frames of the bodies that move, and of those that stay."

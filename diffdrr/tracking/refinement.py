@@ -37,7 +37,7 @@ from .regions import coarsen_body, pixel_at, regions_around
 from ..xrays import XRay
 
 # %% auto #0
-__all__ = ['STAGES', 'FINEST', 'AROUND', 'CLOSE', 'SAME', 'PATCH', 'BodyStage', 'Setup', 'corners_of', 'make_objective',
+__all__ = ['STAGES', 'FINEST', 'REACH', 'CLOSE', 'SAME', 'PATCH', 'BodyStage', 'Setup', 'corners_of', 'make_objective',
            'Refinement', 'distinct', 'refine', 'patches', 'covariance_of_patches', 'within', 'bodies_covariance']
 
 # %% ../../nbs/api/tracking/746_refinement.ipynb #5ba642e2
@@ -53,17 +53,16 @@ class BodyStage:
     rays: int = 1  # per pixel, along each side
     iterations: int = 10  # at most
     opacity: float = 4.0  # line integral in the middle of the bodies, at most: opaque ones become translucent
-    reach: float = 1.5  # windows: how far from a body pixels count
 
 
 STAGES = (
-    BodyStage(24, 0.15, 12, math.inf, soft=2.0, rays=2, iterations=8, opacity=2.0, reach=0.5),
-    BodyStage(48, 0.10, 6, math.inf, soft=1.5, opacity=2.0, reach=0.5),
-    BodyStage(96, 0.05, 3, robustness=3.0, iterations=20, opacity=2.0, reach=0.5),
+    BodyStage(pixels=24, window=0.15, candidates=12, robustness=math.inf, soft=2.0, rays=2, iterations=8, opacity=2.0),
+    BodyStage(pixels=48, window=0.10, candidates=6, robustness=math.inf, soft=1.5, opacity=2.0),
+    BodyStage(pixels=96, window=0.05, candidates=3, robustness=3.0, iterations=20, opacity=2.0),
     BodyStage(pixels=200, window=0.025, candidates=1, robustness=2.0, iterations=20),
 )
 FINEST = BodyStage(pixels=400, window=0.015, candidates=1, robustness=2.0, soft=1.0, iterations=8, opacity=math.inf)
-AROUND = 1.5  # windows around a body: what is seen there must not speak against it
+REACH = 1.5  # windows: how far from a body pixels count
 
 # %% ../../nbs/api/tracking/746_refinement.ipynb #3102d9e0
 class Setup(NamedTuple):
@@ -92,14 +91,14 @@ def make_objective(
     "Cut out what a stage compares, around the guesses."
     bodies = list(setup.bodies.values())
     corners = torch.cat([corners_of(body, poses) for body, poses in zip(bodies, near.poses.unbind(dim=1))], dim=1)
-    window = stage.window * max(map(diameter_of, bodies))
-    shape = dict(pixels=stage.pixels, window=stage.window, margin=AROUND * window, rays=stage.rays, soft=stage.soft)
+    reach = REACH * stage.window * max(map(diameter_of, bodies))
+    shape = dict(pixels=stage.pixels, window=stage.window, margin=reach, rays=stage.rays, soft=stage.soft)
     regions = regions_around(setup.xrays, setup.responses, corners, **shape)
     regions = [region._replace(opacity=stage.opacity) for region in regions]
     pixel = min(pixel_at(region.xray, corners[0].mean(dim=0)) for region in regions)
     coarse = {name: coarsen_body(body, pixel) for name, body in setup.bodies.items()}
     still = {name: (coarsen_body(body, pixel), pose) for name, (body, pose) in setup.still.items()}
-    return BodyObjective(coarse, regions, near, stage.reach * window, still, setup.known)
+    return BodyObjective(coarse, regions, near, reach, still, setup.known)
 
 # %% ../../nbs/api/tracking/746_refinement.ipynb #b7266e8d
 class Refinement(NamedTuple):
@@ -109,7 +108,6 @@ class Refinement(NamedTuple):
     last: Iterate  # the candidates of the last stage, the best first
     steps: list[tuple[int, int, Iterate]]  # pixels, iteration, and the candidate that was best at that stage's end
     rivals: Iterate | None  # the last stage that had several candidates, at its end, the best first
-    around: float  # of the last stage: how far from the bodies pixels may speak against them, mm
 
     def similarity_after(self, stage: BodyStage) -> float:
         """Return the similarity of the best candidate at the end of a stage.
@@ -160,8 +158,7 @@ def refine(
         steps += [(stage.pixels, i, iterate[order[:1]]) for i, iterate in enumerate(trace)]
         last = trace[-1][order]
         candidates, rivals = last.placement, last if len(candidates) > 1 else rivals
-    around = AROUND * stage.window * max(map(diameter_of, setup.bodies.values()))
-    return Refinement(objective, last, steps, rivals, around)
+    return Refinement(objective, last, steps, rivals)
 
 # %% ../../nbs/api/tracking/746_refinement.ipynb #7bdcca37
 PATCH = 4.0  # sides of a patch, in standard deviations of the window
