@@ -31,6 +31,12 @@ ENDS = {  # of bones at moments: columns and rows of the joint and of the shaft 
     ("radius", 99): (((847, 1214), (898, 1635)), ((714, 1230), (640, 1635))),
     ("ulna", 99): (((771, 1219), (765, 1592)), ((858, 1257), (810, 1635))),
 }
+TURNS = {  # about the shaft, from where `laid_between` leaves a bone, degrees: found by trying all round
+    ("radius", 2): -160.0,
+    ("ulna", 2): 110.0,
+    ("radius", 99): -175.0,
+    ("ulna", 99): 115.0,
+}
 METAL, WATER = 1.0, 0.02  # attenuation of cobalt and chromium near 60 keV, and of water, 1/mm
 
 
@@ -157,11 +163,24 @@ def laid_between(
     return RigidTransform(matrix)
 
 
+def turned(
+    pose: RigidTransform,  # (1) room from body
+    middle: torch.Tensor,  # (3) of the body, in its frame, mm
+    degrees: float,
+) -> RigidTransform:  # (1)
+    "Turn a bone about its long axis, the third of its frame."
+    matrix = torch.eye(4)
+    matrix[:3, :3] = so3_exp_map(torch.tensor([0, 0, np.deg2rad(degrees)]).float())
+    matrix[:3, 3] = middle - matrix[:3, :3] @ middle
+    return RigidTransform(matrix).compose(pose)
+
+
 def wrist_start(
     name: str,  # radius or ulna
     frame: int,  # one of `WRIST_FRAMES`
     xrays: list[XRay],
     body: VoxelBody,
 ) -> RigidTransform:  # (1) room from body
-    "Lay a bone where a hand has marked its ends."
-    return laid_between(body, *(triangulate(xrays, list(pixels)) for pixels in zip(*ENDS[name, frame])))
+    "Lay a bone where a hand has marked its ends, and turn it about its shaft, so that it fits best."
+    laid = laid_between(body, *(triangulate(xrays, list(pixels)) for pixels in zip(*ENDS[name, frame])))
+    return turned(laid, body.corners.mean(dim=0).float(), TURNS[name, frame])

@@ -4,8 +4,8 @@
 
 Nobody knows the true poses. What can be measured: how far outlines lie from the edges of the X-rays (`outlines.py`),
 how far poses are from those that came with the knee, whether a pose from one view agrees with that from both by the
-uncertainty it states, and whether radius and ulna, which a ligament ties, stay together. The data (`biplane.py`) are
-not part of the project; reports hold numbers only.
+uncertainty it states, and how the ulna moves against the radius: about its shaft, as a forearm turns, and not much
+else. The data (`biplane.py`) are not part of the project; reports hold numbers only.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 from tqdm import tqdm
 
 import diffdrr
-from diffdrr.geometry import RigidTransform, so3_exp_map
+from diffdrr.geometry import RigidTransform
 from diffdrr.tracking import Track, register_bodies, track
 from diffdrr.xrays import XRay
 
@@ -114,10 +114,7 @@ class Condition:
         seed: int,
     ) -> RigidTransform:  # (1)
         "Move a body away from where it is."
-        matrix = torch.eye(4)
-        matrix[:3, :3] = so3_exp_map(torch.tensor([0, 0, np.deg2rad(self.turn) * (-1) ** seed]))
-        matrix[:3, 3] = middle - matrix[:3, :3] @ middle
-        return start(RigidTransform(matrix).compose(right), middle, self.spread, seed)
+        return start(biplane.turned(right, middle, self.turn * (-1) ** seed), middle, self.spread, seed)
 
 
 NEAR, FAR_OFF, CLOSE, ROUND = (10.0, 30.0), (20.0, 60.0), (10.0, 5.0), (60.0, 10.0)

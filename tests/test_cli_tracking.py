@@ -15,8 +15,9 @@ import diffdrr.show
 import diffdrr.tracking
 from diffdrr import cli
 from diffdrr.bodies import MeshBody, Scene, ball, screw
+from diffdrr.compare import Response
 from diffdrr.geometry import Camera, RigidTransform, make_matrix, pose_from_view, read_transform, write_mayacam
-from diffdrr.tracking import Track, read_case, read_jts, read_poses, read_tra, write_poses
+from diffdrr.tracking import Band, Track, read_case, read_jts, read_poses, read_tra, write_poses
 
 CAMERA = Camera(1000.0, 60, 80, 2.5)
 F = 5
@@ -59,7 +60,7 @@ class Tracker:
     def __init__(self, first: int = 0, doubted: dict[str, list[int]] | None = None):
         self.first, self.doubted, self.options = first, doubted or {}, {}
 
-    def __call__(self, bodies, moments, init, spread, smoothing, path) -> Track:
+    def __call__(self, bodies, moments, init, spread, smoothing, path, known, responses) -> Track:
         self.options = dict(spread=spread, smoothing=smoothing, path=path)
         assert list(init) == list(bodies) == ["pin", "bead"]
         assert all(len(xrays) == 2 and all(xray.image.any() for xray in xrays) for xrays in moments)
@@ -201,6 +202,35 @@ def test_refine_registers_and_tells_its_doubts(case: Path, monkeypatch: pytest.M
     found = refine(read.bodies, read.moments[0], start)
     assert (found["bead"].matrix[0, :3, 3] - path_of("bead").matrix[0, :3, 3]).norm() < 1.0  # half a pixel
     doubted = SimpleNamespace(poses=found, reasons={"pin": "it is hidden", "bead": None})
-    monkeypatch.setattr(diffdrr.tracking, "register_bodies", lambda *given: doubted)
+    monkeypatch.setattr(diffdrr.tracking, "register_bodies", lambda *given, **told: doubted)
     with pytest.warns(UserWarning, match="pin should not be trusted: it is hidden"):
         refine(read.bodies, read.moments[0], start)
+
+
+@pytest.mark.slow
+def test_a_case_with_a_joint_is_tracked_as_in_python(case: Path):
+    "A band that pulls, and a detector that clips: the command finds the poses of the call, and not those without."
+    words = """
+[[bands]]
+first = "pin"
+second = "bead"
+points = [[0, 0, 0], [0, 0, 0]]
+limits = [0, 10]
+mm = 0.1
+"""
+    clipped = 'pictures = "cam1"\nresponse = {window = [0.0, 0.5]}'
+    text = "frames = [0, 1, 1]\n" + case.read_text().replace('pictures = "cam1"', clipped) + words
+    case.write_text(text)
+    folder = case.parent / "result"
+    cli.main(["track", str(case), "-o", str(folder), "--spread", "1,1"])
+    read, band = read_case(case), Band("pin", "bead", torch.zeros(2, 3), (0, 10), mm=0.1)
+    responses = [Response(), Response(window=(0.0, 0.5))]
+    given = read.bodies, read.moments, read.init, (1.0, 1.0)
+    told, bare = (
+        diffdrr.tracking.track(*given, verbose=False, **how) for how in ({"known": [band], "responses": responses}, {})
+    )
+    found = Track.load(folder / "track.json")
+    for name in read.bodies:
+        torch.testing.assert_close(found.poses[name].matrix, told.poses[name].matrix)
+    free, tied = ((x.poses["pin"].translation - x.poses["bead"].translation).norm() for x in (bare, found))
+    assert tied < free - 1, (free, tied)

@@ -40,11 +40,13 @@ def refine(
     bodies: Mapping[str, nn.Module],
     xrays: Sequence[XRay],
     poses: Mapping[str, RigidTransform],  # (1) room from body
+    known: Sequence[object] = (),  # joints and bands
+    responses: Sequence[nn.Module] | None = None,  # of the detectors
 ) -> dict[str, RigidTransform]:
     "Register bodies from where they are. Warns of poses that should not be trusted."
     from diffdrr.tracking import register_bodies
 
-    found = register_bodies(bodies, xrays, poses)
+    found = register_bodies(bodies, xrays, poses, known=known, responses=responses)
     for name, reason in found.reasons.items():
         if reason is not None:
             warnings.warn(f"{name} should not be trusted: {reason}", stacklevel=2)
@@ -77,5 +79,6 @@ def place(
     case = read_case(options.case)
     frames = list(case.frames)
     frame = frames[case.start] if options.frame is None else one_of("--frame", options.frame, frames)
-    given = case.bodies, case.moments[frames.index(frame)], case.init, refine, partial(save, path, frame)
+    actions = partial(refine, known=case.known, responses=case.responses), partial(save, path, frame)
+    given = case.bodies, case.moments[frames.index(frame)], case.init, *actions
     serve_placer(lambda: place_bodies(*given), options.port, not options.no_browser)

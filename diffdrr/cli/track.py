@@ -188,7 +188,8 @@ def follow(
 
     spread = [number("--spread", x, least=0) for x in read_numbers("--spread", options.spread, 2)]
     moments, frames = case.moments[case.start :], list(case.frames)[case.start :]
-    found = track(case.bodies, moments, case.init, spread, smoothing=not options.raw, path=path)
+    told = dict(known=case.known, responses=case.responses)
+    found = track(case.bodies, moments, case.init, spread, smoothing=not options.raw, path=path, **told)
     return replace(found, frames=torch.tensor(frames))
 
 

@@ -265,6 +265,26 @@ def rival(found: Found) -> str | None:
             return f"{found.name} fits about as well {turn:.0f} degrees and {shift:.0f} mm away; try a smaller spread"
     return None
 
+# %% ../../nbs/api/tracking/748_bodies.ipynb #3f4b4f31
+TURNED = math.radians(20.0)  # as far as `rival` asks for
+
+
+def unseen_turns(
+    objective: BodyObjective,  # of one body
+    placement: BodyPlacement,  # one guess
+    covariance: Float[Tensor, "6 6"],  # of a step
+    degrees: float,  # standard deviation of a turn that was known beforehand
+) -> Float[Tensor, "3 3"]:  # rad^2; float64
+    "Compute the covariance of turns that leave the pictures as they are."
+    axes = torch.linalg.eigh(covariance[3:, 3:]).eigenvectors.mT
+    steps = torch.zeros(7, 6).to(placement.poses)
+    steps[1:4, 3:] = TURNED * axes.to(steps)
+    steps[4:] = -steps[1:4]
+    turned = BodyPlacement(placement.poses.expand(7, -1, -1, -1)).moved(steps, objective.pivot)
+    fit = objective.similarity(objective.residual(turned))
+    unseen = (fit[1:] > AS_WELL * fit[0]).unflatten(0, (2, 3)).all(dim=0).to(axes)
+    return matmul(axes.mT * unseen * math.radians(degrees) ** 2, axes)
+
 # %% ../../nbs/api/tracking/748_bodies.ipynb #afafdbff
 @dataclass(frozen=True)
 class BodySearch:
@@ -436,6 +456,10 @@ def finish(
     poses = {name: RigidTransform(pose) for name, pose in zip(setup.bodies, best.poses[0])}
     reasons |= {name: reasons[name] or reason for name, reason in in_one_place(setup.bodies, poses).items()}
     spread = bodies_covariance(together.objective, best, last.robustness, before)
+    for k, one in enumerate(found.values()):
+        own, part = BodyPlacement(best.poses[:, k : k + 1]), slice(6 * k + 3, 6 * k + 6)
+        turns = unseen_turns(one.refinement.objective, own, spread[6 * k : 6 * k + 6, 6 * k : 6 * k + 6], one.spread[0])
+        spread[part, part] += turns
     return BodiesResult(poses, spread, similarity, reasons, DataFrame(rows), time.perf_counter() - begin)
 
 
@@ -467,6 +491,7 @@ def exchange(
     "Search with the pictures of two views exchanged, and name the views if the body fits better so."
     stages, xrays = search.stages[:2], found.setup.xrays
     n, usual = starts_of(search, found.spread), found.refinement.similarity_after(stages[-1])
+    best = found.refinement.last.similarity[0].item()
     if usual > 1 - BETTER:
         return None
     for i, j in combinations(range(len(xrays)), 2):
@@ -476,10 +501,13 @@ def exchange(
         for k, other in ((i, xrays[j]), (j, xrays[i])):
             others[k] = replace(xrays[k], camera=other.camera, pose=other.pose)
         setup, again = found.setup._replace(xrays=others), replace(search, n_starts=n, stages=stages)
-        similarity = find_once(found.name, setup, found.expected, found.spread, again).refinement.last.similarity[0]
-        if similarity > max(usual + BETTER, UNLIKE):
+        coarse = find_once(found.name, setup, found.expected, found.spread, again).refinement.last
+        if coarse.similarity[0] <= max(usual + BETTER, UNLIKE):
+            continue
+        similarity = refine(setup, coarse.placement, search.stages[len(stages) - 1 :]).last.similarity[0]
+        if similarity > max(best + BETTER, UNLIKE):
             return (
                 f"{found.name} fits better with the pictures of views {i} and {j} exchanged (local correlation "
-                f"{similarity:.2f}, not {usual:.2f}); check that each picture belongs to its camera"
+                f"{similarity:.2f}, not {best:.2f}); check that each picture belongs to its camera"
             )
     return None

@@ -18,10 +18,12 @@ from jaxtyping import Float
 from torch import nn
 
 from ..bodies import MeshBody, VoxelBody, read_mesh
-from ..checks import one_of
+from ..checks import one_of, some_of
+from ..compare import Response
 from ..geometry import Camera, RigidTransform, read_mayacam, read_transform
 from ..physics import MATERIALS
 from .autoscoper import read_autoscoper, read_tra
+from .joints import Band, Joint
 from .jointtrack import read_jts
 from .sequences import Moments
 from .stacks import read_stack
@@ -42,6 +44,8 @@ class Case:
         frames: number of each moment among the pictures
         init: (1) by name of some bodies: room from body at the moment `start`
         start: the moment to which the initial poses belong, counted from 0 in `moments`
+        known: joints and bands between bodies
+        responses: of the detectors, one for each camera; None for what the X-rays say of their values
     """
 
     bodies: dict[str, nn.Module]
@@ -49,6 +53,8 @@ class Case:
     frames: Sequence[int]
     init: dict[str, RigidTransform]
     start: int = 0
+    known: Sequence[Joint | Band] = ()
+    responses: Sequence[Response] | None = None
 
     def begin_with(self, init: dict[str, RigidTransform], start: int, path: str | Path) -> Case:
         """Return the case with other initial poses. Raises a `ValueError` for a body behind a source or a detector.
@@ -67,6 +73,10 @@ def is_numbers(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in value)
 
 
+def is_tables(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(x, dict) for x in value)
+
+
 KINDS = {  # what values can be, and how to say it
     "text": (lambda x: isinstance(x, str), "text in quotation marks"),
     "number": (lambda x: is_numbers([x]), "a number"),
@@ -75,7 +85,16 @@ KINDS = {  # what values can be, and how to say it
         lambda x: isinstance(x, str) or (isinstance(x, list) and x and all(isinstance(y, str) for y in x)),
         "a path in quotation marks, or a list of them",
     ),
+    "two": (lambda x: is_numbers(x) and len(x) == 2, "two numbers: [..., ...]"),
     "three": (lambda x: is_numbers(x) and len(x) == 3, "three numbers: [..., ..., ...]"),
+    "deviation": (
+        lambda x: is_numbers([x]) or (is_numbers(x) and len(x) == 3),
+        "a number, or three of them, one for each axis",
+    ),
+    "points": (
+        lambda x: isinstance(x, list) and [is_numbers(y) and len(y) for y in x] == [3, 3],
+        "a point of each body: [[..., ..., ...], [..., ..., ...]]",
+    ),
     "flips": (
         lambda x: isinstance(x, list) and len(x) == 3 and all(y in (0, 1) for y in x),
         "three of 0 or 1: [0, 1, 0]",
@@ -85,18 +104,25 @@ KINDS = {  # what values can be, and how to say it
         lambda x: isinstance(x, str) or (isinstance(x, list) and [is_numbers(y) and len(y) for y in x] == [4, 4, 4]),
         "a path in quotation marks, or three rows of four numbers",
     ),
-    "tables": (lambda x: isinstance(x, list) and x and all(isinstance(y, dict) for y in x), "[[cameras]]"),
+    "keys": (lambda x: isinstance(x, dict), "a table: {window = [0, 1], gamma = 0.8}"),
+    "cameras": (lambda x: is_tables(x), "[[cameras]]"),
+    "joints": (lambda x: is_tables(x), "[[joints]]"),
+    "bands": (lambda x: is_tables(x), "[[bands]]"),
     "table": (lambda x: isinstance(x, dict) and x and all(isinstance(y, dict) for y in x.values()), "[bodies.NAME]"),
 }
 CASE = {
-    "cameras": "tables", "bodies": "table", "frames": "three", "bright_bones": "switch", "logarithmic": "switch",
+    "cameras": "cameras", "bodies": "table", "frames": "three", "bright_bones": "switch", "logarithmic": "switch",
+    "joints": "joints", "bands": "bands",
 }  # fmt: skip
-CAMERA = {"calibration": "text", "pictures": "paths", "sdd": "number", "scale": "number"}
+CAMERA = {"calibration": "text", "pictures": "paths", "sdd": "number", "scale": "number", "response": "keys"}
+RESPONSE = {"window": "two", "gamma": "number", "softness": "number"}
 MESH = {
     "mesh": "text", "attenuation": "number", "scale": "number", "repair": "switch", "material": "text", "pose": "pose",
 }  # fmt: skip
 STACK = {"volume": "text", "voxel_size": "three", "flip": "flips", "attenuation": "number", "pose": "pose"}
 VOLUME = {"volume": "text", "labelmap": "text", "labels": "labels", "pose": "pose"}
+JOINT = {"first": "text", "second": "text", "pose": "pose", "degrees": "deviation", "mm": "deviation"}
+BAND = {"first": "text", "second": "text", "points": "points", "limits": "two", "mm": "number"}
 
 
 def check_table(
@@ -261,6 +287,58 @@ def check_depths(
                     "behind it, in a case in TOML"
                 )
 
+# %% ../../nbs/api/tracking/765_case.ipynb #2ddd69dc
+def transform_of(
+    pose: str | list[list[float]],  # a path, or three rows
+    folder: Path,  # of the case
+    where: str,  # file and table, for messages
+) -> RigidTransform:  # (1)
+    "Read or make a transform. Raises a `ValueError` for a matrix that is not rigid."
+    if isinstance(pose, list):
+        return fixed_pose(pose, where)
+    one_of(f"the suffix of pose in {where}", Path(pose).suffix.lower(), TRANSFORMS)
+    with naming(f"pose in {where}"):
+        return read_transform(folder / pose)
+
+
+def known_of(
+    case: dict,  # in TOML
+    folder: Path,  # of the file
+    name: str,  # of the file, for messages
+) -> list[Joint | Band]:
+    "Read joints and bands. Raises a `ValueError` for bodies that are not in the case, and for what they refuse."
+    known = []
+    kinds = (
+        ("joints", Joint, JOINT, ["first", "second", "pose"]),
+        ("bands", Band, BAND, ["first", "second", "points", "limits"]),
+    )
+    for key, kind, keys, required in kinds:
+        for i, table in enumerate(case.get(key, ()), start=1):
+            where = f"[[{key}]] {i} of {name}"
+            check_table(table, keys, required, where)
+            some_of(f"first and second in {where}", (table["first"], table["second"]), case["bodies"])
+            pose = {"pose": transform_of(table["pose"], folder, where)} if "pose" in table else {}
+            with naming(where):
+                known.append(kind(**table | pose))
+    return known
+
+
+def responses_of(
+    tables: Sequence[dict],  # of the cameras
+    moments: Moments,
+    name: str,  # of the file, for messages
+) -> list[Response] | None:  # None if no camera has one
+    "Make the responses of detectors. Raises a `ValueError` for a window or a gamma that makes no sense."
+    if not any("response" in table for table in tables):
+        return None
+    for i, table in enumerate(tables, start=1):
+        check_table(table.get("response", {}), RESPONSE, [], f"response of camera {i} of {name}")
+    responses = []
+    for i, (table, xray) in enumerate(zip(tables, moments[0]), start=1):
+        with naming(f"response of camera {i} of {name}"):
+            responses.append(Response(xray.bright_bones, xray.logarithmic, **table.get("response", {})))
+    return responses
+
 # %% ../../nbs/api/tracking/765_case.ipynb #ceae8f70
 Cameras = list[tuple[Camera, RigidTransform]]
 
@@ -315,10 +393,10 @@ def poses_of(
             fixed[body] = fixed_pose(pose, where)
         elif pose is not None:
             suffix = one_of(f"the suffix of pose in {where}", Path(pose).suffix.lower(), (*TABLES, *TRANSFORMS))
-            with naming(f"pose in {where}"):
-                if suffix in TRANSFORMS:
-                    fixed[body] = read_transform(folder / pose)
-                else:
+            if suffix in TRANSFORMS:
+                fixed[body] = transform_of(pose, folder, where)
+            else:
+                with naming(f"pose in {where}"):
                     tables[body] = table_from(folder / pose, body, camera)
     return tables, fixed
 
@@ -337,8 +415,9 @@ def from_toml(
     cameras, pictures = cameras_of(case, folder, name)
     moments, frames = moments_of(case, pictures, cameras, name)
     bodies = {body: body_of(table, folder, f"[bodies.{body}] of {name}") for body, table in case["bodies"].items()}
-    poses = poses_of(case, folder, cameras[0][1], name)
-    return Case(bodies, moments, frames, *initial_poses(*poses, frames, str(path)))
+    init, start = initial_poses(*poses_of(case, folder, cameras[0][1], name), frames, str(path))
+    known, responses = known_of(case, folder, name), responses_of(case["cameras"], moments, name)
+    return Case(bodies, moments, frames, init, start, known, responses)
 
 # %% ../../nbs/api/tracking/765_case.ipynb #b3db4762
 def from_autoscoper(
@@ -367,7 +446,8 @@ FORMATS = {".toml": from_toml, ".cfg": from_autoscoper}
 
 # %% ../../nbs/api/tracking/765_case.ipynb #c4dd1e37
 def read_case(path: str | Path) -> Case:
-    """Read what is to be tracked: bodies, cameras, pictures and initial poses. Pictures stay in their files.
+    """Read what is to be tracked: bodies, cameras, pictures, initial poses, joints between bodies, and responses of the
+    detectors. Pictures stay in their files.
 
     Raises a `FileNotFoundError` for what is missing, and a `ValueError` that names the file, the key and what to do
     for anything that is wrong.
