@@ -105,9 +105,9 @@ KINDS = {  # what values can be, and how to say it
         "a path in quotation marks, or three rows of four numbers",
     ),
     "keys": (lambda x: isinstance(x, dict), "a table: {window = [0, 1], gamma = 0.8}"),
-    "cameras": (lambda x: is_tables(x), "[[cameras]]"),
-    "joints": (lambda x: is_tables(x), "[[joints]]"),
-    "bands": (lambda x: is_tables(x), "[[bands]]"),
+    "cameras": (is_tables, "[[cameras]]"),
+    "joints": (is_tables, "[[joints]]"),
+    "bands": (is_tables, "[[bands]]"),
     "table": (lambda x: isinstance(x, dict) and x and all(isinstance(y, dict) for y in x.values()), "[bodies.NAME]"),
 }
 CASE = {
