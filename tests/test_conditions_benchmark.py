@@ -269,3 +269,12 @@ def test_a_long_valley_is_walked_to_its_end(tmp_path):
     )
     assert there.error < 1 and there.reason is None
     assert on_its_way.error > 3 and "the last step still moved the CT" in on_its_way.reason
+
+
+@pytest.mark.slow
+@needs_chest
+def test_details_tell_which_optimum_is_right(tmp_path):
+    "Of the middle third of a CT, coarse stages preferred a pose 53 mm off, which was then the only one to be improved."
+    chosen = registration.parse(["--only", "middle third", "--cache", str(tmp_path)])
+    subject = conditions.shown_by_ct("middle third")
+    assert conditions.run("middle third", subject, 1000, partial(register, verbose=False), chosen).error < 3

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..geometry import RigidTransform, matmul, matrix_to_twist
 from .background import loosen
 from .objective import Objective, Prior
 from .optimiser import Iterate
@@ -30,15 +31,15 @@ class Stage:
 
     pixels: int  # along the longer side of the picture
     window: float  # standard deviation of the window of standardisation, as a part of the longer side
-    candidates: int  # how many of the best guesses are improved
+    candidates: int  # how many of the best guesses are improved, after the first stage different ones
     robustness: float  # standard deviations where the loss levels off; infinite for least squares
 
 
 SCHEDULE = (
     Stage(pixels=32, window=0.15, candidates=12, robustness=float("inf")),
-    Stage(pixels=64, window=0.10, candidates=4, robustness=2.0),
-    Stage(pixels=64, window=0.05, candidates=1, robustness=2.0),
-    Stage(pixels=128, window=0.03, candidates=1, robustness=2.0),
+    Stage(pixels=64, window=0.10, candidates=6, robustness=2.0),
+    Stage(pixels=64, window=0.05, candidates=3, robustness=2.0),
+    Stage(pixels=128, window=0.03, candidates=3, robustness=2.0),
 )
 
 # %% ../../nbs/api/registration/722_search.ipynb #431108ad
@@ -106,38 +107,72 @@ def joined(
     offsets = torch.cat([guess.placement.offsets, other.placement.offsets])
     return Iterate(Placement(motion, offsets), torch.cat([guess.similarity, other.similarity]))
 
+# %% ../../nbs/api/registration/722_search.ipynb #4b18ff6c
+RIVAL = 1.5  # times the best misfit (1 less the local correlation), up to which another optimum may turn out right
 
+
+def rivals(
+    objective: Objective,
+    guesses: Placement,  # of B guesses
+    scores: Float[Tensor, "B"],
+    most: int,
+) -> Int[Tensor, "_"]:  # the best one first
+    "Choose the best guesses of different optima: a pixel or more apart, and nearly as good as the best."
+    order = scores.argsort(descending=True)
+    chosen = []
+    for i in order[1 - scores[order] <= RIVAL * (1 - scores[order[0]])].split(1):
+        back = RigidTransform(guesses.motion[i]).inverse().matrix
+        apart = [objective.length(matrix_to_twist(matmul(guesses.motion[j], back))) for j in chosen]
+        if len(chosen) < most and all(distance > objective.pixel for distance in apart):
+            chosen.append(i)
+    return torch.cat(chosen)
+
+
+def last_stage(
+    objective: Objective,  # of the last stage
+    guesses: Placement,  # of candidates for the same optimum, or of one
+    strategy: Strategy,
+) -> tuple[Objective, list[Iterate]]:  # of the one that came out best
+    """Improve guesses with all that is known. The response of the detector may bend, and what is in front of the
+    structures whose pose is meant may have shifted."""
+    stage = strategy.schedule[-1]
+    loosened = [loosen(view, guesses.motion[:1]) for view in objective.views]
+    objective = Objective(loosened, stage.window, prior=strategy.prior, bends=True)
+    iterates = strategy.solver(objective, guesses, stage.robustness)
+    best = iterates[-1].similarity.argmax()[None]
+    return objective, [guess[best] for guess in iterates]
+
+# %% ../../nbs/api/registration/722_search.ipynb #64efa0e7
 def refine_candidates(
     pyramid: dict[int, list[View]],  # the views of each number of pixels
     motions: Float[Tensor, "B 4 4"],  # candidates
     strategy: Strategy,
     tick: Callable[[], object],  # called after each stage
 ) -> tuple[Objective, list[Step]]:  # the last objective; the steps of the candidate that came out best
-    """Go from coarse to fine. What has led to a candidate is the way of the initial pose where that competes anew.
-
-    In the last stage, what is known beforehand counts, the response of the detector may bend, and what is in front of
-    the structures whose pose is meant may have shifted."""
+    "Go from coarse to fine. What has led to a candidate is the way of the initial pose where that competes anew."
     trace, still = [], torch.eye(4).to(motions)[None]
     for number, stage in enumerate(strategy.schedule, start=1):
         last = number == len(strategy.schedule)
         prior = strategy.prior if last else None  # before, the starts were drawn from it
         objective = Objective(pyramid[stage.pixels], stage.window, prior=prior, bends=last)
         start = objective.start(torch.cat([motions, still]))
-        scores = objective.score(start)
-        best = scores.topk(min(stage.candidates, len(motions))).indices
-        if last:
-            loosened = [loosen(view, start.motion[best[:1]]) for view in objective.views]
-            objective = Objective(loosened, stage.window, prior=prior, bends=True)
-        iterates = strategy.solver(objective, start[best], stage.robustness)
+        scores, most = objective.score(start), min(stage.candidates, len(motions))
+        best = scores.topk(most).indices if number == 1 else rivals(objective, start, scores, most)
         unmoved = Iterate(objective.start(still), scores[-1:])
         trace = [step._replace(guess=joined(step.guess, unmoved)[best]) for step in trace]
+        if last:
+            break
+        iterates = strategy.solver(objective, start[best], stage.robustness)
         trace += [Step(stage.pixels, i, guess) for i, guess in enumerate(iterates)]
         motions = iterates[-1].placement.motion
         tick()
-    winner = trace[-1].guess.similarity.argmax()[None]
-    trace = [step._replace(guess=step.guess[winner]) for step in trace]
+    found = [last_stage(objective, start[some], strategy) for some in ([best] if number == 1 else best.split(1))]
+    winner = max(range(len(found)), key=lambda k: found[k][1][-1].similarity.item())
+    objective, iterates = found[winner]
+    trace = [step._replace(guess=step.guess[[winner]]) for step in trace]
     if strategy.refine:
         objective = Objective(objective.views, stage.window, strategy.refine, strategy.prior, bends=True)
-        iterates = strategy.solver(objective, objective.start(motions[winner]), stage.robustness)
-        trace += [Step(stage.pixels, i, guess) for i, guess in enumerate(iterates)]
-    return objective, trace
+        start = objective.start(iterates[-1].placement.motion)
+        iterates += strategy.solver(objective, start, stage.robustness)
+    tick()
+    return objective, trace + [Step(stage.pixels, i, guess) for i, guess in enumerate(iterates)]
