@@ -118,9 +118,8 @@ def rivals(
     most: int,
 ) -> Int[Tensor, "_"]:  # the best one first
     "Choose the best guesses of different optima: a pixel or more apart, and nearly as good as the best."
-    order = scores.argsort(descending=True)
-    chosen = []
-    for i in order[1 - scores[order] <= RIVAL * (1 - scores[order[0]])].split(1):
+    order, misfit, chosen = scores.argsort(descending=True), (1 - scores).clamp(min=0), []
+    for i in order[misfit[order] <= RIVAL * misfit.min()].split(1):
         back = RigidTransform(guesses.motion[i]).inverse().matrix
         apart = [objective.length(matrix_to_twist(matmul(guesses.motion[j], back))) for j in chosen]
         if len(chosen) < most and all(distance > objective.pixel for distance in apart):
