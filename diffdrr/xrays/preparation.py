@@ -40,15 +40,17 @@ NEAR = 6  # rows from a line to those with which its step is compared
 def edges(
     picture: Float[np.ndarray, "H W"],  # exposure
 ) -> Float[np.ndarray, " H"]:  # from 0 to 1, 0 near the border
-    "Compute which part of the line above each row is an edge, brighter below, if no line nearby has a larger step."
-    from scipy.ndimage import correlate1d, maximum_filter1d
+    "Compute along which part of each row a shutter may end above it, if no line nearby has a larger step."
+    from scipy.ndimage import maximum_filter1d, uniform_filter1d
 
-    step = correlate1d(picture, [-1.0] * STEP + [1.0] * STEP, axis=0)
+    below = uniform_filter1d(picture, STEP, axis=0, origin=-(STEP // 2))
+    step = below - np.roll(below, STEP, axis=0)
     nearby = np.maximum(np.roll(step, NEAR, axis=0), np.roll(step, -NEAR, axis=0))
-    part, mean = (step > nearby.clip(min=0)).mean(axis=1), step.mean(axis=1)
+    brightest_above = np.roll(np.maximum.accumulate(below, axis=0), STEP, axis=0)
+    part, mean = ((step > nearby) & (below > brightest_above)).mean(axis=1), step.mean(axis=1)
     part[mean < maximum_filter1d(mean, 2 * NEAR + 1)] = 0
     border = NEAR + STEP
-    part[:border] = part[len(part) - border + 1 :] = 0
+    part[:border] = part[len(part) - border + 1 :] = 0  # what is compared lies in the picture
     return part
 
 # %% ../../nbs/api/xrays/303_preparation.ipynb #5f1c7a14
@@ -68,7 +70,7 @@ def opening(
 
 # %% ../../nbs/api/xrays/303_preparation.ipynb #5f1c7a17
 PIXELS = 256  # of the longer side, in which shutters are looked for
-LIKELY, CLEAR = 0.4, 0.9  # part of a side that is an edge
+LIKELY, CLEAR = 0.4, 0.8  # part of a side that is an edge
 
 
 def between_shutters(
