@@ -450,6 +450,15 @@ def test_shutters_are_found_where_scatter_shines_behind_them(sides: tuple[int, i
         assert found.sum() > 0.85 * inside.sum(), kind  # a rim of two pixels is left out
 
 
+def test_shutters_are_found_in_large_pictures():
+    inside = np.zeros((200, 160), dtype=bool)
+    inside[60:140, 40:125] = True
+    large = np.ones((3, 3))
+    counts, inside = np.kron(detected(trunk() * inside), large), np.kron(inside, large) > 0
+    found = find_field(stored(counts)["counts"]).mask[0, 0].numpy() > 0
+    assert not (found & ~inside).any() and found.sum() > 0.85 * inside.sum()
+
+
 def test_other_straight_edges_are_no_shutters():
     table, plate, rail = trunk(), trunk(), trunk()
     table[:, 110:] *= 0.5

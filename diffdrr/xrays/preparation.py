@@ -78,9 +78,9 @@ def between_shutters(
 ) -> Bool[np.ndarray, "H W"]:  # everything, if no shutters are found
     """Find what lies between straight shutters along the rows and columns, of which two at least are in the picture.
 
-    Shutters that are turned by more than a degree, or leave less than a fifth of the height or width, are not found.
-    As in Luo and Senn, Collimation detection for digital radiography, SPIE Medical Imaging, 1997, sides are lines of
-    edge pixels."""
+    Shutters are not found if they are turned by more than a degree, hide less than 4 % of the height or width, or leave
+    less than a fifth of it. As in Luo and Senn, Collimation detection for digital radiography, SPIE Medical Imaging,
+    1997, sides are lines of edge pixels."""
     from scipy.ndimage import median_filter
 
     size = xray.image.shape[-2:]
