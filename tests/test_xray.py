@@ -13,6 +13,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydicom.uid import ComputedRadiographyImageStorage, generate_uid
+from scipy.ndimage import gaussian_filter
 
 from diffdrr.geometry import Camera, convert, pose_from_positioner_angles
 from diffdrr.rendering import DRR
@@ -409,6 +410,73 @@ def test_round_fields_are_found():
     found = find_field(of(image)).mask[0, 0].numpy() > 0
     assert not (found & ~inside).any()
     assert found.sum() > 0.85 * inside.sum()  # a rim of two pixels is left out
+
+
+def stored(counts: np.ndarray) -> dict[str, XRay]:
+    "Store a picture as detectors and consoles do."
+    image = torch.from_numpy(counts.clip(min=1).astype(np.float32))[None, None]
+    bits = ((image / image.max()) ** 0.4 * 255).round()
+    return {
+        "counts": of(image),
+        "logarithms": of(-image.log(), bright_bones=True, logarithmic=True),
+        "gamma": of(bits, logarithmic=True),
+    }
+
+
+def trunk() -> np.ndarray:  # transmission
+    "Make a picture of two lungs beside a straight spine, between the arms."
+    row, column = np.indices((200, 160))
+    spine = 2.0 * (abs(column - 80) < 14)
+    lungs = 1.5 * np.exp(-(((abs(column - 80) - 36) / 24.0) ** 2) - ((row - 90) / 70.0) ** 2)
+    return np.exp(-3.5 - spine + lungs)
+
+
+def detected(transmission: np.ndarray) -> np.ndarray:  # counts
+    "Add as much scatter as primary radiation, and noise."
+    scatter = gaussian_filter(transmission, 40, mode="constant")
+    return np.random.default_rng(0).poisson(20000 * (transmission + scatter))
+
+
+@pytest.mark.parametrize("sides", [(60, 140, 40, 125), (0, 140, 40, 160), (0, 200, 30, 120)], ids=str)
+def test_shutters_are_found_where_scatter_shines_behind_them(sides: tuple[int, int, int, int]):
+    top, bottom, left, right = sides
+    inside = np.zeros((200, 160), dtype=bool)
+    inside[top:bottom, left:right] = True
+    counts = detected(trunk() * inside)
+    assert counts[~inside].max() > counts[inside].min()  # no threshold separates them
+    for kind, xray in stored(counts).items():
+        found = find_field(xray).mask[0, 0].numpy() > 0
+        assert not (found & ~inside).any(), kind
+        assert found.sum() > 0.85 * inside.sum(), kind  # a rim of two pixels is left out
+
+
+def test_shutters_are_found_in_large_pictures():
+    inside = np.zeros((200, 160), dtype=bool)
+    inside[60:140, 40:125] = True
+    large = np.ones((3, 3))
+    counts, inside = np.kron(detected(trunk() * inside), large), np.kron(inside, large) > 0
+    found = find_field(stored(counts)["counts"]).mask[0, 0].numpy() > 0
+    assert not (found & ~inside).any() and found.sum() > 0.85 * inside.sum()
+
+
+def test_other_straight_edges_are_no_shutters():
+    table, plate, rail = trunk(), trunk(), trunk()
+    table[:, 110:] *= 0.5
+    plate[50:120, 60:130] *= 0.02
+    rail[:, 50:] *= 0.5
+    rail[:, 120:124] *= 0.3
+    for transmission in (trunk(), table, plate, rail):
+        for kind, xray in stored(detected(transmission)).items():
+            assert (find_field(xray).mask == 1).all(), kind
+
+
+def test_black_bars_are_no_field():
+    inside = np.zeros((200, 160), dtype=bool)
+    inside[25:170] = True
+    for kind, xray in stored(detected(trunk()) * inside).items():
+        found = find_field(xray).mask[0, 0].numpy() > 0
+        assert not (found & ~inside).any(), kind
+        assert found.sum() > 0.95 * inside.sum(), kind
 
 
 def test_prepared_xrays_keep_their_edges(xray: XRay):

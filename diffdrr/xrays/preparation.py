@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..checks import need
@@ -20,6 +20,9 @@ from .xray import XRay
 __all__ = ['find_field', 'to_line_integrals', 'prepare', 'equalize', 'invert']
 
 # %% ../../nbs/api/xrays/303_preparation.ipynb #836d7fca
+DARKEST = 1e-4  # of the largest intensity: what is darker is noise, or too few counts to tell
+
+
 def exposure_of(
     xray: XRay,
 ) -> Float[Tensor, "1 1 H W"]:  # 0 where nothing arrived, 1 where hardly anything was in the way
@@ -29,14 +32,85 @@ def exposure_of(
     high = image.flatten().float().kthvalue(max(1, int(0.99 * image.numel()))).values
     return ((image - low) / (high - low)).clamp(0, 1)
 
+# %% ../../nbs/api/xrays/303_preparation.ipynb #5f1c7a11
+STEP = 3  # rows on either side of a line, whose means make its step
+NEAR = 6  # rows from a line to those with which its step is compared
+
+
+def edges(
+    picture: Float[np.ndarray, "H W"],  # exposure
+) -> Float[np.ndarray, " H"]:  # from 0 to 1, 0 near the border
+    "Compute along which part of each row a shutter may end above it, if no line nearby has a larger step."
+    from scipy.ndimage import maximum_filter1d, uniform_filter1d
+
+    below = uniform_filter1d(picture, STEP, axis=0, origin=-(STEP // 2))
+    step = below - np.roll(below, STEP, axis=0)
+    nearby = np.maximum(np.roll(step, NEAR, axis=0), np.roll(step, -NEAR, axis=0))
+    brightest_above = np.roll(np.maximum.accumulate(below, axis=0), STEP, axis=0)
+    part, mean = ((step > nearby) & (below > brightest_above)).mean(axis=1), step.mean(axis=1)
+    part[mean < maximum_filter1d(mean, 2 * NEAR + 1)] = 0
+    border = NEAR + STEP
+    part[:border] = part[len(part) - border + 1 :] = 0  # what is compared lies in the picture
+    return part
+
+# %% ../../nbs/api/xrays/303_preparation.ipynb #5f1c7a14
+SHORTEST = 0.2  # side of a field, as a part of the picture's
+
+
+def opening(
+    picture: Float[np.ndarray, "H W"],  # exposure
+    least: float,  # part of a side that is an edge
+) -> slice:  # rows
+    "Find the rows between the clearest pair of shutters, or between one and the border of the picture."
+    first, last = edges(picture), edges(picture[::-1])[::-1]
+    first[0] = last[-1] = least
+    pairs = np.triu(first[:, None] + last, k=int(SHORTEST * len(picture)))
+    top, bottom = np.unravel_index(pairs.argmax(), pairs.shape)
+    return slice(int(top), int(bottom) + 1)
+
+# %% ../../nbs/api/xrays/303_preparation.ipynb #5f1c7a17
+PIXELS = 256  # of the longer side, in which shutters are looked for
+LIKELY, CLEAR = 0.4, 0.8  # part of a side that is an edge
+
+
+def between_shutters(
+    xray: XRay,
+) -> Bool[np.ndarray, "H W"]:  # everything, if no shutters are found
+    """Find what lies between straight shutters along the rows and columns, of which two at least are in the picture.
+
+    Shutters are not found if they are turned by more than a degree, hide less than 4 % of the height or width, or leave
+    less than a fifth of it. As in Luo and Senn, Collimation detection for digital radiography, SPIE Medical Imaging,
+    1997, sides are lines of edge pixels."""
+    from scipy.ndimage import median_filter
+
+    size = xray.image.shape[-2:]
+    small = xray.resize(min(PIXELS, max(size)))
+    exposure = exposure_of(small)[0, 0].double()
+    if not (xray.logarithmic or xray.bright_bones):
+        exposure = exposure.clamp(min=DARKEST).log()
+    picture = median_filter(exposure.numpy(), size=5)
+    rows = columns = slice(None)
+    for least in (LIKELY, LIKELY, CLEAR, CLEAR):
+        rows = opening(picture[:, columns], least)
+        columns = opening(picture[rows].T, least)
+    sides = [line for n, side in zip(picture.shape, (rows, columns)) for line in (side.start, n - side.stop)]
+    free = np.zeros(size, dtype=bool)
+    if np.count_nonzero(sides) < 2:
+        return ~free
+    top, bottom = (round(row * size[0] / picture.shape[0]) for row in (rows.start, rows.stop))
+    left, right = (round(column * size[1] / picture.shape[1]) for column in (columns.start, columns.stop))
+    free[top:bottom, left:right] = True
+    return free
+
 # %% ../../nbs/api/xrays/303_preparation.ipynb #94f7ddb8
 def find_field(
     xray: XRay,
     darkness: float = 0.02,  # exposure up to which a pixel counts as dark
     rim: float = 0.01,  # how much of the field's edge is left out, as a part of the longer side of the picture
 ) -> XRay:  # with the field in its mask
-    """Find what the collimator left free.
+    """Find what the collimator left free: the convex hull of what is not dark, between shutters.
 
+    Shutters are found by their edges, even where scatter shines behind them, if they lie along the rows and columns.
     Raises a `ValueError` if everything is dark or all pixels have the same value, and a `ModuleNotFoundError` without
     scikit-image."""
     convex_hull_image = need("skimage.morphology", "xray", "find_field").convex_hull_image
@@ -53,7 +127,7 @@ def find_field(
             f"xray must have an exposed field, but no exposure is above darkness={darkness!r}; "
             "were its values inverted?"
         )
-    field = convex_hull_image(exposed)
+    field = convex_hull_image(exposed) & between_shutters(xray)
     margin = int(np.ceil(rim * max(field.shape)))
     if not field.all() and margin:
         field = binary_erosion(field, iterations=margin, border_value=1)
@@ -72,7 +146,6 @@ def crop_to_field(
 
 # %% ../../nbs/api/xrays/303_preparation.ipynb #3bc09168
 SATURATED = 0.3  # part of the field
-DARKEST = 1e-4  # of the largest intensity: what is darker is noise, or too few counts to tell
 
 
 def negative_logarithm(
