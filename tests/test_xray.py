@@ -412,6 +412,21 @@ def test_round_fields_are_found():
     assert found.sum() > 0.85 * inside.sum()  # a rim of two pixels is left out
 
 
+@pytest.mark.parametrize("bright_bones", [False, True])
+def test_hidden_pixels_of_a_field_may_be_anything(bright_bones: bool):
+    "Rows that are not finite are looked at if they count only."
+    row, column = np.indices((200, 160))
+    inside = (row - 90) ** 2 + (column - 85) ** 2 < 60**2
+    counts = np.random.default_rng(0).poisson(2000 * inside).astype(np.float32)
+    xray = of(torch.from_numpy(-np.log(counts + 1) if bright_bones else counts)[None, None])
+    xray = replace(xray, bright_bones=bright_bones, logarithmic=bright_bones)
+    hidden = replace(xray, image=xray.image.clone(), mask=xray.mask.clone())
+    hidden.image[..., :5, :], hidden.image[..., 5:9, :], hidden.mask[..., :9, :] = torch.nan, torch.inf, 0
+    assert torch.equal(find_field(hidden).mask, find_field(xray).mask)
+    with pytest.raises(ValueError, match="xray has 1440 pixels that are NaN or infinite; hide them in its mask"):
+        find_field(replace(hidden, mask=torch.ones_like(hidden.mask)))
+
+
 def stored(counts: np.ndarray) -> dict[str, XRay]:
     "Store a picture as detectors and consoles do."
     image = torch.from_numpy(counts.clip(min=1).astype(np.float32))[None, None]

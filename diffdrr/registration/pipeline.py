@@ -312,7 +312,7 @@ def make_result(
         trace=trace_table(best.trace, objective.views[0].xray.pose),
         seconds=seconds,
         sensitivity=sensitivity_of(geometry) if geometry else {},
-        known=dict(known),
+        known={name: float(mm) for name, mm in known.items()} if geometry else {},
         from_geometry=geometry.covariance(known)[0] if geometry else None,
     )
 
@@ -349,7 +349,16 @@ def check_search(
         raise ValueError(f"spread must be two standard deviations, in degrees and mm, such as (15, 45), not {spread!r}")
     whole("n_starts", n_starts)
     whole("attempts", attempts)
+    if not isinstance(known, Mapping):
+        raise ValueError(
+            f"known must map intrinsics to standard deviations in mm, such as {{'sdd': 2.0}}, not {known!r}"
+        )
     some_of("known", known, GEOMETRY)
+    if refine and known != C_ARM:
+        raise ValueError(
+            "known must be left out where intrinsics are refined, because it would not count; "
+            "say how well these are known as refine={'sdd': 10.0}"
+        )
     for what, named in (("refine", refine), ("known", known)):
         for name, deviation in named.items() if isinstance(named, Mapping) else ():
             number(f"{what}[{name!r}]", deviation, 0, remedy="it is how far off the intrinsic may be, in mm")
@@ -553,7 +562,8 @@ def register(
         labels: structures whose pose is meant, by label or name, in a CT that was read whole; everything else may have
             shifted since the CT. By default those of `STILL` that the CT has names for; [] for all of the CT as one body
         known: how well the geometry is known that is not refined: standard deviations of sdd, x0 and y0 in mm, for
-            `result.total_covariance`; {} for a calibrated camera. It does not change the pose
+            `result.total_covariance`; {} for a calibrated camera. It does not change the pose, and does not go with
+            `refine`
     """
     registrar = Registrar(drr, labels, refine, solver, schedule, known)
     return registrar(xray, init, mask, spread, n_starts, attempts, seed, verbose)

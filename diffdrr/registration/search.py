@@ -118,7 +118,7 @@ def rivals(
     most: int,
 ) -> Int[Tensor, "_"]:  # the best one first
     "Choose the best guesses of different optima: a pixel or more apart, and nearly as good as the best."
-    order, misfit, chosen = scores.argsort(descending=True), (1 - scores).clamp(min=0), []
+    order, misfit, chosen = scores.argsort(descending=True), (1 - scores).clamp(min=0).nan_to_num(nan=math.inf), []
     for i in order[misfit[order] <= RIVAL * misfit.min()].split(1):
         back = RigidTransform(guesses.motion[i]).inverse().matrix
         apart = [objective.length(matrix_to_twist(matmul(guesses.motion[j], back))) for j in chosen]

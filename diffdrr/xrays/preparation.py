@@ -111,23 +111,30 @@ def find_field(
     """Find what the collimator left free: the convex hull of what is not dark, between shutters.
 
     Shutters are found by their edges, even where scatter shines behind them, if they lie along the rows and columns.
-    Raises a `ValueError` if everything is dark or all pixels have the same value, and a `ModuleNotFoundError` without
-    scikit-image."""
+    What the mask hides may be NaN. Raises a `ValueError` if everything is dark, all pixels have the same value, or any
+    that counts is not finite, and a `ModuleNotFoundError` without scikit-image."""
     convex_hull_image = need("skimage.morphology", "xray", "find_field").convex_hull_image
     from scipy.ndimage import binary_erosion, median_filter
 
-    if xray.image.min() == xray.image.max():
+    seen = xray.image[xray.mask > 0]
+    if not seen.isfinite().all():
         raise ValueError(
-            f"xray must show something, but its picture is constant: all values are {xray.image.min().item():g}; "
+            f"xray has {(~seen.isfinite()).sum().item()} pixels that are NaN or infinite; hide them in its mask"
+        )
+    dark = xray.image[xray.image.isfinite()].aminmax()[1 if xray.bright_bones else 0]
+    filled = replace(xray, image=xray.image.where(xray.image.isfinite(), dark))
+    if filled.image.min() == filled.image.max():
+        raise ValueError(
+            f"xray must show something, but its picture is constant: all values are {filled.image.min().item():g}; "
             "is it the right file, or the right frame?"
         )
-    exposed = median_filter((exposure_of(xray) > darkness)[0, 0].numpy(), size=5)  # single pixels may shine by chance
+    exposed = median_filter((exposure_of(filled) > darkness)[0, 0].numpy(), size=5)  # single pixels may shine by chance
     if not exposed.any():
         raise ValueError(
             f"xray must have an exposed field, but no exposure is above darkness={darkness!r}; "
             "were its values inverted?"
         )
-    field = convex_hull_image(exposed) & between_shutters(xray)
+    field = convex_hull_image(exposed) & between_shutters(filled)
     margin = int(np.ceil(rim * max(field.shape)))
     if not field.all() and margin:
         field = binary_erosion(field, iterations=margin, border_value=1)
