@@ -15,7 +15,7 @@ import torch
 from benchmarks import conditions, machine, radiographs, registration, trust
 from benchmarks.conditions import CONDITIONS, Run
 from diffdrr.geometry import RigidTransform, matrix_to_twist, pose_from_view, twist_to_matrix
-from diffdrr.registration import levenberg_marquardt, register
+from diffdrr.registration import register
 
 needs_chest = pytest.mark.skipif(not radiographs.CT.exists(), reason="the real chest CT is not beside the project")
 
@@ -258,17 +258,12 @@ def test_a_condition_is_run_from_start_to_end(tmp_path):
 @pytest.mark.slow
 @needs_chest
 def test_a_long_valley_is_walked_to_its_end(tmp_path):
-    """After 30 iterations a stage, the pose of this X-ray was 6.8 mm off, on its way, and trusted. Fewer iterations leave it
-    on its way with a reason."""
+    "The best optimum of the coarse stages leads to the pose of this X-ray by a long way, on which it was left, and trusted."
     chosen = registration.parse(["--only", "ends cut", "--cache", str(tmp_path)])
-    subject = conditions.shown_by_ct("ends cut")
-    hasty = partial(levenberg_marquardt, iterations=30)
-    there, on_its_way = (
-        conditions.run("ends cut", subject, 1001, partial(register, solver=solver, attempts=1, verbose=False), chosen)
-        for solver in (levenberg_marquardt, hasty)
+    found = conditions.run(
+        "ends cut", conditions.shown_by_ct("ends cut"), 1001, partial(register, verbose=False), chosen
     )
-    assert there.error < 1 and there.reason is None
-    assert on_its_way.error > 3 and "the last step still moved the CT" in on_its_way.reason
+    assert found.error < 1 and found.reason is None
 
 
 @pytest.mark.slow

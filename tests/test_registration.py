@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,17 @@ from torchio import Subject
 
 from diffdrr.compare import target_registration_error
 from diffdrr.geometry import RigidTransform, convert, pose_from_view, twist_to_matrix
-from diffdrr.registration import Objective, Registrar, RegistrationResult, Stage, make_views, pyramid, register, search
+from diffdrr.registration import (
+    Objective,
+    Registrar,
+    RegistrationResult,
+    Stage,
+    levenberg_marquardt,
+    make_views,
+    pyramid,
+    register,
+    search,
+)
 from diffdrr.registration import pipeline as registration
 from diffdrr.rendering import DRR
 from diffdrr.volumes import load_example_ct
@@ -190,6 +201,12 @@ def test_a_pose_that_is_too_far_from_the_start_is_doubted(drr: DRR, xray: XRay, 
     result = register(drr, xray.image, near(true), spread=(0.5, 1.5), **run)
     assert "standard deviations off the initial one" in result.reason
     assert not register(drr, xray.image, near(true), spread=(3.0, 10.0), **run).failed
+
+
+def test_a_pose_that_is_still_on_its_way_is_doubted(drr: DRR, xray: XRay, true: RigidTransform):
+    hasty = partial(levenberg_marquardt, iterations=1)
+    result = register(drr, xray.image, near(true), schedule=QUICK, n_starts=1, solver=hasty, verbose=False)
+    assert "the last step still moved the CT by" in result.reason
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
