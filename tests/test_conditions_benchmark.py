@@ -258,7 +258,7 @@ def test_a_condition_is_run_from_start_to_end(tmp_path):
 @pytest.mark.slow
 @needs_chest
 def test_a_long_valley_is_walked_to_its_end(tmp_path):
-    "The best optimum of the coarse stages leads to the pose of this X-ray by a long way, on which it was left, and trusted."
+    "The pose of this X-ray lies at the end of a long valley, in which it was left, and trusted."
     chosen = registration.parse(["--only", "ends cut", "--cache", str(tmp_path)])
     found = conditions.run(
         "ends cut", conditions.shown_by_ct("ends cut"), 1001, partial(register, verbose=False), chosen
