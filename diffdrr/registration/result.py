@@ -15,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..files import read_json, write_json
-from ..geometry import RigidTransform, matmul, matrix_to_twist
+from ..geometry import RigidTransform, matmul
 from .objective import Objective, Prior
 from .placement import Placement
-from .search import Step, draw_motions
+from .search import Step, distance, draw_motions
 from .uncertainty import Geometry
 from .views import View
 
@@ -70,8 +70,7 @@ def reason_to_doubt(
 ) -> str | None:  # None if there is none
     "Say why a pose should not be trusted."
     before, last = (step.guess for step in trace[-2:])
-    back = RigidTransform(before.placement.motion).inverse().matrix
-    last_move = objective.length(matrix_to_twist(matmul(last.placement.motion, back)))
+    last_move = distance(objective, last.placement.motion, before.placement.motion)
     broad, off = last.similarity.item(), steps_off(last.placement, prior, objective.pivot)
     if broad < 0.2:
         return (

@@ -111,6 +111,15 @@ def joined(
 RIVAL = 1.5  # times the best misfit (1 less the local correlation), up to which another optimum may turn out right
 
 
+def distance(
+    objective: Objective,
+    motion: Float[Tensor, "B 4 4"],
+    other: Float[Tensor, "B 4 4"],
+) -> Float[Tensor, "B"]:  # mm
+    "Measure how far apart two motions leave the CT."
+    return objective.length(matrix_to_twist(matmul(motion, RigidTransform(other).inverse().matrix)))
+
+
 def rivals(
     objective: Objective,
     guesses: Placement,  # of B guesses
@@ -120,9 +129,8 @@ def rivals(
     "Choose the best guesses of different optima: a pixel or more apart, and nearly as good as the best."
     order, misfit, chosen = scores.argsort(descending=True), (1 - scores).clamp(min=0).nan_to_num(nan=math.inf), []
     for i in order[misfit[order] <= RIVAL * misfit.min()].split(1):
-        back = RigidTransform(guesses.motion[i]).inverse().matrix
-        apart = [objective.length(matrix_to_twist(matmul(guesses.motion[j], back))) for j in chosen]
-        if len(chosen) < most and all(distance > objective.pixel for distance in apart):
+        apart = (distance(objective, guesses.motion[j], guesses.motion[i]) > objective.pixel for j in chosen)
+        if len(chosen) < most and all(apart):
             chosen.append(i)
     return torch.cat(chosen)
 
